@@ -1,0 +1,182 @@
+"""Compare ways to combine prefixes, on real source and target tasks and over seeds.
+
+Five source tasks, seven target tasks. For each seed: learn one prefix a source task, turn the
+texts of every target task into vectors in each representation, fit a standardised logistic
+regression on the training texts (its C chosen by cross-validation there) and score it on the
+test texts. What is done is kept in a JSON file, and the same call again does only what is
+missing.
+
+    python examples/benchmarks/combination.py --data DIR --seeds 0 1 2
+
+The folder holds ``<task>.train.jsonl`` and ``<task>.test.jsonl`` with the fields ``text``,
+``text_b`` (pairs) and ``label``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from prefixembed import Prefix, PrefixBank, PrefixEncoder
+from prefixembed.tasks import demo_backbone
+
+SOURCES = ("sst2", "qnli", "sick", "cola", "stsb")
+TARGETS = ("mr", "cr", "mpqa", "rte", "mrpc", "boolq", "multirc")
+
+
+def read_task(folder: Path, name: str, split: str) -> tuple[list[Any], np.ndarray]:
+    """Read texts (or pairs) and labels; a similarity from 0 to 5 becomes six classes."""
+    with open(folder / f"{name}.{split}.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    texts = [(row["text"], row["text_b"]) if "text_b" in row else row["text"] for row in rows]
+    labels = np.array([row["label"] for row in rows])
+    return texts, np.round(labels).astype(int)
+
+
+def sample(texts: list[Any], labels: np.ndarray, limit: int, seed: int) -> tuple[Any, Any]:
+    """Take at most `limit` rows at random."""
+    chosen = np.random.default_rng(seed).permutation(len(texts))[:limit]
+    return [texts[k] for k in chosen], labels[chosen]
+
+
+def learn_sources(args: argparse.Namespace, seed: int) -> dict[str, Prefix]:
+    """Learn the prefix of every source task, or read it where it has been saved."""
+    prefixes = {}
+    for name in SOURCES:
+        path = args.out / f"{name}-{seed}.safetensors"
+        if not path.exists():
+            X, y = sample(*read_task(args.data, name, "train"), args.source_texts, seed)
+            encoder = PrefixEncoder(
+                args.backbone,
+                prefix_length=args.prefix_length,
+                learning_rate=args.learning_rate,
+                max_epochs=args.epochs,
+                max_length=args.max_length,
+                on_truncate="ignore",
+                random_state=seed,
+            ).fit(X, y)
+            X_test, y_test = read_task(args.data, name, "test")
+            print(f"seed {seed} {name}: source accuracy {encoder.score(X_test, y_test):.3f}, "
+                  f"{encoder.history_['seconds'][-1]:.0f} s", flush=True)  # fmt: skip
+            encoder.prefix_.save(path)
+        prefixes[name] = Prefix.load(path)
+    return prefixes
+
+
+def representations(prefixes: dict[str, Prefix]) -> dict[str, dict[str, Any]]:
+    """Name each representation and say which parameters of a bank give it."""
+    n = len(prefixes)
+    return {
+        "bare backbone": {"active": []},
+        **{f"{name} alone": {"active": [name]} for name in prefixes},
+        "concatenated": {},
+        "concatenated, weight 1/n": {"weights": 1 / n},
+        "concatenated, weight 1/n^2": {"weights": 1 / n**2},
+        "mean": {"combine": "mean"},
+    }
+
+
+def score(vectors: list[np.ndarray], labels: list[np.ndarray]) -> float:
+    """Fit a head on training vectors, score it on test vectors."""
+    head = make_pipeline(
+        StandardScaler(),
+        LogisticRegressionCV(
+            Cs=[1e-3, 1e-2, 1e-1, 1.0],
+            l1_ratios=[0],
+            cv=5,
+            max_iter=2000,
+            use_legacy_attributes=False,
+        ),
+    )
+    return float(head.fit(vectors[0], labels[0]).score(vectors[1], labels[1]))
+
+
+def run_seed(args: argparse.Namespace, seed: int, results: dict[str, float]) -> None:
+    """Fill in the scores of a seed, saving after each target."""
+    prefixes = learn_sources(args, seed)
+    bank = PrefixBank(prefixes, max_length=args.max_length, on_truncate="ignore")
+    for target in TARGETS:
+        train = sample(*read_task(args.data, target, "train"), args.target_texts, seed)
+        test = sample(*read_task(args.data, target, "test"), args.target_texts, 0)
+        labels = [train[1], test[1]]
+        singles = []
+        for name, params in representations(prefixes).items():
+            key = f"{seed}|{target}|{name}"
+            is_single = name.endswith("alone")
+            if key in results and not is_single:
+                continue
+            if f"{seed}|{target}|average of single vectors" in results and is_single:
+                continue
+            own = PrefixBank(**{**bank.get_params(deep=False), **params})
+            vectors = [own.transform(split[0]) for split in (train, test)]
+            results[key] = score(vectors, labels)
+            if is_single:
+                singles.append(vectors)
+        if singles:
+            mean = [np.mean(split, axis=0) for split in zip(*singles, strict=True)]
+            results[f"{seed}|{target}|average of single vectors"] = score(mean, labels)
+        args.results.write_text(json.dumps(results, indent=1))
+        print(f"seed {seed} {target}: done", flush=True)
+
+
+def table(results: dict[str, float], seeds: list[int]) -> str:
+    """Lay the results out: a row a representation, mean and standard deviation over seeds."""
+    names = dict.fromkeys(key.split("|")[2] for key in results)
+    lines = [
+        f"| representation | passes | {' | '.join(TARGETS)} | average |",
+        "|---" * (len(TARGETS) + 3) + "|",
+    ]
+    for name in names:
+        scores = np.array(
+            [[results[f"{seed}|{target}|{name}"] for target in TARGETS] for seed in seeds]
+        )  # (seed, target)
+        passes = len(SOURCES) if name.startswith("average") else 1
+        averages = scores.mean(axis=1)
+        cells = " | ".join(f"{value:.3f}" for value in scores.mean(axis=0))
+        spread = averages.std(ddof=1) if len(seeds) > 1 else float("nan")
+        lines.append(f"| {name} | {passes} | {cells} | {averages.mean():.3f} ± {spread:.3f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of JSONL files")
+    parser.add_argument("--out", type=Path, default=Path("results/combination"))
+    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--source-texts", type=int, default=6000)
+    parser.add_argument("--target-texts", type=int, default=1000)
+    parser.add_argument("--prefix-length", type=int, default=5)
+    parser.add_argument("--learning-rate", type=float, default=0.02)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--max-length", type=int, default=128)
+    args = parser.parse_args()
+    args.backbone = args.backbone or demo_backbone()
+    args.out.mkdir(parents=True, exist_ok=True)
+    args.results = args.out / "results.json"
+    results = json.loads(args.results.read_text()) if args.results.exists() else {}
+    started = time.perf_counter()
+    for seed in args.seeds:
+        run_seed(args, seed, results)
+    print(
+        f"{time.perf_counter() - started:.0f} s, {torch.get_num_threads()} threads, "
+        f"{platform.machine()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}\n"
+    )
+    print(table(results, args.seeds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Text embeddings from one frozen backbone and small, swappable task prefixes.
+
+First public implementation of arXiv 2305.13499, under scikit-learn's grammar. Names are
+loaded on first use, so that importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefixembed.backbone import Backbone, load_backbone, release_backbones
+    from prefixembed.bank import PrefixBank
+    from prefixembed.encoder import PrefixEncoder
+    from prefixembed.prefix import Prefix
+    from prefixembed.selection import prefix_subsets
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Backbone": "backbone",
+    "Prefix": "prefix",
+    "PrefixBank": "bank",
+    "PrefixEncoder": "encoder",
+    "load_backbone": "backbone",
+    "prefix_subsets": "selection",
+    "release_backbones": "backbone",
+}
+
+__all__ = [
+    "Backbone",
+    "Prefix",
+    "PrefixBank",
+    "PrefixEncoder",
+    "load_backbone",
+    "prefix_subsets",
+    "release_backbones",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'prefixembed' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"prefixembed.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

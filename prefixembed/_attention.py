@@ -1,0 +1,301 @@
+"""Attention over prefixes and tokens, hooked into transformers' attention interface.
+
+A forward call carries its prefixes as the keyword argument ``prefix``, which transformers
+hands down to the attention function; ``module.layer_idx`` tells the layer. The model keeps no
+state, so threads share it. Positions are not shifted: a prefix has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "prefixembed"
+
+
+class Attend(Protocol):
+    """What a forward call may carry as ``prefix``: attention of one layer."""
+
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        """Attend; every tensor but the mask has shape (batch, head, position, head_dim)."""
+
+
+def prefix_attention_forward(
+    module: torch.nn.Module,
+    query: Tensor,  # (batch, head, position, head_dim)
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    prefix: Attend | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention function registered with transformers; without a prefix it is plain SDPA."""
+    if prefix is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    output = prefix(int(module.layer_idx), query, key, value, attention_mask, scaling)
+    return output.transpose(1, 2).contiguous(), None  # (batch, position, head, head_dim)
+
+
+def register() -> None:
+    """Make ``attn_implementation="prefixembed"`` known to transformers."""
+    AttentionInterface.register(ATTENTION, prefix_attention_forward)
+    # Without a mask function of the same name the mask silently becomes None.
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+@dataclass
+class ConcatAttention:
+    """One softmax over the positions of all prefixes and the tokens (the paper, section 3.3).
+
+    Parameters
+    ----------
+    keys_values : Tensor of shape (layer, 2, head, prefix position, head_dim)
+        Prefixes behind each other.
+    log_weights : Tensor of shape (prefix position,) or None
+        Added to the logits of prefix keys: the logarithm of the factor on their attention mass.
+    """
+
+    keys_values: Tensor
+    log_weights: Tensor | None = None
+    _recent: tuple[tuple[Tensor | None, int, Tensor | None], ...] = ()
+
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        """Attend to prefixes and tokens alike."""
+        dtype = query.dtype
+        if torch.is_grad_enabled() and query.device.type == "cpu":
+            # The backward pass of SDPA on a CPU is five times slower in bfloat16.
+            query, key, value = query.float(), key.float(), value.float()
+        keys, values = self.keys_values[layer].to(key.dtype)  # (head, prefix position, head_dim)
+        rows = key.shape[0], -1, -1, -1
+        return scaled_dot_product_attention(
+            query,
+            torch.cat([keys.expand(rows), key], dim=2),
+            torch.cat([values.expand(rows), value], dim=2),
+            attn_mask=self._mask(mask, query, key.shape[2]),
+            scale=scaling,
+        ).to(dtype)
+
+    def _mask(self, mask: Tensor | None, query: Tensor, n_tokens: int) -> Tensor | None:
+        # The layers of a forward call share one mask object (two, where some layers see a window
+        # only): each is widened once a call. Assigning a tuple is atomic, so threads may race here.
+        for known, length, widened in self._recent:
+            if known is mask and length == n_tokens:
+                return widened
+        length = self.keys_values.shape[3]
+        widened = widen_mask(mask, self.log_weights, length, n_tokens, query.dtype)
+        self._recent = ((mask, n_tokens, widened), *self._recent[:1])
+        return widened
+
+
+def widen_mask(
+    mask: Tensor | None,
+    log_weights: Tensor | None,
+    length: int,
+    n_tokens: int,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Put columns for prefix positions before a mask's token columns.
+
+    Parameters
+    ----------
+    mask : Tensor of shape (batch, 1 or head, 1 or position, position) or None
+        Boolean (True: attend), additive, or None where nothing is hidden.
+    log_weights : Tensor of shape (length,) or None
+        Additive columns of the prefix; None for zeros.
+    length : int
+        Number of prefix positions.
+    n_tokens : int
+        Number of token positions.
+    dtype : torch.dtype
+        Of the queries; an additive mask must have it.
+
+    Returns
+    -------
+    mask : Tensor of shape (batch, 1 or head, 1 or position, length + position) or None
+        Of the kind that was given, additive if there are weights.
+    """
+    if mask is None:
+        if log_weights is None:
+            return None
+        additive = torch.cat([log_weights, log_weights.new_zeros(n_tokens)])
+        return additive.to(dtype).expand(1, 1, 1, -1)
+    shape = (*mask.shape[:-1], length)
+    if mask.dtype == torch.bool:
+        if log_weights is None:
+            return torch.cat([mask.new_ones(shape), mask], dim=-1)
+        mask = torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
+    columns = mask.new_zeros(shape) if log_weights is None else log_weights.to(mask).expand(shape)
+    return torch.cat([columns, mask], dim=-1).to(dtype)
+
+
+@dataclass
+class MeanAttention:
+    """Mean over prefixes of the attention to that prefix and the tokens, layer by layer.
+
+    With softmax mass ``Z_x`` over the tokens and ``Z_t`` over prefix t, and ``o_x``, ``o_t`` the
+    attention to either alone, a layer's output is the mean over t of
+    ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)``; ``o_x`` and each ``o_t`` are computed once.
+
+    Parameters
+    ----------
+    keys_values : Tensor of shape (layer, 2, head, prefix, longest, head_dim)
+        Prefixes side by side, shorter ones filled up.
+    log_weights : Tensor of shape (prefix, longest)
+        Added to the logits of prefix keys; minus infinity where a prefix is filled up.
+    """
+
+    keys_values: Tensor
+    log_weights: Tensor
+
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        """Attend to each prefix with the tokens, and average."""
+        n_prefixes, longest = self.log_weights.shape
+        keys, values = self.keys_values[layer].to(key.dtype).flatten(2, 3)  # (head, slot, head_dim)
+
+        logits = (query @ key.transpose(-1, -2)).float() * scaling  # (batch, head, q, token)
+        if mask is not None:
+            logits = _hide(logits, mask)
+        token_mass = logits.logsumexp(-1, keepdim=True)  # log Z_x: (batch, head, q, 1)
+
+        slots = (query @ keys.transpose(-1, -2)).float() * scaling  # (batch, head, q, slot)
+        slots = slots.unflatten(-1, (n_prefixes, longest)) + self.log_weights
+        prefix_mass = slots.logsumexp(-1)  # log Z_t: (batch, head, q, prefix)
+
+        to_tokens = torch.sigmoid(token_mass - prefix_mass).mean(-1, keepdim=True)
+        to_prefix = torch.sigmoid(prefix_mass - token_mass) / n_prefixes
+        token_weights = (logits - token_mass).exp() * to_tokens
+        slot_weights = slots.softmax(-1) * to_prefix.unsqueeze(-1)
+        return (
+            token_weights.to(value.dtype) @ value
+            + slot_weights.flatten(-2).to(value.dtype) @ values
+        )
+
+
+def _hide(logits: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        # The lowest finite number: a row that sees no token stays finite.
+        return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    return (logits + mask).clamp(min=torch.finfo(logits.dtype).min)
+
+
+@dataclass
+class Record:
+    """Plain attention that keeps the keys and values of chosen tokens.
+
+    Parameters
+    ----------
+    rows, positions : Tensor of shape (chosen,)
+        Which tokens of the batch.
+    """
+
+    rows: Tensor
+    positions: Tensor
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+    ) -> Tensor:
+        """Attend to the tokens, and keep what was asked for."""
+        chosen = [t[self.rows, :, self.positions] for t in (key, value)]  # (chosen, head, head_dim)
+        self.layers[layer] = torch.stack(chosen).transpose(1, 2).float()  # (2, head, chosen, dim)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+    def keys_values(self) -> Tensor:
+        """Give what was kept, of shape (layer, 2, head, chosen, head_dim)."""
+        return torch.stack([self.layers[layer] for layer in sorted(self.layers)])
+
+
+def combined_attention(
+    parts: Sequence[Tensor], weights: Sequence[float], combine: str
+) -> Attend | None:
+    """Make of prefixes what forward calls carry as ``prefix``.
+
+    Parameters
+    ----------
+    parts : sequence of Tensor of shape (layer, 2, head, position, head_dim)
+        One a prefix, on the backbone's device. None at all: the bare backbone.
+    weights : sequence of float
+        Factor on each prefix's attention mass.
+    combine : {"concat", "mean"}
+        One softmax over all, or the mean over prefixes.
+
+    Returns
+    -------
+    attend : Attend or None
+        Good for any number of forward calls, from any number of threads.
+    """
+    if not parts:
+        return None
+    if combine == "mean" and len(parts) > 1:
+        return MeanAttention(*side_by_side(parts, weights))
+    return ConcatAttention(*behind_each_other(parts, weights))
+
+
+def behind_each_other(
+    parts: Sequence[Tensor], weights: Sequence[float]
+) -> tuple[Tensor, Tensor | None]:
+    """Arrange prefixes for :class:`ConcatAttention`: its two parameters."""
+    combined = torch.cat(list(parts), dim=3)
+    if all(weight == 1 for weight in weights):
+        return combined, None
+    logs = [
+        torch.full((part.shape[3],), math.log(weight), device=part.device)
+        for part, weight in zip(parts, weights, strict=True)
+    ]
+    return combined, torch.cat(logs)
+
+
+def side_by_side(parts: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Arrange prefixes for :class:`MeanAttention`: its two parameters."""
+    longest = max(part.shape[3] for part in parts)
+    layer, two, head, _, head_dim = parts[0].shape
+    combined = parts[0].new_zeros(layer, two, head, len(parts), longest, head_dim)
+    logs = torch.full((len(parts), longest), -torch.inf, device=parts[0].device)
+    for k, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        combined[:, :, :, k, : part.shape[3]] = part
+        logs[k, : part.shape[3]] = math.log(weight)
+    return combined, logs

@@ -1,0 +1,116 @@
+"""Labels, weights and the validation split of a source task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import column_or_1d, compute_sample_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight
+
+
+def stratified_split(
+    labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Split positions class by class; every class keeps at least one text in training.
+
+    Parameters
+    ----------
+    labels : ndarray of shape (n_texts,)
+        Classes.
+    fraction : float
+        Share of each class to set aside.
+    rng : numpy.random.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    train, valid : ndarray
+        Sorted positions. `valid` is empty only if `fraction` of no class comes to a text.
+    """
+    valid: list[NDArray[np.intp]] = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        valid.append(members[: min(len(members) - 1, round(fraction * len(members)))])
+    chosen = np.sort(np.concatenate(valid))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Turn labels into positions into their sorted classes.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_texts,)
+        Numbers, booleans or strings.
+
+    Returns
+    -------
+    labels : int64 ndarray of shape (n_texts,)
+        Positions into `classes`.
+    classes : ndarray of shape (n_classes,)
+        Of the type that `y` had.
+
+    Raises
+    ------
+    ValueError
+        If labels are missing, continuous or of types that do not sort.
+    """
+    if y is None:
+        raise ValueError(
+            "requires y to be passed, but the target y is None: PrefixEncoder learns from labels"
+        )
+    array = column_or_1d(y, warn=True)
+    if array.dtype == object:
+        for position, label in enumerate(array):
+            if label is None or label != label:  # noqa: PLR0124 (NaN is what differs from itself)
+                raise ValueError(f"y[{position}] must be a label, got {label!r}")
+    elif array.dtype.kind == "f" and not np.isfinite(array).all():
+        position = int(np.flatnonzero(~np.isfinite(array))[0])
+        raise ValueError(
+            f"y[{position}] must be a label, got {array[position]}: "
+            "Input y contains NaN or infinity"
+        )
+    check_classification_targets(array)
+    try:
+        classes, labels = np.unique(array, return_inverse=True)
+    except TypeError as error:
+        raise ValueError(f"labels in y must be of one type that sorts: {error}") from error
+    return labels.astype(np.int64), classes
+
+
+def check_weights(
+    sample_weight: ArrayLike | None,
+    class_weight: dict[Any, float] | str | None,
+    labels: NDArray[np.int64],
+    classes: NDArray[Any],
+) -> NDArray[np.float64]:
+    """Multiply the weights of texts with those of their classes.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_texts,) or None
+        Not negative.
+    class_weight : dict, "balanced" or None
+        As scikit-learn has it.
+    labels, classes : ndarray
+        As :func:`check_labels` gives them.
+
+    Returns
+    -------
+    weights : ndarray of shape (n_texts,)
+        One where nothing is given.
+
+    Raises
+    ------
+    ValueError
+        If weights are negative, not finite or of another length.
+    """
+    weights = _check_sample_weight(
+        sample_weight, labels.reshape(-1, 1), dtype=np.float64, ensure_non_negative=True
+    )
+    if class_weight is not None:
+        weights = weights * compute_sample_weight(class_weight, classes[labels])
+    return np.asarray(weights, dtype=np.float64)

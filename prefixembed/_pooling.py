@@ -1,0 +1,67 @@
+"""Pooling: from one vector a token to one vector a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Mask = Tensor | None
+
+
+def _cls(hidden: Tensor, mask: Mask) -> Tensor:
+    if mask is None:
+        return hidden[:, 0].float()
+    return _take(hidden, mask.int().argmax(dim=1))
+
+
+def _last(hidden: Tensor, mask: Mask) -> Tensor:
+    if mask is None:
+        return hidden[:, -1].float()
+    return _take(hidden, mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1))
+
+
+def _mean(hidden: Tensor, mask: Mask) -> Tensor:
+    if mask is None:
+        return hidden.float().mean(dim=1)
+    kept = mask.unsqueeze(-1)  # (batch, position, 1)
+    return hidden.float().masked_fill(~kept, 0.0).sum(dim=1) / kept.sum(dim=1)
+
+
+def _max(hidden: Tensor, mask: Mask) -> Tensor:
+    if mask is None:
+        return hidden.float().amax(dim=1)
+    return hidden.float().masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
+
+
+def _take(hidden: Tensor, position: Tensor) -> Tensor:
+    return hidden[torch.arange(len(hidden), device=hidden.device), position].float()
+
+
+_POOLINGS: dict[str, Callable[[Tensor, Mask], Tensor]] = {
+    "cls": _cls,
+    "mean": _mean,
+    "max": _max,
+    "last": _last,
+}
+
+
+def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
+    """Reduce token vectors to one float32 vector a text; padding may stand on either side.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (batch, position, feature)
+        The backbone's last layer.
+    mask : bool Tensor of shape (batch, position) or None
+        True where there is a token; None where nothing is padded.
+    pooling : {"cls", "mean", "max", "last"}
+        First token, mean or maximum over all tokens (special ones too), last token.
+
+    Returns
+    -------
+    vectors : Tensor of shape (batch, feature)
+        In float32, whatever the dtype of `hidden`.
+    """
+    return _POOLINGS[pooling](hidden, mask)

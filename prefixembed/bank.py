@@ -1,0 +1,451 @@
+"""Many source tasks, one forward pass, one vector a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from numbers import Real
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import _fit_context, clone
+from sklearn.utils import Tags
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from prefixembed._base import POOLINGS, TextTransformer
+from prefixembed._batching import check_texts
+from prefixembed.backbone import backbone_n_features, load_backbone
+from prefixembed.encoder import PrefixEncoder
+from prefixembed.prefix import Prefix
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class PrefixBank(TextTransformer):
+    """Combine the prefixes of several source tasks into one representation of a text.
+
+    The prefixes were learned independently; a source task is added, replaced or removed by
+    touching its prefix alone. ``fit`` trains nothing. ``transform`` costs one forward pass,
+    however many prefixes there are.
+
+    Parameters
+    ----------
+    prefixes : dict of str to PrefixEncoder or Prefix
+        Name of a source task to its fitted encoder or its prefix. All must come from one
+        backbone and one pooling; lengths may differ.
+    active : list or tuple of str, default=None
+        Which of them take part. None for all; an empty selection gives the bare backbone.
+    combine : {"concat", "mean"}, default="concat"
+        ``"concat"`` lays all prefixes behind each other in every layer [1]_, so that tokens
+        share their attention among all of them. ``"mean"`` averages in every layer what
+        attention to each prefix alone would give.
+    weights : float or dict of str to float, default=None
+        Factor on the attention mass of prefixes before normalisation: of all, or by name (1
+        for those not named). With n prefixes concatenated, ``1 / n`` undoes that tokens lose n
+        times the attention that they lost in training.
+    backbone : str, default=None
+        Hub name or folder. None for the one that the prefixes name; to be given where there is
+        no prefix, or where the same backbone lies elsewhere.
+    revision : str, default=None
+        Revision on the Hub. None for the one that the prefixes name.
+    pooling : {"mean", "cls", "max", "last"}, default=None
+        How token vectors become one vector a text. None for that of the prefixes, or
+        ``"mean"`` where there is none.
+    max_length : int, default=None
+        Longest text in tokens. None for the largest among the prefixes, or as much as the
+        backbone takes where there is none.
+    batch_tokens : int or "auto", default="auto"
+        Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes by
+        the device. It changes speed and memory alone, to rounding.
+    on_truncate : {"warn", "raise", "ignore"}, default="warn"
+        What to do when texts are longer than `max_length` and are cut.
+    device : str, default="auto"
+        ``"auto"`` takes CUDA, then MPS, then the CPU.
+    dtype : {"auto", "float32", "bfloat16"}, default="auto"
+        What the backbone computes in. ``"auto"`` takes bfloat16 where the hardware has it.
+    verbose : bool or int, default=False
+        Show a progress bar.
+
+    Attributes
+    ----------
+    n_features_out_ : int
+        Length of a vector.
+
+    See Also
+    --------
+    PrefixEncoder : Learns a prefix from one source task.
+    prefix_subsets : Selections of a bank for a grid search.
+
+    Notes
+    -----
+    With softmax mass ``Z_x`` over the tokens, ``Z_t`` over prefix t times its weight, and
+    attention ``o_x``, ``o_t`` to either alone, a layer's output is ``(Z_x o_x + sum_t Z_t o_t)
+    / (Z_x + sum_t Z_t)`` with ``"concat"`` (section 3.3 of [1]_) and the mean over t of
+    ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)`` with ``"mean"``. Prefixes have no position, so their
+    order does not matter. A bank of one gives its encoder's vectors.
+
+    A bank is stateless: `transform` works without `fit`. Pickles and clones of it hold the
+    prefixes and the backbone's name, never its weights.
+
+    References
+    ----------
+    .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
+       Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
+
+    Examples
+    --------
+    >>> from prefixembed import PrefixBank, PrefixEncoder
+    >>> from prefixembed.tasks import demo_backbone
+    >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
+    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=1, random_state=0)
+    >>> encoder = encoder.fit(texts, [1, 0, 1, 0] * 8)
+    >>> bank = PrefixBank({"stars": encoder})
+    >>> bank.transform(["a fine film", "a dud"]).shape
+    (2, 384)
+    >>> bank.remove("stars").add("film", encoder.prefix_)
+    PrefixBank(prefixes={'film': Prefix(...)})
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TextTransformer._parameter_constraints,
+        "prefixes": [dict],
+        "active": [list, tuple, None],
+        "combine": [StrOptions({"concat", "mean"})],
+        "weights": [Interval(Real, 0, None, closed="neither"), dict, None],
+        "backbone": [str, None],
+        "pooling": [StrOptions(set(POOLINGS)), None],
+    }
+
+    def __init__(
+        self,
+        prefixes: dict[str, PrefixEncoder | Prefix],
+        *,
+        active: list[str] | tuple[str, ...] | None = None,
+        combine: str = "concat",
+        weights: float | dict[str, float] | None = None,
+        backbone: str | None = None,
+        revision: str | None = None,
+        pooling: str | None = None,
+        max_length: int | None = None,
+        batch_tokens: int | str = "auto",
+        on_truncate: str = "warn",
+        device: str = "auto",
+        dtype: str = "auto",
+        verbose: bool | int = False,
+    ) -> None:
+        self.prefixes = prefixes
+        self.active = active
+        self.combine = combine
+        self.weights = weights
+        self.backbone = backbone
+        self.revision = revision
+        self.pooling = pooling
+        self.max_length = max_length
+        self.batch_tokens = batch_tokens
+        self.on_truncate = on_truncate
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Check parameters and texts; nothing is trained and nothing loaded.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_texts,) or (n_texts, 2)
+            Texts, or pairs of texts.
+        y : Ignored
+            Not used, present for API consistency.
+
+        Returns
+        -------
+        self : PrefixBank
+            Itself.
+
+        Raises
+        ------
+        ValueError
+            If prefixes do not fit each other, names are unknown, or X holds what is no text.
+        """
+        self._check()
+        check_texts(X)
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Turn texts into vectors, in one forward pass.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_texts,) or (n_texts, 2)
+            Texts, or pairs of texts.
+
+        Returns
+        -------
+        vectors : ndarray of shape (n_texts, n_features)
+            In float32 and input order; independent of what else is in `X`, to rounding.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is wrong, prefixes do not fit each other or the backbone, or X
+            holds what is no text.
+        """
+        self._validate_params()
+        known = self._check()
+        name, revision = self._backbone_name(known)
+        backbone = load_backbone(name, revision, self.dtype, self.device)
+        for key, prefix in known.items():
+            backbone.check(prefix, f"prefix {key!r}")
+        # One order for one content: equal banks give equal bits, whatever the dict's order.
+        active = sorted(self._active_names(known), key=lambda key: known[key].digest)
+        return self._embed(
+            X,
+            backbone,
+            [known[key] for key in active],
+            [self._weight(key) for key in active],
+            self.combine,
+            self.pooling or next((p.pooling for p in known.values()), "mean"),
+            self.max_length or max((p.max_length for p in known.values()), default=backbone.max_length),
+        )
+
+    def add(self, name: str, prefix: PrefixEncoder | Prefix) -> Self:
+        """Add a source task, or replace the one of that name.
+
+        Parameters
+        ----------
+        name : str
+            What to call it. Where `active` is a selection, it joins the selection.
+        prefix : PrefixEncoder or Prefix
+            Fitted.
+
+        Returns
+        -------
+        self : PrefixBank
+            With one more prefix; the dict that the constructor got is left alone.
+
+        Raises
+        ------
+        ValueError
+            If the prefix does not fit the others; the bank is then as it was.
+        """
+        prefixes = {**self.prefixes, name: prefix}
+        check_prefixes(prefixes)
+        self.prefixes = prefixes
+        if self.active is not None and name not in self.active:
+            self.active = [*self.active, name]
+        return self
+
+    def remove(self, *names: str) -> Self:
+        """Remove source tasks.
+
+        Parameters
+        ----------
+        *names : str
+            Which. Where `active` is a selection, they leave the selection too.
+
+        Returns
+        -------
+        self : PrefixBank
+            With fewer prefixes; the dict that the constructor got is left alone.
+
+        Raises
+        ------
+        KeyError
+            If there is no prefix of that name.
+        ValueError
+            If none would be left and the bank does not know its backbone otherwise.
+        """
+        for name in names:
+            self[name]
+        left = {name: prefix for name, prefix in self.prefixes.items() if name not in names}
+        if not left and names and self.backbone is None:
+            raise ValueError(
+                f"removing {', '.join(map(repr, names))} leaves no prefix to name the backbone: "
+                "set the bank's backbone parameter first, or use active=[]"
+            )
+        self.prefixes = left
+        if self.active is not None:
+            self.active = [name for name in self.active if name not in names]
+        if isinstance(self.weights, dict):
+            self.weights = {k: w for k, w in self.weights.items() if k not in names}
+        return self
+
+    def without(self, *names: str) -> Self:
+        """Give a copy that lacks source tasks; the bank itself stays as it is.
+
+        Parameters
+        ----------
+        *names : str
+            Which, as in :meth:`remove`.
+
+        Returns
+        -------
+        bank : PrefixBank
+            A clone with fewer prefixes.
+        """
+        return clone(self).remove(*names)
+
+    def __getitem__(self, name: str) -> Prefix:
+        try:
+            prefix = self.prefixes[name]
+        except KeyError:
+            raise KeyError(f"no prefix {name!r}; there are {list(self.prefixes)}") from None
+        return as_prefix(name, prefix)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.prefixes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.prefixes)
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    def __bool__(self) -> bool:
+        # An empty bank is the bare backbone, not nothing.
+        return True
+
+    def keys(self) -> list[str]:
+        """Names of the source tasks, active or not."""
+        return list(self.prefixes)
+
+    def values(self) -> list[Prefix]:
+        """Prefixes of the source tasks, active or not."""
+        return [self[name] for name in self.prefixes]
+
+    def items(self) -> list[tuple[str, Prefix]]:
+        """Names and prefixes of the source tasks, active or not."""
+        return [(name, self[name]) for name in self.prefixes]
+
+    @property
+    def n_features_out_(self) -> int:
+        """Length of a vector; asked from the backbone's configuration where there is no prefix."""
+        for prefix in self.values():
+            return prefix.n_features
+        return backbone_n_features(*self._backbone_name({}))
+
+    def _check(self) -> dict[str, Prefix]:
+        known = check_prefixes(self.prefixes)
+        self._backbone_name(known)
+        self._active_names(known)
+        if isinstance(self.weights, dict):
+            for name, weight in self.weights.items():
+                if name not in known:
+                    raise ValueError(f"weights has {name!r}, which is none of {list(known)}")
+                if not isinstance(weight, Real) or not 0 < weight < math.inf:
+                    raise ValueError(f"weights[{name!r}] must be a number above 0, got {weight!r}")
+        return known
+
+    def _active_names(self, known: Mapping[str, Prefix]) -> list[str]:
+        if self.active is None:
+            return list(known)
+        names = list(self.active)
+        for name in names:
+            if name not in known:
+                raise ValueError(f"active has {name!r}, which is none of {list(known)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"active has a name twice: {names}")
+        return names
+
+    def _weight(self, name: str) -> float:
+        if isinstance(self.weights, dict):
+            return float(self.weights.get(name, 1.0))
+        return 1.0 if self.weights is None else float(self.weights)
+
+    def _backbone_name(self, known: Mapping[str, Prefix]) -> tuple[str, str | None]:
+        prefix = next(iter(known.values()), None)
+        if self.backbone is not None:
+            return self.backbone, self.revision
+        if prefix is None:
+            raise ValueError("backbone must be given where there is no prefix to name it")
+        return prefix.backbone, self.revision or prefix.revision
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        return tags
+
+
+def as_prefix(name: str, prefix: PrefixEncoder | Prefix) -> Prefix:
+    """Give the prefix of a dict's value.
+
+    Parameters
+    ----------
+    name : str
+        What the message calls it.
+    prefix : PrefixEncoder or Prefix
+        Fitted.
+
+    Returns
+    -------
+    prefix : Prefix
+        What was learned.
+
+    Raises
+    ------
+    ValueError
+        If the value is something else, or an encoder that is not fitted.
+    """
+    if isinstance(prefix, Prefix):
+        return prefix
+    if not isinstance(prefix, PrefixEncoder):
+        raise ValueError(
+            f"prefixes[{name!r}] must be a PrefixEncoder or a Prefix, "
+            f"got {type(prefix).__name__}"
+        )
+    if not hasattr(prefix, "prefix_"):
+        raise ValueError(f"prefixes[{name!r}] is a PrefixEncoder that is not fitted")
+    fitted: Prefix = prefix.prefix_
+    return fitted
+
+
+def check_prefixes(prefixes: Mapping[str, PrefixEncoder | Prefix]) -> dict[str, Prefix]:
+    """Check that prefixes can be combined.
+
+    Parameters
+    ----------
+    prefixes : mapping of str to PrefixEncoder or Prefix
+        As a bank has them.
+
+    Returns
+    -------
+    known : dict of str to Prefix
+        The same, without encoders.
+
+    Raises
+    ------
+    ValueError
+        If a name is no str, a value no fitted prefix, or two prefixes differ in backbone,
+        pooling or shape; the message names both.
+    """
+    known: dict[str, Prefix] = {}
+    for name, value in prefixes.items():
+        if not isinstance(name, str):
+            raise ValueError(f"prefixes must have names that are str, got {name!r}")
+        known[name] = as_prefix(name, value)
+    if not known:
+        return known
+    first_name, first = next(iter(known.items()))
+    for name, prefix in known.items():
+        for what, one, other in (
+            ("backbone", _identity(first), _identity(prefix)),
+            ("pooling", first.pooling, prefix.pooling),
+            ("(layers, heads, head_dim)", first.layout, prefix.layout),
+            ("n_features", first.n_features, prefix.n_features),
+        ):
+            if one != other:
+                raise ValueError(
+                    f"prefixes {first_name!r} and {name!r} cannot be combined: {what} is {one} "
+                    f"of {first_name!r} and {other} of {name!r}"
+                )
+    return known
+
+
+def _identity(prefix: Prefix) -> str:
+    return prefix.fingerprint[:12]

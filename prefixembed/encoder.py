@@ -1,0 +1,487 @@
+"""One source task: learn its prefix, turn texts into vectors, predict its labels."""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
+from sklearn.base import ClassifierMixin, _fit_context
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from prefixembed._base import POOLINGS, TextTransformer
+from prefixembed._batching import check_texts
+from prefixembed._embedding import resolve_batch_tokens, tokenize_texts
+from prefixembed._labels import check_labels, check_weights, stratified_split
+from prefixembed._source_task import (
+    LabelledTokens,
+    PrefixModel,
+    initial_keys_values,
+    learn_prefix,
+)
+from prefixembed._training import History, Recipe
+from prefixembed.backbone import Backbone, load_backbone
+from prefixembed.prefix import Prefix
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+# A final training loss above this share of the labels' entropy means that nothing was learned.
+_STUCK = 0.98
+
+
+class PrefixEncoder(ClassifierMixin, TextTransformer):
+    """Learn a prefix from one labelled source task on a frozen backbone.
+
+    In every attention layer, tokens also attend to ``prefix_length`` trainable keys and
+    values (P-Tuning v2 [2]_); these and a linear head are all that is trained. The vectors of
+    :meth:`transform` serve heads for other, target tasks; the source task's own head is
+    kept for :meth:`predict`.
+
+    Parameters
+    ----------
+    backbone : str, default="roberta-large"
+        Hub name or folder of an encoder of a supported family, see
+        :func:`~prefixembed.backbone.load_backbone`. It is loaded on first use, once a process.
+    revision : str, default=None
+        Revision of the backbone on the Hub.
+    prefix_length : int, default=5
+        Number of key and value vectors a layer and head.
+    init : {"text", "normal"}, default="text"
+        Where keys and values start: the backbone's own at random tokens of training texts, or
+        Gaussian noise.
+    reparameterize : int, default=None
+        Hidden width of an MLP that the prefix is the output of while it is trained, as in
+        P-Tuning v2. It is folded away afterwards. None for no MLP.
+    pooling : {"mean", "cls", "max", "last"}, default="mean"
+        How token vectors become one vector a text.
+    max_length : int, default=None
+        Longest text in tokens, special tokens included and prefix not. None for as much as
+        the backbone takes.
+    learning_rate : float, default=0.01
+        Peak rate of AdamW, after warm-up over a tenth of the steps and before linear decay to
+        zero. Gradients are clipped at norm 1.
+    weight_decay : float, default=0.0
+        AdamW's weight decay on prefix and head.
+    batch_size : int, default=32
+        Texts a step.
+    max_epochs : int, default=3
+        Most passes over the training texts.
+    early_stopping : bool, default=True
+        Set `validation_fraction` of the training texts aside, stop when their loss has not
+        become lower for `n_iter_no_change` epochs, and keep the epoch where it was lowest.
+    validation_fraction : float, default=0.1
+        Share of each class that is set aside. A class of one text stays in training whole.
+    n_iter_no_change : int, default=2
+        Epochs to wait.
+    class_weight : dict or "balanced", default=None
+        Weights of classes in the loss, as scikit-learn has them.
+    batch_tokens : int or "auto", default="auto"
+        Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes
+        by the device. It changes speed and memory alone, to rounding.
+    on_truncate : {"warn", "raise", "ignore"}, default="warn"
+        What to do when texts are longer than `max_length` and are cut.
+    random_state : int, RandomState instance or None, default=None
+        Order of texts, validation split and initial prefix. An int repeats a fit exactly on
+        one device.
+    device : str, default="auto"
+        ``"auto"`` takes CUDA, then MPS, then the CPU.
+    dtype : {"auto", "float32", "bfloat16"}, default="auto"
+        What the backbone computes in, in fit and transform; prefix, head and vectors are
+        float32. ``"auto"`` takes bfloat16 where the hardware has it.
+    verbose : bool or int, default=False
+        Show progress bars.
+
+    Attributes
+    ----------
+    prefix_ : Prefix
+        What was learned, ready to be saved or put into a :class:`PrefixBank`.
+    classes_ : ndarray of shape (n_classes,)
+        Labels of the source task.
+    history_ : dict of str to list of float
+        One entry an epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
+        early stopping, ``valid_loss`` and ``valid_accuracy``.
+    n_features_out_ : int
+        Length of a vector.
+
+    See Also
+    --------
+    PrefixBank : Combines the prefixes of several source tasks.
+    Prefix : The value that is learned.
+
+    Notes
+    -----
+    Attention of one layer and head, with queries Q, keys K and values V of the tokens and the
+    prefix's P_K and P_V, is ``softmax(Q [P_K; K]^T / sqrt(d)) [P_V; V]`` (section 3.2 of [1]_).
+    Positions of tokens are not shifted. The backbone's weights, gradients and modes are left
+    as they were, so dropout is off in training.
+
+    References
+    ----------
+    .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
+       Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
+    .. [2] X. Liu et al., "P-Tuning v2", arXiv 2110.07602, 2021.
+
+    Examples
+    --------
+    >>> from prefixembed import PrefixEncoder
+    >>> from prefixembed.tasks import demo_backbone
+    >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
+    >>> stars = ["good", "bad", "good", "bad"] * 8
+    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0)
+    >>> encoder.fit(texts, stars).transform(["a fine film"]).shape
+    (1, 384)
+    >>> encoder.predict(["what a joy"])
+    array(['good'], dtype='<U4')
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TextTransformer._parameter_constraints,
+        "backbone": [str],
+        "prefix_length": [Interval(Integral, 1, None, closed="left")],
+        "init": [StrOptions({"text", "normal"})],
+        "reparameterize": [Interval(Integral, 1, None, closed="left"), None],
+        "pooling": [StrOptions(set(POOLINGS))],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "early_stopping": ["boolean"],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "class_weight": [StrOptions({"balanced"}), dict, None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        backbone: str = "roberta-large",
+        *,
+        revision: str | None = None,
+        prefix_length: int = 5,
+        init: str = "text",
+        reparameterize: int | None = None,
+        pooling: str = "mean",
+        max_length: int | None = None,
+        learning_rate: float = 0.01,
+        weight_decay: float = 0.0,
+        batch_size: int = 32,
+        max_epochs: int = 3,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 2,
+        class_weight: dict[Any, float] | str | None = None,
+        batch_tokens: int | str = "auto",
+        on_truncate: str = "warn",
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        verbose: bool | int = False,
+    ) -> None:
+        self.backbone = backbone
+        self.revision = revision
+        self.prefix_length = prefix_length
+        self.init = init
+        self.reparameterize = reparameterize
+        self.pooling = pooling
+        self.max_length = max_length
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.batch_size = batch_size
+        self.max_epochs = max_epochs
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.class_weight = class_weight
+        self.batch_tokens = batch_tokens
+        self.on_truncate = on_truncate
+        self.random_state = random_state
+        self.device = device
+        self.dtype = dtype
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Learn the prefix and the head of a source task.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_texts,) or (n_texts, 2)
+            Texts, or pairs of texts.
+        y : array-like of shape (n_texts,)
+            Labels: two classes or more, of any type that sorts.
+        sample_weight : array-like of shape (n_texts,), default=None
+            Weights of texts in the loss. A text of weight zero is left out.
+
+        Returns
+        -------
+        self : PrefixEncoder
+            Fitted.
+
+        Raises
+        ------
+        ValueError
+            If X holds what is no text, y fewer than two classes or missing labels, lengths
+            differ, or the backbone is not supported.
+        FloatingPointError
+            If the loss becomes infinite or NaN.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the loss is still at chance at the end.
+        """
+        texts = check_texts(X)
+        labels, classes = check_labels(y)
+        check_consistent_length(texts, labels)
+        weights = check_weights(sample_weight, self.class_weight, labels, classes)
+        kept = np.flatnonzero(weights)
+        if len(np.unique(labels[kept])) < 2:
+            raise ValueError(
+                f"y must have two classes or more, got {len(classes)} class in "
+                f"{len(labels)} texts, {len(kept)} of them with a weight that is not zero"
+            )
+        random = check_random_state(self.random_state)
+        rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
+
+        backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)
+        max_length = backbone.max_length if self.max_length is None else self.max_length
+        tokens = tokenize_texts(
+            backbone, [texts[k] for k in kept], max_length, self.on_truncate
+        )
+        labels, weights = labels[kept], weights[kept]
+        train, valid = self._split(labels, rng)
+        data = LabelledTokens(
+            tokens, labels, (weights / weights.mean()).astype(np.float32), train, valid
+        )
+        model = self._initial_model(backbone, data, len(classes), rng)
+        recipe = Recipe(
+            max_epochs=self.max_epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            patience=self.n_iter_no_change if self.early_stopping else None,
+        )
+        history = learn_prefix(
+            backbone,
+            data,
+            model,
+            recipe,
+            pooling=self.pooling,
+            batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
+            rng=rng,
+            progress=bool(self.verbose),
+        )
+        _warn_if_stuck(history, data, self.learning_rate)
+
+        with torch.no_grad():
+            keys_values = model.prefix().cpu().numpy()
+        self._adopt(
+            Prefix(
+                keys_values=keys_values,
+                backbone=self.backbone,
+                revision=self.revision,
+                fingerprint=backbone.fingerprint,
+                pooling=self.pooling,
+                max_length=max_length,
+                n_features=backbone.n_features,
+                objective="classification",
+                classes=classes,
+                head_weight=model.head.weight.detach().cpu().numpy(),
+                head_bias=model.head.bias.detach().cpu().numpy(),
+                training=_facts(self, data, history),
+            )
+        )
+        self.history_ = history
+        return self
+
+    def transform(self, X: Any) -> NDArray[np.float32]:
+        """Turn texts into vectors.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_texts,) or (n_texts, 2)
+            Texts, or pairs of texts.
+
+        Returns
+        -------
+        vectors : ndarray of shape (n_texts, n_features)
+            In float32 and input order; independent of what else is in `X`, to rounding.
+
+        Raises
+        ------
+        ValueError
+            If X holds what is no text, or the backbone is not the one that was fitted with.
+        """
+        return self._vectors(X)
+
+    def decision_function(self, X: Any) -> NDArray[np.float64]:
+        """Score the classes of the source task.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_texts,) or (n_texts, 2)
+            Texts, or pairs of texts.
+
+        Returns
+        -------
+        scores : ndarray of shape (n_texts,) or (n_texts, n_classes)
+            Logits of the head; of two classes, how far the second is ahead.
+        """
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Give the probability of each class of the source task.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_texts,) or (n_texts, 2)
+            Texts, or pairs of texts.
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_texts, n_classes)
+            In the order of ``classes_``.
+        """
+        probabilities: NDArray[np.float64] = softmax(self._logits(X), axis=1)
+        return probabilities
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Predict labels of the source task.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_texts,) or (n_texts, 2)
+            Texts, or pairs of texts.
+
+        Returns
+        -------
+        labels : ndarray of shape (n_texts,)
+            Of the type that y had.
+        """
+        logits = self._logits(X)
+        labels: NDArray[Any] = self.classes_[logits.argmax(axis=1)]
+        return labels
+
+    @classmethod
+    def from_prefix(cls, prefix: Prefix, **params: Any) -> Self:
+        """Make a fitted encoder of a saved prefix.
+
+        Parameters
+        ----------
+        prefix : Prefix
+            With a head, if it is to predict.
+        **params : dict
+            Parameters of the encoder, such as ``device``; what the prefix knows is taken from
+            there.
+
+        Returns
+        -------
+        encoder : PrefixEncoder
+            Fitted; it has no ``history_``.
+
+        Examples
+        --------
+        >>> from prefixembed import Prefix, PrefixEncoder
+        >>> encoder = PrefixEncoder.from_prefix(Prefix.load("sst2.safetensors"))  # doctest: +SKIP
+        """
+        known = {
+            "backbone": prefix.backbone,
+            "revision": prefix.revision,
+            "prefix_length": prefix.length,
+            "pooling": prefix.pooling,
+            "max_length": prefix.max_length,
+        }
+        encoder = cls(**{**known, **params})
+        encoder._adopt(prefix)
+        return encoder
+
+    def _adopt(self, prefix: Prefix) -> None:
+        self.prefix_ = prefix
+        if prefix.classes is not None:
+            self.classes_ = prefix.classes
+        self.n_features_out_ = prefix.n_features
+
+    def _logits(self, X: Any) -> NDArray[np.float64]:
+        return self.prefix_.decision_function(self._vectors(X))
+
+    def _vectors(self, X: Any) -> NDArray[np.float32]:
+        # transform without set_output's container.
+        check_is_fitted(self)
+        backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)
+        backbone.check(self.prefix_, "this encoder's prefix")
+        prefix = self.prefix_
+        return self._embed(
+            X, backbone, [prefix], [1.0], "concat", prefix.pooling, prefix.max_length
+        )
+
+    def _split(
+        self, labels: NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        if not self.early_stopping:
+            return np.arange(len(labels)), np.arange(0)
+        train, valid = stratified_split(labels, self.validation_fraction, rng)
+        if not len(valid):
+            warnings.warn(
+                f"{len(labels)} texts are too few to set validation_fraction="
+                f"{self.validation_fraction} of each class aside: no early stopping",
+                UserWarning,
+                stacklevel=4,
+            )
+        return train, valid
+
+    def _initial_model(
+        self, backbone: Backbone, data: LabelledTokens, n_outputs: int, rng: np.random.Generator
+    ) -> PrefixModel:
+        tokens = data.tokens.take(data.train)
+        start = initial_keys_values(backbone, tokens, self.prefix_length, self.init, rng)
+        with torch.random.fork_rng(devices=[]):
+            # torch draws the MLP's weights from its global state, which is left as it was.
+            torch.manual_seed(int(rng.integers(2**31)))
+            model = PrefixModel(
+                start.cpu(), backbone.n_features, n_outputs, self.reparameterize
+            )
+        return model.to(backbone.device)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "prefix_")
+
+
+def _warn_if_stuck(history: History, data: LabelledTokens, learning_rate: float) -> None:
+    mass = np.bincount(data.labels[data.train], weights=data.weights[data.train])
+    share = mass[mass > 0] / mass.sum()
+    chance = -float((share * np.log(share)).sum())
+    loss = min(history["train_loss"])
+    if loss > _STUCK * chance:
+        warnings.warn(
+            f"the training loss is stuck at chance ({loss:.3f}, and guessing by class frequency "
+            f"gives {chance:.3f}): try another learning_rate than {learning_rate}, more "
+            "max_epochs, or init='text'",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def _facts(encoder: PrefixEncoder, data: LabelledTokens, history: History) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "n_texts": len(data.train),
+        "n_validation_texts": len(data.valid),
+        "n_truncated": data.tokens.n_truncated,
+        "learning_rate": float(encoder.learning_rate),
+        "batch_size": int(encoder.batch_size),
+        "n_epochs": len(history["epoch"]),
+        "seconds": history["seconds"][-1],
+        "train_loss": history["train_loss"][-1],
+    }
+    if "valid_loss" in history:
+        best = int(np.argmin(history["valid_loss"]))
+        facts |= {name: history[name][best] for name in ("valid_loss", "valid_accuracy")}
+    return facts

