@@ -54,7 +54,8 @@ def prefix_attention_forward(
         )
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    output = prefix(int(module.layer_idx), query, key, value, attention_mask, scaling)
+    layer: Any = module.layer_idx
+    output = prefix(layer, query, key, value, attention_mask, scaling)
     return output.transpose(1, 2).contiguous(), None  # (batch, position, head, head_dim)
 
 

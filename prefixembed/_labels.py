@@ -65,7 +65,7 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
     array = column_or_1d(y, warn=True)
     if array.dtype == object:
         for position, label in enumerate(array):
-            if label is None or label != label:  # noqa: PLR0124 (NaN is what differs from itself)
+            if _is_missing(label):
                 raise ValueError(f"y[{position}] must be a label, got {label!r}")
     elif array.dtype.kind == "f" and not np.isfinite(array).all():
         position = int(np.flatnonzero(~np.isfinite(array))[0])
@@ -73,12 +73,19 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
             f"y[{position}] must be a label, got {array[position]}: "
             "Input y contains NaN or infinity"
         )
-    check_classification_targets(array)
     try:
         classes, labels = np.unique(array, return_inverse=True)
     except TypeError as error:
         raise ValueError(f"labels in y must be of one type that sorts: {error}") from error
+    check_classification_targets(array)
     return labels.astype(np.int64), classes
+
+
+def _is_missing(label: Any) -> bool:
+    try:
+        return label is None or bool(label != label)  # NaN is what differs from itself
+    except TypeError:  # pandas.NA will not even say that
+        return True
 
 
 def check_weights(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from prefixembed._attention import Attend, Record, combined_attention
@@ -18,6 +21,8 @@ from prefixembed._training import History, Recipe, optimise
 from prefixembed.backbone import Backbone
 
 _NORMAL_SCALE = 0.02
+# A final training loss above this share of the labels' entropy means that nothing was learned.
+_STUCK = 0.98
 # Share of the learning rate that an MLP gets: at the full rate of bare keys and values its layers
 # saturate in the first steps, and the loss stays at chance.
 _MLP_RATE = 0.1
@@ -52,37 +57,47 @@ class PrefixModel(nn.Module):
     Parameters
     ----------
     start : Tensor of shape (layer, 2, head, position, head_dim)
-        Initial keys and values.
+        Initial keys and values, on the CPU.
     n_features, n_outputs : int
         Shape of the head, which starts at zero: at chance.
     hidden_size : int or None
         Width of the MLP of P-Tuning v2 (arXiv 2110.07602, section 3.3), whose output is added
         to `start`; None for no MLP.
+    generator : torch.Generator
+        Where the MLP's weights are drawn from.
     """
 
     def __init__(
-        self, start: Tensor, n_features: int, n_outputs: int, hidden_size: int | None
+        self,
+        start: Tensor,
+        n_features: int,
+        n_outputs: int,
+        hidden_size: int | None,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.shape = start.shape
         length = start.shape[3]
-        self.head = nn.Linear(n_features, n_outputs, device=start.device)
+        # skip_init: torch's global random state is left alone, other threads may use it.
+        self.head = nn.utils.skip_init(nn.Linear, n_features, n_outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.mlp: nn.Sequential | None = None
         if hidden_size is None:
             self.keys_values = nn.Parameter(start)
             return
+        self.start: Tensor
         self.register_buffer("start", start)
-        self.mlp = nn.Sequential(
-            nn.Embedding(length, n_features),
-            nn.Linear(n_features, hidden_size),
-            nn.Tanh(),
-            nn.Linear(hidden_size, start.numel() // length),
-        ).to(start.device)
+        embedding = nn.utils.skip_init(nn.Embedding, length, n_features)
+        first = nn.utils.skip_init(nn.Linear, n_features, hidden_size)
+        last = nn.utils.skip_init(nn.Linear, hidden_size, start.numel() // length)
+        nn.init.normal_(embedding.weight, generator=generator)
+        nn.init.normal_(first.weight, std=n_features**-0.5, generator=generator)
         # Small at first, so that training starts where `start` is.
-        nn.init.normal_(self.mlp[3].weight, std=_NORMAL_SCALE / hidden_size**0.5)
-        nn.init.zeros_(self.mlp[3].bias)
+        nn.init.normal_(last.weight, std=_NORMAL_SCALE * hidden_size**-0.5, generator=generator)
+        nn.init.zeros_(first.bias)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(embedding, first, nn.Tanh(), last)
 
     def prefix(self) -> Tensor:
         """Give the keys and values, of shape (layer, 2, head, position, head_dim)."""
@@ -92,7 +107,7 @@ class PrefixModel(nn.Module):
         flat = self.mlp(torch.arange(length, device=self.start.device))  # (position, rest)
         return self.start + flat.view(length, layer, two, head, head_dim).permute(1, 2, 3, 0, 4)
 
-    def groups(self) -> list[tuple[list[Tensor], float]]:
+    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
         """Give the parameters with the share of the learning rate that they get."""
         head = list(self.head.parameters())
         if self.mlp is None:
@@ -238,7 +253,7 @@ def _backward_parts(
     total = 0.0
     for part in parts:
         loss = loss_of(part) / n_texts
-        loss.backward()
+        torch.autograd.backward(loss)
         total += float(loss.detach())
     return total
 
@@ -260,3 +275,37 @@ def _validate(
         "valid_loss": float((losses * weights).sum() / weights.sum()),
         "valid_accuracy": float((right * weights).sum() / weights.sum()),
     }
+
+
+def warn_if_stuck(history: History, data: LabelledTokens, learning_rate: float) -> None:
+    """Warn if the loss says that nothing was learned."""
+    mass = np.bincount(data.labels[data.train], weights=data.weights[data.train])
+    share = mass[mass > 0] / mass.sum()
+    chance = -float((share * np.log(share)).sum())
+    loss = min(history["train_loss"])
+    if loss > _STUCK * chance:
+        warnings.warn(
+            f"the training loss is stuck at chance or above ({loss:.3g}, and guessing by class "
+            f"frequency gives {chance:.3g}): try another learning_rate than {learning_rate}, more "
+            "max_epochs, or init='text'",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def training_facts(data: LabelledTokens, recipe: Recipe, history: History) -> dict[str, Any]:
+    """Tell how a prefix was trained, as its file will say."""
+    facts: dict[str, Any] = {
+        "n_texts": len(data.train),
+        "n_validation_texts": len(data.valid),
+        "n_truncated": data.tokens.n_truncated,
+        "learning_rate": float(recipe.learning_rate),
+        "batch_size": int(recipe.batch_size),
+        "n_epochs": len(history["epoch"]),
+        "seconds": history["seconds"][-1],
+        "train_loss": history["train_loss"][-1],
+    }
+    if "valid_loss" in history:
+        best = int(np.argmin(history["valid_loss"]))
+        facts |= {name: history[name][best] for name in ("valid_loss", "valid_accuracy")}
+    return facts

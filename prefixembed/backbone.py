@@ -265,7 +265,8 @@ def release_backbones(name_or_path: str | None = None) -> int:
 
 def backbone_n_features(name_or_path: str, revision: str | None = None) -> int:
     """Tell the length of a backbone's vectors from its configuration alone."""
-    return int(AutoConfig.from_pretrained(name_or_path, revision=revision).hidden_size)
+    with _naming(name_or_path):
+        return int(AutoConfig.from_pretrained(name_or_path, revision=revision).hidden_size)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -299,7 +300,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def _load(name: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Backbone:
-    raw_config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    with _naming(name):
+        raw_config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     family = raw_config.get("model_type")
     if family not in SUPPORTED or raw_config.get("is_decoder"):
         kind = f"a decoder of the {family!r} family" if family in SUPPORTED else f"{family!r}"
@@ -308,7 +310,7 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, device: torch.dev
             f"families {', '.join(SUPPORTED)}"
         )
     register()
-    with _quiet_transformers():
+    with _naming(name), _quiet_transformers():
         model, report = AutoModel.from_pretrained(
             name,
             revision=revision,
@@ -376,10 +378,11 @@ def _pad_id(config: Any, wrapper: Any) -> int:
 
 
 def _fingerprint(model: torch.nn.Module, raw_config: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """Digest what decides vectors: float32 weights, the configuration file, what the tokenizer does.
+    """Digest what decides vectors: weights, configuration and what the tokenizer does.
 
-    The configuration is taken as its file has it, since classes of later transformers versions
-    add fields; the tokenizer by vocabulary and behaviour, since serializations differ.
+    Weights count in float32. The configuration is taken as its file has it, since classes of
+    later transformers versions add fields; the tokenizer by vocabulary and behaviour, since
+    serializations differ.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -391,6 +394,16 @@ def _fingerprint(model: torch.nn.Module, raw_config: dict[str, Any], tokenizer: 
     vocabulary = sorted(tokenizer.get_vocab().items())
     digest.update(json.dumps([config, probes, vocabulary], sort_keys=True).encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"backbone {name!r} could not be loaded, as a folder or from the Hub: {error}"
+        ) from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from numbers import Real
@@ -17,7 +18,7 @@ from prefixembed._base import POOLINGS, TextTransformer
 from prefixembed._batching import check_texts
 from prefixembed.backbone import backbone_n_features, load_backbone
 from prefixembed.encoder import PrefixEncoder
-from prefixembed.prefix import Prefix
+from prefixembed.prefix import Prefix, check_compatible
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,7 +35,7 @@ class PrefixBank(TextTransformer):
     ----------
     prefixes : dict of str to PrefixEncoder or Prefix
         Name of a source task to its fitted encoder or its prefix. All must come from one
-        backbone and one pooling; lengths may differ.
+        backbone and one pooling; lengths may differ. Clones hold the prefixes of encoders.
     active : list or tuple of str, default=None
         Which of them take part. None for all; an empty selection gives the bare backbone.
     combine : {"concat", "mean"}, default="concat"
@@ -195,8 +196,7 @@ class PrefixBank(TextTransformer):
         """
         self._validate_params()
         known = self._check()
-        name, revision = self._backbone_name(known)
-        backbone = load_backbone(name, revision, self.dtype, self.device)
+        backbone = load_backbone(*self._backbone_name(known), self.dtype, self.device)
         for key, prefix in known.items():
             backbone.check(prefix, f"prefix {key!r}")
         # One order for one content: equal banks give equal bits, whatever the dict's order.
@@ -207,8 +207,9 @@ class PrefixBank(TextTransformer):
             [known[key] for key in active],
             [self._weight(key) for key in active],
             self.combine,
-            self.pooling or next((p.pooling for p in known.values()), "mean"),
-            self.max_length or max((p.max_length for p in known.values()), default=backbone.max_length),
+            self.pooling or next((prefix.pooling for prefix in known.values()), "mean"),
+            self.max_length
+            or max((p.max_length for p in known.values()), default=backbone.max_length),
         )
 
     def add(self, name: str, prefix: PrefixEncoder | Prefix) -> Self:
@@ -232,7 +233,7 @@ class PrefixBank(TextTransformer):
             If the prefix does not fit the others; the bank is then as it was.
         """
         prefixes = {**self.prefixes, name: prefix}
-        check_prefixes(prefixes)
+        self._known(prefixes)
         self.prefixes = prefixes
         if self.active is not None and name not in self.active:
             self.active = [*self.active, name]
@@ -328,7 +329,7 @@ class PrefixBank(TextTransformer):
         return backbone_n_features(*self._backbone_name({}))
 
     def _check(self) -> dict[str, Prefix]:
-        known = check_prefixes(self.prefixes)
+        known = self._known(self.prefixes)
         self._backbone_name(known)
         self._active_names(known)
         if isinstance(self.weights, dict):
@@ -337,6 +338,12 @@ class PrefixBank(TextTransformer):
                     raise ValueError(f"weights has {name!r}, which is none of {list(known)}")
                 if not isinstance(weight, Real) or not 0 < weight < math.inf:
                     raise ValueError(f"weights[{name!r}] must be a number above 0, got {weight!r}")
+        return known
+
+    @staticmethod
+    def _known(prefixes: Mapping[str, PrefixEncoder | Prefix]) -> dict[str, Prefix]:
+        known = {name: as_prefix(name, value) for name, value in prefixes.items()}
+        check_compatible(known)
         return known
 
     def _active_names(self, known: Mapping[str, Prefix]) -> list[str]:
@@ -362,6 +369,15 @@ class PrefixBank(TextTransformer):
         if prefix is None:
             raise ValueError("backbone must be given where there is no prefix to name it")
         return prefix.backbone, self.revision or prefix.revision
+
+    def __sklearn_clone__(self) -> Self:
+        # scikit-learn clones the values of a dict one by one, and a cloned encoder has lost its
+        # fit. A prefix has none to lose.
+        bank = copy.copy(self)
+        bank.prefixes = {
+            name: getattr(value, "prefix_", value) for name, value in self.prefixes.items()
+        }
+        return super(PrefixBank, bank).__sklearn_clone__()
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -390,62 +406,20 @@ def as_prefix(name: str, prefix: PrefixEncoder | Prefix) -> Prefix:
     Raises
     ------
     ValueError
-        If the value is something else, or an encoder that is not fitted.
+        If the name is no str, or the value no prefix and no fitted encoder.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"prefixes must have names that are str, got {name!r}")
     if isinstance(prefix, Prefix):
         return prefix
     if not isinstance(prefix, PrefixEncoder):
         raise ValueError(
-            f"prefixes[{name!r}] must be a PrefixEncoder or a Prefix, "
-            f"got {type(prefix).__name__}"
+            f"prefixes[{name!r}] must be a PrefixEncoder or a Prefix, got {type(prefix).__name__}"
         )
     if not hasattr(prefix, "prefix_"):
-        raise ValueError(f"prefixes[{name!r}] is a PrefixEncoder that is not fitted")
+        raise ValueError(
+            f"prefixes[{name!r}] is a PrefixEncoder that is not fitted; "
+            "where a fitted one was cloned, pass its prefix_ instead"
+        )
     fitted: Prefix = prefix.prefix_
     return fitted
-
-
-def check_prefixes(prefixes: Mapping[str, PrefixEncoder | Prefix]) -> dict[str, Prefix]:
-    """Check that prefixes can be combined.
-
-    Parameters
-    ----------
-    prefixes : mapping of str to PrefixEncoder or Prefix
-        As a bank has them.
-
-    Returns
-    -------
-    known : dict of str to Prefix
-        The same, without encoders.
-
-    Raises
-    ------
-    ValueError
-        If a name is no str, a value no fitted prefix, or two prefixes differ in backbone,
-        pooling or shape; the message names both.
-    """
-    known: dict[str, Prefix] = {}
-    for name, value in prefixes.items():
-        if not isinstance(name, str):
-            raise ValueError(f"prefixes must have names that are str, got {name!r}")
-        known[name] = as_prefix(name, value)
-    if not known:
-        return known
-    first_name, first = next(iter(known.items()))
-    for name, prefix in known.items():
-        for what, one, other in (
-            ("backbone", _identity(first), _identity(prefix)),
-            ("pooling", first.pooling, prefix.pooling),
-            ("(layers, heads, head_dim)", first.layout, prefix.layout),
-            ("n_features", first.n_features, prefix.n_features),
-        ):
-            if one != other:
-                raise ValueError(
-                    f"prefixes {first_name!r} and {name!r} cannot be combined: {what} is {one} "
-                    f"of {first_name!r} and {other} of {name!r}"
-                )
-    return known
-
-
-def _identity(prefix: Prefix) -> str:
-    return prefix.fingerprint[:12]

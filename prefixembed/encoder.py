@@ -11,7 +11,6 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -25,16 +24,15 @@ from prefixembed._source_task import (
     PrefixModel,
     initial_keys_values,
     learn_prefix,
+    training_facts,
+    warn_if_stuck,
 )
-from prefixembed._training import History, Recipe
+from prefixembed._training import Recipe
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.prefix import Prefix
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-# A final training loss above this share of the labels' entropy means that nothing was learned.
-_STUCK = 0.98
 
 
 class PrefixEncoder(ClassifierMixin, TextTransformer):
@@ -241,21 +239,18 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         texts = check_texts(X)
         labels, classes = check_labels(y)
         check_consistent_length(texts, labels)
+        if len(classes) < 2:
+            raise ValueError(f"y must have two classes or more, got {len(classes)} class")
         weights = check_weights(sample_weight, self.class_weight, labels, classes)
         kept = np.flatnonzero(weights)
         if len(np.unique(labels[kept])) < 2:
-            raise ValueError(
-                f"y must have two classes or more, got {len(classes)} class in "
-                f"{len(labels)} texts, {len(kept)} of them with a weight that is not zero"
-            )
+            raise ValueError("y must have two classes or more whose weight is not zero, got 1")
         random = check_random_state(self.random_state)
         rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
 
         backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)
         max_length = backbone.max_length if self.max_length is None else self.max_length
-        tokens = tokenize_texts(
-            backbone, [texts[k] for k in kept], max_length, self.on_truncate
-        )
+        tokens = tokenize_texts(backbone, [texts[k] for k in kept], max_length, self.on_truncate)
         labels, weights = labels[kept], weights[kept]
         train, valid = self._split(labels, rng)
         data = LabelledTokens(
@@ -279,7 +274,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             rng=rng,
             progress=bool(self.verbose),
         )
-        _warn_if_stuck(history, data, self.learning_rate)
+        warn_if_stuck(history, data, self.learning_rate)
 
         with torch.no_grad():
             keys_values = model.prefix().cpu().numpy()
@@ -296,7 +291,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
                 classes=classes,
                 head_weight=model.head.weight.detach().cpu().numpy(),
                 head_bias=model.head.bias.detach().cpu().numpy(),
-                training=_facts(self, data, history),
+                training=training_facts(data, recipe, history),
             )
         )
         self.history_ = history
@@ -411,7 +406,8 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         self.n_features_out_ = prefix.n_features
 
     def _logits(self, X: Any) -> NDArray[np.float64]:
-        return self.prefix_.decision_function(self._vectors(X))
+        vectors = self._vectors(X)
+        return self.prefix_.decision_function(vectors)
 
     def _vectors(self, X: Any) -> NDArray[np.float32]:
         # transform without set_output's container.
@@ -443,45 +439,11 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
     ) -> PrefixModel:
         tokens = data.tokens.take(data.train)
         start = initial_keys_values(backbone, tokens, self.prefix_length, self.init, rng)
-        with torch.random.fork_rng(devices=[]):
-            # torch draws the MLP's weights from its global state, which is left as it was.
-            torch.manual_seed(int(rng.integers(2**31)))
-            model = PrefixModel(
-                start.cpu(), backbone.n_features, n_outputs, self.reparameterize
-            )
+        generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        model = PrefixModel(
+            start.cpu(), backbone.n_features, n_outputs, self.reparameterize, generator
+        )
         return model.to(backbone.device)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prefix_")
-
-
-def _warn_if_stuck(history: History, data: LabelledTokens, learning_rate: float) -> None:
-    mass = np.bincount(data.labels[data.train], weights=data.weights[data.train])
-    share = mass[mass > 0] / mass.sum()
-    chance = -float((share * np.log(share)).sum())
-    loss = min(history["train_loss"])
-    if loss > _STUCK * chance:
-        warnings.warn(
-            f"the training loss is stuck at chance ({loss:.3f}, and guessing by class frequency "
-            f"gives {chance:.3f}): try another learning_rate than {learning_rate}, more "
-            "max_epochs, or init='text'",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-
-
-def _facts(encoder: PrefixEncoder, data: LabelledTokens, history: History) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "n_texts": len(data.train),
-        "n_validation_texts": len(data.valid),
-        "n_truncated": data.tokens.n_truncated,
-        "learning_rate": float(encoder.learning_rate),
-        "batch_size": int(encoder.batch_size),
-        "n_epochs": len(history["epoch"]),
-        "seconds": history["seconds"][-1],
-        "train_loss": history["train_loss"][-1],
-    }
-    if "valid_loss" in history:
-        best = int(np.argmin(history["valid_loss"]))
-        facts |= {name: history[name][best] for name in ("valid_loss", "valid_accuracy")}
-    return facts

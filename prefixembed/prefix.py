@@ -231,7 +231,7 @@ class Prefix:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{os.fspath(path)!r} is not a safetensors file: {error}") from error
         if _METADATA_KEY not in metadata:
@@ -242,10 +242,12 @@ class Prefix:
             raise ValueError(f"{os.fspath(path)!r} cannot be read: {error}") from error
 
     @classmethod
-    def _from_file(cls, header: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Prefix:
+    def _from_file(cls, header: dict[str, Any], tensors: dict[str, Any]) -> Prefix:
         version = header.pop("format_version")
         if version != FORMAT_VERSION:
-            raise ValueError(f"format version {version} is not {FORMAT_VERSION}, update prefixembed")
+            raise ValueError(
+                f"format version is {version}, this version of prefixembed reads {FORMAT_VERSION}"
+            )
         digest = header.pop("digest")
         if unknown := set(tensors) - set(_TENSORS):
             raise ValueError(f"unknown tensors {sorted(unknown)}")
@@ -314,6 +316,39 @@ def concatenate(prefixes: Sequence[Prefix]) -> NDArray[np.float32]:
         The combined prefix of section 3.3 of arXiv 2305.13499.
     """
     return np.concatenate([prefix.keys_values for prefix in prefixes], axis=3)
+
+
+def check_compatible(prefixes: Mapping[str, Prefix]) -> None:
+    """Refuse prefixes that cannot be combined.
+
+    Parameters
+    ----------
+    prefixes : mapping of str to Prefix
+        By the names that a message is to call them.
+
+    Raises
+    ------
+    ValueError
+        If two of them differ in backbone, pooling or shape; the message names both.
+    """
+    names = list(prefixes)
+    for name in names[1:]:
+        one, other = prefixes[names[0]], prefixes[name]
+        for attribute in ("fingerprint", "pooling", "layout", "n_features"):
+            if getattr(one, attribute) != getattr(other, attribute):
+                raise ValueError(
+                    f"prefixes {names[0]!r} and {name!r} cannot be combined, "
+                    f"their {attribute} differs: {_describe(one, attribute)} of {names[0]!r} and "
+                    f"{_describe(other, attribute)} of {name!r}"
+                )
+
+
+def _describe(prefix: Prefix, attribute: str) -> str:
+    if attribute == "fingerprint":
+        return f"{prefix.fingerprint[:12]!r} (backbone {prefix.backbone!r})"
+    if attribute == "layout":
+        return f"{prefix.layout} (layers, heads, head_dim)"
+    return repr(getattr(prefix, attribute))
 
 
 def _frozen_array(name: str, array: NDArray[Any]) -> NDArray[np.float32]:

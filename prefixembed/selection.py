@@ -46,8 +46,4 @@ def prefix_subsets(
             f"sizes must be 0 <= min_size <= max_size <= {len(names)}, "
             f"got min_size={min_size} and max_size={max_size}"
         )
-    return [
-        subset
-        for size in range(min_size, largest + 1)
-        for subset in combinations(names, size)
-    ]
+    return [subset for size in range(min_size, largest + 1) for subset in combinations(names, size)]

@@ -269,9 +269,7 @@ def _harvest_module(package: str, module: str) -> Iterator[_Entry]:
         if is_class:
             for method in sorted(vars(value)):
                 if not method.startswith("_") and callable(getattr(value, method, None)):
-                    yield from _entry(
-                        package, subpackage, method, "method", getattr(value, method)
-                    )
+                    yield from _entry(package, subpackage, method, "method", getattr(value, method))
 
 
 def _entry(package: str, module: str, name: str, kind: str, value: Any) -> Iterator[_Entry]:

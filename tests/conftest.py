@@ -1,0 +1,132 @@
+"""Tiny random backbones of every supported family, and the real one of the demo extra."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+
+from prefixembed import Prefix, load_backbone, release_backbones
+from prefixembed.tasks import demo_backbone
+
+FAMILIES = ["bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta"]
+SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+TEXTS = [
+    "a",
+    "what a film",
+    "dull, long and loud: a bore",
+    "",
+    "   ",
+    "Zürich 中文 \U0001f600",
+    "one two three four five six seven eight nine ten",
+]
+PAIRS = [("a film", "of joy"), ("", "b"), ("what is it", "it is a long answer to that")]
+
+
+def make_backbone(folder, family, seed=0, **changes):
+    """Write a backbone of random weights that are large enough for attention to matter."""
+    config = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 80,
+        "initializer_range": 0.2,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    if family in ("bert", "electra"):
+        config["type_vocab_size"] = 2
+    elif family == "modernbert":
+        # Windows of 8 tokens in two layers of three.
+        config |= {"local_attention": 8, "global_attn_every_n_layers": 3}
+        config |= {"cls_token_id": 0, "sep_token_id": 2}
+    if family == "electra":
+        config["embedding_size"] = 16
+    torch.manual_seed(seed)
+    model = AutoModel.from_config(AutoConfig.for_model(family, **(config | changes)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias") or "norm" in name.lower():
+                parameter += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: k for k, token in enumerate([*SPECIAL.values(), *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    pair_type = 1 if family in ("bert", "electra") else 0
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair=f"<s> $A </s> $B:{pair_type} </s>:{pair_type}",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    inputs = ["input_ids", "attention_mask"] + ["token_type_ids"] * pair_type
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        cls_token="<s>",
+        sep_token="</s>",
+        model_input_names=inputs,
+        **SPECIAL,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """Give the folder of a tiny backbone of a family."""
+    folders = {}
+
+    def folder_of(family="bert"):
+        if family not in folders:
+            folders[family] = make_backbone(tmp_path_factory.mktemp(family), family)
+        return folders[family]
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    return demo_backbone()
+
+
+@pytest.fixture
+def fresh_backbones():
+    """Start and end with no backbone loaded."""
+    release_backbones()
+    yield
+    release_backbones()
+
+
+@pytest.fixture
+def random_prefix():
+    """Make a prefix of random keys and values that fits a backbone."""
+
+    def make(folder, length=5, seed=0, scale=1.0, **changes):
+        backbone = load_backbone(folder, dtype="float32", device="cpu")
+        n_layers, n_heads, head_dim = backbone.layout
+        rng = np.random.default_rng(seed)
+        shape = (n_layers, 2, n_heads, length, head_dim)
+        n_features = backbone.n_features
+        fields = {
+            "keys_values": scale * rng.standard_normal(shape, dtype=np.float32),
+            "backbone": folder,
+            "fingerprint": backbone.fingerprint,
+            "pooling": "mean",
+            "max_length": 64,
+            "n_features": n_features,
+            "classes": np.array(["no", "yes"]),
+            "head_weight": rng.standard_normal((2, n_features), dtype=np.float32),
+            "head_bias": rng.standard_normal(2, dtype=np.float32),
+        }
+        return Prefix(**(fields | changes))
+
+    return make

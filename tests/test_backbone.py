@@ -1,0 +1,219 @@
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from conftest import FAMILIES, TEXTS, make_backbone
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForMaskedLM, BertConfig
+
+from prefixembed import backbone as module
+from prefixembed import load_backbone, release_backbones
+from prefixembed._batching import pad_batch, tokenize
+
+
+def load(folder, **kwargs):
+    return load_backbone(folder, **({"dtype": "float32", "device": "cpu"} | kwargs))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_load_frozen_and_in_eval_mode(tiny, family):
+    backbone = load(tiny(family))
+    assert backbone.layout == (3, 4, 8)
+    assert backbone.n_features == 32
+    assert not backbone.model.training
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+
+
+def test_is_loaded_once_by_many_threads(tiny, fresh_backbones, monkeypatch):
+    loads = []
+    real = module._load
+    monkeypatch.setattr(module, "_load", lambda *args: loads.append(args) or real(*args))
+    with ThreadPoolExecutor(8) as threads:
+        backbones = list(threads.map(lambda _: load(tiny("bert")), range(16)))
+    assert len(loads) == 1
+    assert all(backbone is backbones[0] for backbone in backbones)
+    # Another dtype is another copy; a path written otherwise is not.
+    assert load(tiny("bert"), dtype="bfloat16") is not backbones[0]
+    assert load(tiny("bert") + "/.") is backbones[0]
+
+
+def test_release_lets_go_of_one_or_all(tiny, fresh_backbones):
+    first, second = load(tiny("bert")), load(tiny("roberta"))
+    assert release_backbones(tiny("bert")) == 1
+    assert load(tiny("bert")) is not first
+    assert load(tiny("roberta")) is second
+    assert release_backbones() == 2
+    assert release_backbones() == 0
+
+
+def test_fingerprint_is_of_the_content(tiny, fresh_backbones, tmp_path):
+    original = load(tiny("bert"))
+    assert load(tiny("bert"), dtype="bfloat16").fingerprint == original.fingerprint
+    copied = shutil.copytree(tiny("bert"), tmp_path / "copy")
+    assert load(copied).fingerprint == original.fingerprint
+
+    def changed(name, change):
+        folder = shutil.copytree(tiny("bert"), tmp_path / name)
+        change(folder)
+        return load(folder).fingerprint
+
+    def weight(folder):
+        state = load_file(folder / "model.safetensors")
+        state["encoder.layer.1.attention.self.key.bias"][3] += 1e-6
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def json_field(file, change):
+        def edit(folder):
+            content = json.loads((folder / file).read_text())
+            change(content)
+            (folder / file).write_text(json.dumps(content))
+
+        return edit
+
+    def swap(content):
+        vocabulary = content["model"]["vocab"]
+        vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+
+    different = {
+        original.fingerprint,
+        changed("weight", weight),
+        changed("config", json_field("config.json", lambda c: c.update(layer_norm_eps=1e-3))),
+        changed("tokenizer", json_field("tokenizer.json", swap)),
+    }
+    assert len(different) == 4
+    same = json_field(
+        "config.json", lambda c: c.update(transformers_version="4.0.0", use_cache=False)
+    )
+    assert changed("volatile", same) == original.fingerprint
+
+
+def test_fingerprint_is_the_same_in_another_process(tiny):
+    code = (
+        "import sys; from prefixembed import load_backbone;"
+        "print(load_backbone(sys.argv[1], device='cpu').fingerprint)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny("roberta")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == load(tiny("roberta")).fingerprint
+
+
+def test_a_checkpoint_of_another_head_loads_its_encoder(tiny, tmp_path, fresh_backbones):
+    # RoBERTa as it is published: a masked language model, no pooler, a head that is not used.
+    model = AutoModelForMaskedLM.from_pretrained(tiny("roberta"))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(f"{tiny('roberta')}/{file}", tmp_path)
+    model.save_pretrained(tmp_path)
+    plain, published = load(tiny("roberta")), load(str(tmp_path))
+    assert published.model.pooler is None
+    tokens = tokenize(plain.tokenizer(64), TEXTS)
+    batch = pad_batch(tokens, np.arange(len(TEXTS)), plain.pad_id)
+    with torch.no_grad():
+        torch.testing.assert_close(published.forward(batch)[0], plain.forward(batch)[0])
+    # Twice loaded, twice the same: nothing in it was drawn at random.
+    release_backbones()
+    assert load(str(tmp_path)).fingerprint == published.fingerprint
+
+
+def test_missing_weights_are_refused(tiny, tmp_path, fresh_backbones):
+    folder = shutil.copytree(tiny("bert"), tmp_path / "copy")
+    state = load_file(folder / "model.safetensors")
+    del state["encoder.layer.2.output.dense.weight"]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 of its weights.*layer\.2\.output"):
+        load(folder)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "gpt2", "t5", None])
+def test_other_families_are_refused_by_name(tmp_path, family):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family} if family else {}))
+    with pytest.raises(ValueError, match="not supported; supported are .*bert, .*xlm-roberta"):
+        load(str(tmp_path))
+
+
+def test_decoders_are_refused(tmp_path):
+    BertConfig(is_decoder=True).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a decoder of the 'bert' family"):
+        load(str(tmp_path))
+
+
+def test_a_name_that_is_nowhere_says_so():
+    with pytest.raises(OSError, match="no-such-backbone"):
+        load("no-such-backbone")
+
+
+def test_a_tokenizer_without_special_tokens_is_refused(tiny, tmp_path):
+    folder = shutil.copytree(tiny("bert"), tmp_path / "copy")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"] = None
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="adds no special tokens"):
+        load(folder)
+
+
+def test_max_length_is_checked(tiny):
+    with pytest.raises(ValueError, match="the 80 tokens .* got 81"):
+        load(tiny("bert")).tokenizer(81)
+    # Two positions of a RoBERTa belong to its padding token.
+    assert load(tiny("roberta")).max_length == 78
+
+
+def test_loading_leaves_transformers_as_it_was(tmp_path):
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load(make_backbone(tmp_path, "bert", seed=5))
+    assert logging.get_verbosity() == verbosity
+    assert logging.is_progress_bar_enabled() == bar
+
+
+def test_a_prefix_of_another_backbone_is_refused(tiny, random_prefix, tmp_path):
+    prefix = random_prefix(tiny("bert"))
+    other = load(make_backbone(tmp_path, "bert", seed=1))
+    with pytest.raises(ValueError, match=rf"my prefix was learned on backbone .*{tiny('bert')}"):
+        other.check(prefix, "my prefix")
+    with pytest.raises(ValueError, match=r"\(layers, heads, head_dim\) \(3, 4, 8\)"):
+        other.check(random_prefix(tiny("bert"), fingerprint=other.fingerprint, n_features=16,
+                                  head_weight=np.ones((2, 16))))  # fmt: skip
+
+
+def test_dtype_and_device_by_name():
+    cpu = torch.device("cpu")
+    assert module.resolve_dtype("float32", cpu) == torch.float32
+    assert module.resolve_dtype("bfloat16", cpu) == torch.bfloat16
+    assert module.resolve_dtype("auto", torch.device("mps")) == torch.float32
+    with pytest.raises(ValueError, match="got 'quantum'"):
+        module.resolve_device("quantum")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16),
+     ({"avx512_f": True}, torch.float32)],
+)  # fmt: skip
+def test_auto_takes_bfloat16_where_the_cpu_multiplies_in_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert module.resolve_dtype("auto", torch.device("cpu")) == expected
+
+
+def test_rotary_frequencies_stay_exact_in_bfloat16(tiny):
+    model = load(tiny("modernbert"), dtype="bfloat16").model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.rotary_emb.full_attention_inv_freq.dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_cuda_equals_cpu(tiny, random_prefix, family):
+    from prefixembed import PrefixBank
+
+    bank = PrefixBank({"a": random_prefix(tiny(family))}, dtype="float32", device="cpu")
+    expected = bank.transform(TEXTS)
+    for combine in ("concat", "mean"):
+        on_cuda = bank.set_params(device="cuda", combine=combine).transform(TEXTS)
+        np.testing.assert_allclose(on_cuda, expected, atol=1e-3)

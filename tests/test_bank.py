@@ -1,0 +1,253 @@
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PAIRS, TEXTS, make_backbone
+from reference import bert_hidden
+from sklearn.base import clone
+
+from prefixembed import PrefixBank, PrefixEncoder, load_backbone, release_backbones
+from prefixembed._batching import tokenize
+
+CPU = {"dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture
+def prefixes(tiny, random_prefix):
+    return {name: random_prefix(tiny(), length=k + 1, seed=k) for k, name in enumerate("abc")}
+
+
+@pytest.fixture
+def bank(prefixes):
+    return PrefixBank(prefixes, **CPU)
+
+
+@pytest.mark.parametrize("combine", ["concat", "mean"])
+@pytest.mark.parametrize("X", [TEXTS, PAIRS], ids=["texts", "pairs"])
+def test_vectors_equal_the_method_in_plain_algebra(tiny, prefixes, combine, X):
+    backbone = load_backbone(tiny(), **CPU)
+    bank = PrefixBank(prefixes, active=["c", "a"], combine=combine, weights={"a": 0.5}, **CPU)
+    tokens = tokenize(backbone.tokenizer(64), X)
+    expected = [
+        bert_hidden(backbone.model, ids, types, [prefixes["c"], prefixes["a"]], [1, 0.5], combine)
+        for ids, types in zip(tokens.ids, tokens.type_ids, strict=True)
+    ]
+    np.testing.assert_allclose(
+        bank.transform(X), [hidden.mean(axis=0) for hidden in expected], atol=2e-5
+    )
+
+
+@pytest.mark.parametrize("combine", ["concat", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "max", "last"])
+def test_bank_of_one_equals_its_encoder(tiny, random_prefix, combine, pooling):
+    prefix = random_prefix(tiny(), pooling=pooling)
+    encoder = PrefixEncoder.from_prefix(prefix, **CPU)
+    bank = PrefixBank({"one": encoder}, combine=combine, **CPU)
+    np.testing.assert_array_equal(bank.transform(TEXTS), encoder.transform(TEXTS))
+
+
+def test_empty_selection_and_empty_bank_are_the_bare_backbone(tiny, bank):
+    backbone = load_backbone(tiny(), **CPU)
+    tokens = tokenize(backbone.tokenizer(64), TEXTS)
+    bare = [
+        bert_hidden(backbone.model, ids, types, [], []).mean(axis=0)
+        for ids, types in zip(tokens.ids, tokens.type_ids, strict=True)
+    ]
+    vectors = clone(bank).set_params(active=[]).transform(TEXTS)
+    np.testing.assert_allclose(vectors, bare, atol=2e-5)
+    empty = PrefixBank({}, backbone=tiny(), **CPU)
+    np.testing.assert_array_equal(empty.transform(TEXTS), vectors)
+    assert empty.n_features_out_ == 32
+    assert bool(empty) and len(empty) == 0
+    with pytest.raises(ValueError, match="backbone must be given"):
+        PrefixBank({}).transform(TEXTS)
+
+
+@pytest.mark.parametrize("combine", ["concat", "mean"])
+def test_order_of_prefixes_does_not_change_a_bit(prefixes, combine):
+    backwards = dict(reversed(prefixes.items()))
+    renamed = {f"{name}{name}": prefix for name, prefix in backwards.items()}
+    vectors = PrefixBank(prefixes, combine=combine, **CPU).transform(TEXTS)
+    for other in (backwards, renamed):
+        same = PrefixBank(other, combine=combine, **CPU).transform(TEXTS)
+        np.testing.assert_array_equal(vectors, same)
+
+
+def test_active_weights_and_combine_all_matter(bank):
+    variants = [
+        {},
+        {"active": ["a", "b"]},
+        {"active": ("a",)},
+        {"active": []},
+        {"combine": "mean"},
+        {"weights": 0.5},
+        {"weights": {"b": 0.5}},
+        {"combine": "mean", "weights": 0.5},
+        {"pooling": "cls"},
+        {"max_length": 8},
+    ]
+    vectors = [
+        clone(bank).set_params(on_truncate="ignore", **params).transform(TEXTS)
+        for params in variants
+    ]
+    for k, one in enumerate(vectors):
+        for other in vectors[:k]:
+            assert np.abs(one - other).max() > 1e-3
+    same = clone(bank).set_params(weights={"a": 1, "b": 1.0, "c": 1}).transform(TEXTS)
+    np.testing.assert_array_equal(same, vectors[0])
+
+
+def test_add_remove_and_without(bank, prefixes, tiny, random_prefix):
+    original = bank.transform(TEXTS)
+    new = random_prefix(tiny(), seed=9)
+    assert bank.add("new", new) is bank
+    assert list(bank) == ["a", "b", "c", "new"] and list(prefixes) == ["a", "b", "c"]
+    assert np.abs(bank.transform(TEXTS) - original).max() > 0.01
+    # Taking it away gives back what was there, to the bit: nothing was retrained.
+    np.testing.assert_array_equal(bank.without("new").transform(TEXTS), original)
+    assert "new" in bank
+    np.testing.assert_array_equal(bank.remove("new").transform(TEXTS), original)
+    bank.add("a", new)
+    assert len(bank) == 3 and bank["a"] == new
+
+    bank.set_params(active=["a", "b"], weights={"a": 0.5, "b": 2.0})
+    bank.add("d", new)
+    assert bank.active == ["a", "b", "d"]
+    bank.remove("a", "d")
+    assert bank.active == ["b"] and bank.weights == {"b": 2.0}
+    bank.transform(TEXTS)
+    with pytest.raises(KeyError, match="no prefix 'zzz'; there are"):
+        bank.remove("b", "zzz")
+    assert "b" in bank
+
+
+def test_the_last_prefix_leaves_only_a_bank_that_knows_its_backbone(tiny, prefixes):
+    with pytest.raises(ValueError, match="leaves no prefix to name the backbone"):
+        PrefixBank(prefixes, **CPU).remove("a", "b", "c")
+    bank = PrefixBank(prefixes, backbone=tiny(), max_length=64, **CPU)
+    bare = clone(bank).set_params(active=[]).transform(TEXTS)
+    np.testing.assert_array_equal(bank.remove("a", "b", "c").transform(TEXTS), bare)
+
+
+def test_reads_like_a_dict(bank, prefixes):
+    assert dict(bank.items()) == prefixes == dict(zip(bank.keys(), bank.values(), strict=True))
+    assert bank["b"] is prefixes["b"] and "b" in bank and "x" not in bank
+    with pytest.raises(KeyError, match="'x'"):
+        bank["x"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "0" * 64, "backbone": "else"}, "'a' and 'odd' .*fingerprint .*'else'"),
+        ({"pooling": "cls"}, "'a' and 'odd' .*pooling"),
+        ({"keys_values": np.ones((3, 2, 2, 5, 16))}, "'a' and 'odd' .*layout"),
+    ],
+)
+def test_prefixes_that_do_not_fit_are_named(bank, tiny, random_prefix, change, message):
+    odd = random_prefix(tiny(), **change)
+    with pytest.raises(ValueError, match=message):
+        PrefixBank({**bank.prefixes, "odd": odd}).transform(TEXTS)
+    with pytest.raises(ValueError, match=message):
+        bank.add("odd", odd)
+    assert "odd" not in bank
+
+
+def test_another_backbone_is_refused_and_the_same_elsewhere_taken(tiny, bank, tmp_path):
+    expected = bank.transform(TEXTS)
+    moved = make_backbone(tmp_path / "moved", "bert")  # the same seed: the same weights
+    np.testing.assert_array_equal(bank.set_params(backbone=moved).transform(TEXTS), expected)
+    other = make_backbone(tmp_path / "other", "bert", seed=1)
+    with pytest.raises(ValueError, match=r"prefix 'a' was learned on backbone .* fingerprint"):
+        bank.set_params(backbone=other).transform(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"active": ["a", "zzz"]}, "active has 'zzz', which is none of"),
+        ({"active": ["a", "a"]}, "active has a name twice"),
+        ({"active": "abc"}, "'active' parameter of PrefixBank .* Got 'abc'"),
+        ({"weights": {"zzz": 1.0}}, "weights has 'zzz'"),
+        ({"weights": {"a": 0}}, r"weights\['a'\] must be a number above 0, got 0"),
+        ({"weights": {"a": "x"}}, r"weights\['a'\] must be a number above 0, got 'x'"),
+        ({"weights": {"a": float("nan")}}, r"weights\['a'\] .* got nan"),
+        ({"weights": -1.0}, "'weights' parameter .* Got -1.0"),
+        ({"weights": 0.0}, "'weights' parameter .* Got 0.0"),
+        ({"combine": "sum"}, "'combine' parameter .* Got 'sum'"),
+        ({"prefixes": []}, r"'prefixes' parameter .* Got \[\]"),
+        ({"prefixes": {"a": None}}, r"prefixes\['a'\] must be a PrefixEncoder or a Prefix"),
+        ({"prefixes": {1: None}}, "names that are str, got 1"),
+        ({"prefixes": {"a": PrefixEncoder("x")}}, r"prefixes\['a'\] is .* not fitted"),
+        ({"backbone": 3}, "'backbone' parameter .* Got 3"),
+        ({"revision": 3}, "'revision' parameter .* Got 3"),
+        ({"pooling": "sum"}, "'pooling' parameter .* Got 'sum'"),
+        ({"max_length": 2}, "'max_length' parameter .* Got 2"),
+        ({"max_length": 81}, "max_length must lie between .* got 81"),
+        ({"batch_tokens": -1}, "'batch_tokens' parameter .* Got -1"),
+        ({"on_truncate": "x"}, "'on_truncate' parameter .* Got 'x'"),
+        ({"device": "nowhere"}, "device must be .* got 'nowhere'"),
+        ({"dtype": "int8"}, "'dtype' parameter .* Got 'int8'"),
+        ({"verbose": "x"}, "'verbose' parameter .* Got 'x'"),
+    ],
+)
+def test_wrong_parameters_are_named(bank, params, message):
+    with pytest.raises(ValueError, match=message):
+        bank.set_params(**params).transform(TEXTS)
+
+
+@pytest.mark.parametrize("X", [["a", None], "a", [b"a"]])
+def test_bad_texts_are_refused_in_fit_and_transform(bank, X):
+    for method in (bank.fit, bank.transform):
+        with pytest.raises(ValueError, match="X"):
+            method(X)
+
+
+def test_no_rows_and_texts_cut_short(bank):
+    assert bank.transform([]).shape == (0, 32)
+    with pytest.warns(UserWarning, match="1 of 2 different texts are longer than max_length=64"):
+        bank.transform(["x" * 99, "y", "y"])
+    with pytest.raises(ValueError, match="1 of 1"):
+        bank.set_params(on_truncate="raise").transform(["x" * 99])
+
+
+def test_the_longest_limit_of_the_prefixes_holds(tiny, random_prefix):
+    prefixes = {"a": random_prefix(tiny(), max_length=16), "b": random_prefix(tiny(), seed=1)}
+    bank = PrefixBank(prefixes, on_truncate="raise", **CPU)
+    bank.transform(["x" * 60])
+    with pytest.raises(ValueError, match="max_length=64"):
+        bank.transform(["x" * 70])
+    with pytest.raises(ValueError, match="max_length=16"):
+        bank.set_params(max_length=16).transform(["x" * 60])
+
+
+def test_fit_and_clone_train_and_load_nothing(bank, prefixes, fresh_backbones):
+    assert bank.fit(TEXTS) is bank
+    copy = clone(bank)
+    assert copy["a"] is prefixes["a"]
+    assert release_backbones() == 0
+    np.testing.assert_array_equal(copy.transform(TEXTS), bank.fit_transform(TEXTS))
+
+
+def test_clone_keeps_fitted_encoders(tiny, random_prefix):
+    encoder = PrefixEncoder.from_prefix(random_prefix(tiny()), **CPU)
+    copy = clone(PrefixBank({"one": encoder}, **CPU))
+    np.testing.assert_array_equal(copy.transform(TEXTS), encoder.transform(TEXTS))
+
+
+def test_a_dump_is_the_size_of_its_prefixes(bank, tmp_path):
+    bank.transform(TEXTS)
+    joblib.dump(bank, tmp_path / "bank.joblib")
+    arrays = sum(p.keys_values.nbytes + p.head_weight.nbytes for p in bank.values())
+    assert (tmp_path / "bank.joblib").stat().st_size < 1.1 * arrays + 4000
+    loaded = joblib.load(tmp_path / "bank.joblib")
+    np.testing.assert_array_equal(loaded.transform(TEXTS), bank.transform(TEXTS))
+
+
+def test_containers_of_pandas_and_feature_names(bank):
+    frame = pd.DataFrame({"text": TEXTS}, index=range(10, 10 + len(TEXTS)))
+    vectors = bank.set_output(transform="pandas").transform(frame["text"])
+    assert list(vectors.index) == list(frame.index)
+    assert list(vectors.columns) == list(bank.get_feature_names_out())
+    assert vectors.columns[0] == "prefixbank0" and vectors.shape == (len(TEXTS), 32)
+    assert set(vectors.dtypes) == {np.dtype("float32")}

@@ -1,0 +1,336 @@
+import pickle
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+
+from prefixembed import Prefix, PrefixEncoder, _source_task, load_backbone, release_backbones
+
+# A few steps on a few texts leave the loss at chance, as the encoder rightly says.
+at_chance = pytest.mark.filterwarnings("ignore:the training loss is stuck")
+
+WORDS = {"good": ["joy", "gem", "fine", "love"], "bad": ["bore", "dull", "mess", "hate"]}
+
+
+def reviews(n=48, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = np.where(rng.random(n) < 0.5, "good", "bad")
+    texts = [f"{rng.choice(WORDS[label])} {rng.integers(99)} a film" for label in labels]
+    return texts, labels
+
+
+def make(folder, **params):
+    settings = {
+        "max_epochs": 3,
+        "batch_size": 8,
+        "learning_rate": 0.03,
+        "max_length": 64,
+        "random_state": 0,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    return PrefixEncoder(folder, **(settings | params))
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny):
+    return make(tiny(), max_epochs=12).fit(*reviews())
+
+
+def test_learns_and_predicts(fitted):
+    texts, labels = reviews(seed=1)
+    assert fitted.score(texts, labels) > 0.85
+    proba = fitted.predict_proba(texts)
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    predicted = fitted.predict(texts)
+    np.testing.assert_array_equal(predicted, fitted.classes_[proba.argmax(axis=1)])
+    decision = fitted.decision_function(texts)
+    np.testing.assert_array_equal(predicted == "good", decision > 0)
+    np.testing.assert_allclose(proba[:, 1], 1 / (1 + np.exp(-decision)))
+    # The head reads the vectors that transform gives.
+    logits = fitted.prefix_.decision_function(fitted.transform(texts))
+    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], decision)
+
+
+def test_learns_on_the_real_backbone(minilm):
+    texts, labels = reviews(64)
+    encoder = PrefixEncoder(minilm, max_epochs=3, batch_size=8, random_state=0).fit(texts, labels)
+    assert encoder.score(*reviews(64, seed=1)) > 0.9
+    vectors = encoder.transform(["a fine film", ""])
+    assert vectors.shape == (2, 384) and vectors.dtype == np.float32
+    assert np.isfinite(vectors).all()
+
+
+@at_chance
+def test_bfloat16_is_close_to_float32(minilm):
+    texts, labels = reviews(32)
+    encoder = PrefixEncoder(minilm, max_epochs=1, random_state=0, dtype="float32")
+    exact = encoder.fit(texts, labels).transform(texts)
+    rough = encoder.set_params(dtype="bfloat16").transform(texts)
+    cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
+    assert cosine.min() > 0.999
+    assert not np.array_equal(exact, rough)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"init": "normal"},
+        {"reparameterize": 8},
+        {"early_stopping": False},
+        {"dtype": "bfloat16"},
+    ],
+)
+def test_random_state_repeats_exactly(tiny, params):
+    one, same, other = (
+        make(tiny(), **(params | {"random_state": seed})).fit(*reviews()) for seed in (0, 0, 1)
+    )
+    assert one.prefix_ == same.prefix_
+    figures = [{k: v for k, v in e.history_.items() if k != "seconds"} for e in (one, same)]
+    assert figures[0] == figures[1]
+    assert one.prefix_ != other.prefix_
+
+
+def test_what_is_learned_does_not_depend_on_other_fits(tiny):
+    texts, labels = reviews()
+    alone = make(tiny()).fit(texts, labels).prefix_
+    with ThreadPoolExecutor(4) as threads:
+        fits = [
+            threads.submit(make(tiny(), random_state=seed).fit, texts, labels)
+            for seed in (0, 1, 2, 0)
+        ]
+    prefixes = [fit.result().prefix_ for fit in fits]
+    np.testing.assert_allclose(prefixes[0].keys_values, alone.keys_values, atol=1e-5)
+    np.testing.assert_allclose(prefixes[3].keys_values, alone.keys_values, atol=1e-5)
+    assert prefixes[1] != prefixes[2]
+
+
+def test_fit_leaves_the_backbone_as_it_was(tiny, fitted):
+    backbone = load_backbone(tiny(), dtype="float32", device="cpu")
+    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    bare = make(tiny()).fit(*reviews()).transform(["a text"])
+    assert all(torch.equal(v, before[k]) for k, v in backbone.model.state_dict().items())
+    assert not backbone.model.training
+    assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
+    assert bare.shape == (1, 32)
+
+
+@pytest.mark.parametrize("labels", [[7, 3, 3, 7, 9, 9], [True, False] * 3, ["x", "y", "z"] * 2,
+                                    [0.0, 1.0] * 3, np.array(["a", "b"] * 3, dtype=object),
+                                    pd.Series(["a", "b"] * 3, dtype="category")])  # fmt: skip
+@at_chance
+def test_labels_of_any_type_come_back(tiny, labels):
+    texts = [f"text {k}" for k in range(6)]
+    encoder = make(tiny(), early_stopping=False, max_epochs=1).fit(texts, labels)
+    predicted = encoder.predict(texts)
+    assert set(predicted) <= set(labels)
+    assert encoder.predict_proba(texts).shape == (6, len(set(labels)))
+    assert encoder.decision_function(texts).ndim == (1 if len(set(labels)) == 2 else 2)
+
+
+def test_pairs_are_learned(tiny):
+    rng = np.random.default_rng(0)
+    first = rng.choice(["joy", "bore"], 60)
+    second = rng.choice(["joy", "bore"], 60)
+    X = pd.DataFrame({"a": first, "b": second}, index=rng.permutation(60))
+    encoder = make(tiny("bert"), max_epochs=30, learning_rate=0.05).fit(X, first == second)
+    assert encoder.score(X, first == second) > 0.9
+    np.testing.assert_array_equal(
+        encoder.predict(X), encoder.predict(list(zip(first, second, strict=True)))
+    )
+
+
+@at_chance
+def test_early_stopping_keeps_the_best_epoch(tiny):
+    rng = np.random.default_rng(0)
+    texts = [f"text {k}" for k in range(60)]
+    labels = rng.integers(2, size=60)  # noise: validation gets worse while training goes on
+    encoder = make(tiny(), max_epochs=40, learning_rate=0.05, n_iter_no_change=3)
+    history = encoder.fit(texts, labels).history_
+    best = int(np.argmin(history["valid_loss"]))
+    assert len(history["epoch"]) == best + 1 + 3 < 40
+    assert encoder.prefix_.training["valid_loss"] == history["valid_loss"][best]
+    assert encoder.prefix_.training["n_validation_texts"] == 6
+    full = make(tiny(), early_stopping=False, max_epochs=2).fit(texts, labels)
+    assert "valid_loss" not in full.history_
+    assert full.prefix_.training["n_texts"] == 60
+
+
+def test_too_few_texts_to_validate_on(tiny):
+    with pytest.warns(UserWarning, match="4 texts are too few to set validation_fraction=0.1"):
+        encoder = make(tiny()).fit(["a", "b", "c", "d"], [0, 1, 0, 1])
+    assert "valid_loss" not in encoder.history_
+    # A class of one text stays in training.
+    texts, labels = reviews()
+    encoder = make(tiny()).fit([*texts, "odd one"], [*labels, "odd"])
+    assert list(encoder.classes_) == ["bad", "good", "odd"]
+    assert "valid_loss" in encoder.history_
+
+
+def test_weights_count_as_texts_do(tiny):
+    texts, labels = reviews(24)
+    flip = np.where(labels == "good", "bad", "good")
+    params = {"early_stopping": False, "max_epochs": 12}
+    # Contradictory labels: what weighs more wins, and weight zero is as if it were not there.
+    weights = np.r_[np.full(24, 5.0), np.full(24, 0.1)]
+    encoder = make(tiny(), **params).fit(texts + texts, np.r_[labels, flip], weights)
+    assert encoder.score(texts, labels) > 0.9
+    encoder = make(tiny(), **params).fit(texts + texts, np.r_[labels, flip], weights[::-1])
+    assert encoder.score(texts, flip) > 0.9
+    left_out = make(tiny(), **params).fit(
+        texts + texts, np.r_[labels, flip], np.r_[np.ones(24), np.zeros(24)]
+    )
+    assert left_out.prefix_ == make(tiny(), **params).fit(texts, labels).prefix_
+    scaled = make(tiny(), **params).fit(texts, labels, np.full(24, 7.0))
+    np.testing.assert_allclose(scaled.prefix_.keys_values, left_out.prefix_.keys_values, atol=1e-5)
+
+
+def test_class_weight_moves_the_odds(tiny):
+    texts = ["same text"] * 20
+    labels = [0] * 15 + [1] * 5
+    odds = {}
+    for weight in (None, "balanced", {0: 1, 1: 30}):
+        encoder = make(tiny(), early_stopping=False, max_epochs=25, class_weight=weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # there is nothing to learn
+            odds[str(weight)] = encoder.fit(texts, labels).predict_proba(texts[:1])[0, 1]
+    none, balanced, heavy = odds.values()
+    assert none == pytest.approx(0.25, abs=0.1)
+    assert balanced == pytest.approx(0.5, abs=0.1)
+    assert heavy > 0.8
+
+
+def test_a_loss_stuck_at_chance_is_reported(tiny):
+    rng = np.random.default_rng(0)
+    texts = [f"text {k}" for k in range(64)]
+    with pytest.warns(ConvergenceWarning, match=r"stuck at chance .*learning_rate than 1e-06"):
+        make(tiny(), learning_rate=1e-6).fit(texts, rng.integers(3, size=64))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(tiny(), max_epochs=12).fit(*reviews())
+
+
+def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_fit(tiny, monkeypatch):
+    real = _source_task.pool
+    monkeypatch.setattr(_source_task, "pool", lambda *args: real(*args) * float("nan"))
+    encoder = make(tiny(), learning_rate=0.5)
+    with pytest.raises(FloatingPointError, match=r"nan in epoch 1 at learning_rate=0\.5"):
+        encoder.fit(*reviews())
+    with pytest.raises(NotFittedError):
+        encoder.transform(["a"])
+
+
+@at_chance
+def test_long_texts_are_counted(tiny):
+    texts, labels = reviews(20)
+    encoder = make(tiny(), max_length=12)
+    with pytest.warns(UserWarning, match=r"of 20 different texts are longer than max_length=12"):
+        encoder.fit(texts, labels)
+    assert encoder.prefix_.training["n_truncated"] > 0
+    with pytest.raises(ValueError, match="refuses to cut"):
+        make(tiny(), max_length=12, on_truncate="raise").fit(texts, labels)
+    assert make(tiny(), max_length=None).fit(texts, labels).prefix_.max_length == 80
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (["a", "b"], ["x", "x"], "two classes or more, got 1 class"),
+        (["a", "b", "c"], ["x", "y"], "inconsistent numbers of samples"),
+        ([], [], "two classes or more"),
+        (["a", None], ["x", "y"], r"X\[1\] must be a str"),
+        ("a text", ["x"], "must be a sequence"),
+        (["a", "b"], ["x", None], r"y\[1\] must be a label"),
+        (["a", "b"], [0.5, 1.5], "continuous"),
+    ],
+)
+def test_bad_input_is_refused(tiny, X, y, message):
+    with pytest.raises(ValueError, match=message):
+        make(tiny()).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("backbone", 3), ("revision", 3), ("prefix_length", 0), ("prefix_length", 2.5), ("init", "zero"),
+        ("reparameterize", 0), ("pooling", "sum"), ("max_length", 3), ("learning_rate", 0),
+        ("weight_decay", -1), ("batch_size", 0), ("max_epochs", 0), ("early_stopping", "no"),
+        ("validation_fraction", 1.0), ("n_iter_no_change", 0), ("class_weight", "heavy"),
+        ("batch_tokens", 0), ("batch_tokens", "many"), ("on_truncate", "cut"), ("random_state", "x"),
+        ("device", 0), ("dtype", "int8"), ("verbose", "loud"),
+    ],
+)  # fmt: skip
+def test_wrong_parameters_are_named(tiny, name, value):
+    with pytest.raises(ValueError, match=rf"'{name}' parameter of PrefixEncoder .* Got {value!r}"):
+        make(tiny()).set_params(**{name: value}).fit(*reviews(8))
+
+
+def test_the_constructor_takes_every_parameter_as_it_is(tiny):
+    encoder = PrefixEncoder()
+    assert encoder.backbone == "roberta-large" and encoder.prefix_length == 5
+    assert set(encoder.get_params()) == set(PrefixEncoder._parameter_constraints)
+    odd = object()
+    assert all(getattr(PrefixEncoder(**{name: odd}), name) is odd for name in encoder.get_params())
+
+
+def test_not_fitted_says_so(tiny):
+    for method in ("transform", "predict", "predict_proba", "decision_function"):
+        with pytest.raises(NotFittedError):
+            getattr(make(tiny()), method)(["a"])
+
+
+def test_pickles_are_light_and_load_nothing(tiny, fitted, fresh_backbones):
+    content = pickle.dumps(fitted)
+    arrays = fitted.prefix_.keys_values.nbytes + fitted.prefix_.head_weight.nbytes
+    assert len(content) < 1.1 * arrays + 4000
+    loaded = pickle.loads(content)
+    assert release_backbones() == 0
+    texts, _ = reviews(seed=2)
+    np.testing.assert_array_equal(loaded.transform(texts), fitted.transform(texts))
+    assert loaded.prefix_ == fitted.prefix_
+
+
+def test_clone_forgets_the_fit(fitted):
+    assert not hasattr(clone(fitted), "prefix_")
+    assert clone(fitted).get_params() == fitted.get_params()
+
+
+@at_chance
+def test_a_saved_prefix_makes_an_encoder_again(tiny, fitted, tmp_path):
+    fitted.prefix_.save(tmp_path / "p.safetensors")
+    encoder = PrefixEncoder.from_prefix(
+        Prefix.load(tmp_path / "p.safetensors"), dtype="float32", device="cpu"
+    )
+    texts, labels = reviews(seed=2)
+    np.testing.assert_array_equal(encoder.transform(texts), fitted.transform(texts))
+    np.testing.assert_array_equal(encoder.predict(texts), fitted.predict(texts))
+    assert encoder.get_params()["prefix_length"] == 5
+    assert encoder.get_feature_names_out()[-1] == "prefixencoder31"
+    # And it can be fitted anew.
+    assert encoder.set_params(max_epochs=1).fit(texts, labels).prefix_ != fitted.prefix_
+
+
+def test_another_backbone_behind_the_same_name_is_refused(tiny, fitted):
+    encoder = pickle.loads(pickle.dumps(fitted)).set_params(backbone=tiny("electra"))
+    with pytest.raises(ValueError, match="fingerprint"):
+        encoder.transform(["a"])
+
+
+@at_chance
+def test_verbose_shows_progress(tiny, capsys):
+    make(tiny(), verbose=True, max_epochs=1).fit(*reviews(16))
+    assert "fit: " in capsys.readouterr().err
+    make(tiny(), max_epochs=1).fit(*reviews(16))
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["camembert", "electra", "modernbert", "roberta", "xlm-roberta"])
+def test_other_families_learn_too(tiny, family):
+    encoder = make(tiny(family), max_epochs=20, early_stopping=False).fit(*reviews())
+    assert encoder.score(*reviews()) > 0.75

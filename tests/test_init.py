@@ -1,0 +1,20 @@
+import subprocess
+import sys
+
+import pytest
+
+import prefixembed
+
+
+def test_import_is_light():
+    code = "import prefixembed, sys; print([m for m in ('torch', 'transformers', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_are_there():
+    for name in prefixembed.__all__:
+        assert getattr(prefixembed, name).__doc__
+        assert name in dir(prefixembed)
+    with pytest.raises(AttributeError, match="no attribute 'PrefixBunk'"):
+        prefixembed.PrefixBunk  # noqa: B018

@@ -1,0 +1,261 @@
+import copy
+import json
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from safetensors.numpy import save_file
+
+from prefixembed import Prefix
+from prefixembed.prefix import check_compatible, concatenate
+
+
+def make(**changes):
+    rng = np.random.default_rng(0)
+    fields = {
+        "keys_values": rng.standard_normal((2, 2, 3, 4, 8), dtype=np.float32),
+        "backbone": "tiny",
+        "fingerprint": "f" * 64,
+        "pooling": "mean",
+        "max_length": 64,
+        "n_features": 24,
+        "classes": np.array(["bad", "good"]),
+        "head_weight": rng.standard_normal((2, 24), dtype=np.float32),
+        "head_bias": np.array([0.5, -0.5], dtype=np.float32),
+        "training": {"seconds": 1.25, "n_texts": 7},
+    }
+    return Prefix(**(fields | changes))
+
+
+def test_is_immutable_and_its_own_copy():
+    source = np.zeros((2, 2, 3, 4, 8), dtype=np.float32)
+    prefix = make(keys_values=source)
+    source += 1
+    assert not prefix.keys_values.any()
+    with pytest.raises(ValueError, match="read-only"):
+        prefix.keys_values[0] = 1
+    with pytest.raises(AttributeError):
+        prefix.pooling = "cls"
+    with pytest.raises(TypeError):
+        prefix.training["seconds"] = 2
+    assert copy.copy(prefix) is prefix
+    assert copy.deepcopy({"a": [prefix]})["a"][0] is prefix
+
+
+def test_pickle_gives_an_equal_immutable_prefix():
+    prefix = make()
+    loaded = pickle.loads(pickle.dumps(prefix))
+    assert loaded == prefix
+    assert dict(loaded.training) == dict(prefix.training)
+    assert not loaded.keys_values.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"keys_values": np.ones((2, 2, 3, 4, 8))},
+        {"head_bias": np.zeros(2)},
+        {"classes": np.array(["bad", "goof"])},
+        {"pooling": "cls"},
+        {"max_length": 32},
+        {"fingerprint": "e" * 64},
+        {"objective": "other"},
+    ],
+)
+def test_digest_tells_content_apart(change):
+    assert make(**change).digest != make().digest
+    assert make(**change) != make()
+
+
+def test_digest_ignores_where_and_how_it_was_learned():
+    prefix = make(training={"seconds": 9}, backbone="elsewhere", revision="main")
+    assert prefix == make()
+    assert hash(prefix) == hash(make())
+
+
+labels = st.one_of(
+    hnp.arrays(np.int64, 3, elements=st.integers(-(2**60), 2**60), unique=True),
+    hnp.arrays("U5", 3, elements=st.text(st.characters(codec="utf-8"), max_size=5), unique=True),
+    hnp.arrays(np.float64, 3, elements=st.floats(allow_nan=False), unique=True),
+    st.just(np.array([False, True])),
+    st.just(np.array([1, 3, 250], dtype=np.uint8)),
+)
+
+
+@given(classes=labels, length=st.integers(1, 7))
+@settings(max_examples=40, deadline=None)
+def test_a_saved_prefix_loads_as_it_was(tmp_path_factory, classes, length):
+    n = len(classes)
+    prefix = make(
+        keys_values=np.random.default_rng(length).standard_normal((2, 2, 3, length, 8)),
+        classes=classes,
+        head_weight=np.ones((n, 24)),
+        head_bias=np.zeros(n),
+        revision="v1",
+    )
+    path = tmp_path_factory.mktemp("prefix") / "p.safetensors"
+    prefix.save(path)
+    loaded = Prefix.load(path)
+    assert loaded == prefix
+    assert loaded.classes.dtype == prefix.classes.dtype
+    np.testing.assert_array_equal(loaded.classes, prefix.classes)
+    np.testing.assert_array_equal(loaded.keys_values, prefix.keys_values)
+    assert (loaded.backbone, loaded.revision) == ("tiny", "v1")
+    assert dict(loaded.training) == dict(prefix.training)
+
+
+def test_a_prefix_without_a_head_is_saved_too(tmp_path):
+    prefix = make(classes=None, head_weight=None, head_bias=None)
+    prefix.save(tmp_path / "p.safetensors")
+    loaded = Prefix.load(str(tmp_path / "p.safetensors"))
+    assert loaded == prefix
+    with pytest.raises(ValueError, match="no head"):
+        loaded.decision_function(np.zeros((1, 24)))
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
+    path = tmp_path / "p.safetensors"
+    make().save(path)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    names_and_facts = {"tiny", "seconds", "n_texts", "training", "backbone", "revision"}
+    for position in rng.choice(len(whole), size=300, replace=False):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        try:
+            loaded = Prefix.load(path)
+        except ValueError:
+            continue
+        # What the digest leaves out: the backbone's name and the training facts.
+        assert loaded == make(), f"byte {position} of {names_and_facts}"
+    for length in [0, 1, 7, 8, 9, *rng.integers(len(whole), size=50)]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"p\.safetensors"):
+            Prefix.load(path)
+
+
+def test_what_is_no_prefix_file_says_so(tmp_path):
+    path = tmp_path / "p.safetensors"
+    with pytest.raises(FileNotFoundError, match="no prefix file"):
+        Prefix.load(path)
+    with pytest.raises(FileNotFoundError):
+        Prefix.load(tmp_path)
+    save_file({"a": np.zeros(3, dtype=np.float32)}, path)
+    with pytest.raises(ValueError, match="holds no prefix"):
+        Prefix.load(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format_version", 99, "format version is 99"),
+        ("fingerprint", "0", "digest"),
+        ("classes", {"dtype": "|O", "values": [1, 2]}, "not numbers"),
+        ("nonsense", 1, "nonsense"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path, key, value, message):
+    path = tmp_path / "p.safetensors"
+    make().save(path)
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    own = json.loads(header["__metadata__"]["prefixembed"])
+    header["__metadata__"]["prefixembed"] = json.dumps(own | {key: value})
+    encoded = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + content[8 + size :])
+    with pytest.raises(ValueError, match=message):
+        Prefix.load(path)
+
+
+def test_foreign_tensors_and_dtypes_are_refused(tmp_path):
+    path = tmp_path / "p.safetensors"
+    prefix = make()
+    header = {"format_version": 1, "digest": prefix.digest, **prefix._header()}
+    metadata = {"prefixembed": json.dumps(header)}
+    tensors = prefix._tensors()
+    save_file({**tensors, "more": np.zeros(1, dtype=np.float32)}, path, metadata)
+    with pytest.raises(ValueError, match="unknown tensors"):
+        Prefix.load(path)
+    save_file({**tensors, "head_bias": np.zeros(2)}, path, metadata)
+    with pytest.raises(ValueError, match="not float32"):
+        Prefix.load(path)
+    del tensors["keys_values"]
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="keys_values"):
+        Prefix.load(path)
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "p.safetensors"
+    make().save(path)
+
+    def fail(*args):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        make(pooling="cls").save(path)
+    monkeypatch.undo()
+    assert Prefix.load(path) == make()
+    assert [file.name for file in tmp_path.iterdir()] == ["p.safetensors"]
+
+
+def test_saved_files_follow_the_umask(tmp_path):
+    old = os.umask(0o022)
+    try:
+        make().save(tmp_path / "p.safetensors")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "p.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_labels_that_json_cannot_hold_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="dtype"):
+        make(classes=np.array([b"a", b"b"])).save(tmp_path / "p.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys_values": np.zeros((2, 3, 3, 4, 8))}, "must have shape"),
+        ({"keys_values": np.zeros((2, 2, 3, 0, 8))}, "must have shape"),
+        ({"keys_values": np.full((2, 2, 3, 4, 8), np.nan)}, "not finite"),
+        ({"head_weight": np.zeros((2, 23))}, "head_weight must have shape"),
+        ({"head_bias": np.zeros(3)}, "head_bias must have shape"),
+        ({"head_bias": None}, "head_bias must have shape"),
+        ({"classes": np.array(["a"])}, "classes must have shape"),
+    ],
+)
+def test_wrong_parts_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        make(**change)
+
+
+def test_concatenation_keeps_layers_and_order():
+    short, long = make(), make(keys_values=np.ones((2, 2, 3, 7, 8)))
+    combined = concatenate([short, long])
+    assert combined.shape == (2, 2, 3, 11, 8)
+    np.testing.assert_array_equal(combined[:, :, :, :4], short.keys_values)
+    np.testing.assert_array_equal(combined[:, :, :, 4:], long.keys_values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fingerprint": "e" * 64, "backbone": "other"}, "fingerprint .*'tiny'.*'other'"),
+        ({"pooling": "cls"}, "pooling .*'mean' of 'a' and 'cls' of 'b'"),
+        ({"keys_values": np.ones((2, 2, 4, 4, 6))}, "layout .*of 'a' and .*of 'b'"),
+    ],
+)
+def test_what_cannot_be_combined_is_named(change, message):
+    check_compatible({"a": make(), "b": make(keys_values=np.ones((2, 2, 3, 9, 8)))})
+    with pytest.raises(ValueError, match=message):
+        check_compatible({"a": make(), "b": make(**change)})
