@@ -80,10 +80,8 @@ def bert_hidden(model, ids, type_ids, prefixes, weights, combine="concat"):
         else:
             mixed = attend_concat(q, k, v, [], [], q.shape[-1] ** -0.5)
         mixed = mixed.transpose(1, 0, 2).reshape(len(ids), -1)
-        x = norm(
-            f"{block}.attention.output.LayerNorm",
-            x + dense(f"{block}.attention.output.dense", mixed),
-        )
+        mixed = dense(f"{block}.attention.output.dense", mixed)
+        x = norm(f"{block}.attention.output.LayerNorm", x + mixed)
         inner = dense(f"{block}.intermediate.dense", x)
         inner = inner * 0.5 * (1 + erf(inner / np.sqrt(2)))
         x = norm(f"{block}.output.LayerNorm", x + dense(f"{block}.output.dense", inner))

@@ -183,9 +183,8 @@ def test_weights_count_as_texts_do(tiny):
     assert encoder.score(texts, labels) > 0.9
     encoder = make(tiny(), **params).fit(texts + texts, np.r_[labels, flip], weights[::-1])
     assert encoder.score(texts, flip) > 0.9
-    left_out = make(tiny(), **params).fit(
-        texts + texts, np.r_[labels, flip], np.r_[np.ones(24), np.zeros(24)]
-    )
+    first_half = np.repeat([1.0, 0.0], 24)
+    left_out = make(tiny(), **params).fit(texts + texts, np.r_[labels, flip], first_half)
     assert left_out.prefix_ == make(tiny(), **params).fit(texts, labels).prefix_
     scaled = make(tiny(), **params).fit(texts, labels, np.full(24, 7.0))
     np.testing.assert_allclose(scaled.prefix_.keys_values, left_out.prefix_.keys_values, atol=1e-5)
@@ -258,12 +257,13 @@ def test_bad_input_is_refused(tiny, X, y, message):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("backbone", 3), ("revision", 3), ("prefix_length", 0), ("prefix_length", 2.5), ("init", "zero"),
+        ("backbone", 3), ("revision", 3), ("prefix_length", 0), ("prefix_length", 2.5),
+        ("init", "zero"),
         ("reparameterize", 0), ("pooling", "sum"), ("max_length", 3), ("learning_rate", 0),
         ("weight_decay", -1), ("batch_size", 0), ("max_epochs", 0), ("early_stopping", "no"),
         ("validation_fraction", 1.0), ("n_iter_no_change", 0), ("class_weight", "heavy"),
-        ("batch_tokens", 0), ("batch_tokens", "many"), ("on_truncate", "cut"), ("random_state", "x"),
-        ("device", 0), ("dtype", "int8"), ("verbose", "loud"),
+        ("batch_tokens", 0), ("batch_tokens", "many"), ("on_truncate", "cut"),
+        ("random_state", "x"), ("device", 0), ("dtype", "int8"), ("verbose", "loud"),
     ],
 )  # fmt: skip
 def test_wrong_parameters_are_named(tiny, name, value):
