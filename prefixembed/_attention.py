@@ -68,7 +68,7 @@ def register() -> None:
 
 @dataclass
 class ConcatAttention:
-    """One softmax over the positions of all prefixes and the tokens (the paper, section 3.3).
+    """One softmax over the positions of all prefixes and the tokens (arXiv 2305.13499).
 
     Parameters
     ----------

@@ -18,8 +18,6 @@ from prefixembed._embedding import embed_texts
 from prefixembed.backbone import Backbone
 from prefixembed.prefix import Prefix
 
-POOLINGS = ("cls", "mean", "max", "last")
-
 
 class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Base of estimators that give one fixed vector a text."""

@@ -122,13 +122,13 @@ class Tokens:
         One array a text.
     type_ids : list of int8 ndarray
         Segment of each token: 1 in the second text of a pair.
-    n_truncated : int
-        How many texts were longer than the tokenizer's limit.
+    truncated : bool ndarray of shape (n_texts,)
+        Which texts were longer than the tokenizer's limit.
     """
 
     ids: list[NDArray[np.int32]]
     type_ids: list[NDArray[np.int8]]
-    n_truncated: int
+    truncated: NDArray[np.bool_]
 
     @property
     def lengths(self) -> NDArray[np.intp]:
@@ -138,7 +138,7 @@ class Tokens:
     def take(self, positions: NDArray[np.intp]) -> Tokens:
         """Give the tokens of some texts."""
         ids, type_ids = ([part[k] for k in positions] for part in (self.ids, self.type_ids))
-        return Tokens(ids, type_ids, self.n_truncated)
+        return Tokens(ids, type_ids, self.truncated[positions])
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
@@ -158,7 +158,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
     """
     ids: list[NDArray[np.int32]] = []
     type_ids: list[NDArray[np.int8]] = []
-    n_truncated = 0
+    truncated: list[bool] = []
     for start in range(0, len(texts), _CHUNK):
         chunk = list(texts[start : start + _CHUNK])
         try:
@@ -168,8 +168,8 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
         for encoding in encodings:
             ids.append(np.array(encoding.ids, dtype=np.int32))
             type_ids.append(np.array(encoding.type_ids, dtype=np.int8))
-            n_truncated += bool(encoding.overflowing)
-    return Tokens(ids, type_ids, n_truncated)
+            truncated.append(bool(encoding.overflowing))
+    return Tokens(ids, type_ids, np.array(truncated, dtype=np.bool_))
 
 
 def _without_surrogates(text: Text) -> Text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from tqdm.auto import tqdm
 from prefixembed._attention import Attend
 from prefixembed._batching import Text, Tokens, pad_batch, plan_batches, tokenize, unique_texts
 from prefixembed._pooling import pool
+from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone
 
 # Tokens a padded batch. On a CPU what matters is that a layer's activations stay in the cache;
@@ -37,42 +37,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def tokenize_texts(
-    backbone: Backbone, texts: Sequence[Text], max_length: int, on_truncate: str
-) -> Tokens:
-    """Tokenize, and say how many texts were cut.
+def report_truncated(n_truncated: int, n_texts: int, max_length: int, on_truncate: str) -> None:
+    """Say how many texts are longer than the limit.
 
     Parameters
     ----------
-    backbone : Backbone
-        Whose tokenizer.
-    texts : sequence of str or of (str, str)
-        Checked texts.
+    n_truncated, n_texts : int
+        How many of how many.
     max_length : int
         In tokens.
     on_truncate : {"warn", "raise", "ignore"}
-        What to do when texts are longer than that.
-
-    Returns
-    -------
-    tokens : Tokens
-        In the order of `texts`.
+        How to say it.
 
     Raises
     ------
     ValueError
-        If texts are too long and `on_truncate` is ``"raise"``.
+        If there are such texts and `on_truncate` is ``"raise"``.
     """
-    tokens = tokenize(backbone.tokenizer(max_length), texts)
-    if tokens.n_truncated and on_truncate != "ignore":
-        message = (
-            f"{tokens.n_truncated} of {len(texts)} different texts are longer than "
-            f"max_length={max_length} tokens"
-        )
-        if on_truncate == "raise":
-            raise ValueError(f"{message}; on_truncate='raise' refuses to cut them")
-        warnings.warn(f"{message} and were cut", UserWarning, stacklevel=5)
-    return tokens
+    if not n_truncated or on_truncate == "ignore":
+        return
+    message = f"{n_truncated} of {n_texts} texts are longer than max_length={max_length} tokens"
+    if on_truncate == "raise":
+        raise ValueError(f"{message}; on_truncate='raise' refuses to cut them")
+    warn(f"{message} and were cut")
 
 
 def embed_tokens(
@@ -166,7 +153,7 @@ def embed_texts(
     prefix : Attend or None
         What every layer attends to beside the tokens.
     pooling, max_length, batch_tokens, on_truncate, progress
-        As in :func:`embed_tokens` and :func:`tokenize_texts`.
+        As in :func:`embed_tokens` and :func:`report_truncated`.
 
     Returns
     -------
@@ -174,7 +161,8 @@ def embed_texts(
         In the order of `texts`.
     """
     unique, inverse = unique_texts(texts)
-    tokens = tokenize_texts(backbone, unique, max_length, on_truncate)
+    tokens = tokenize(backbone.tokenizer(max_length), unique)
+    report_truncated(int(tokens.truncated[inverse].sum()), len(texts), max_length, on_truncate)
     budget = resolve_batch_tokens(batch_tokens, backbone.device)
     vectors = embed_tokens(backbone, tokens, prefix, pooling, budget, progress)
     return vectors if len(unique) == len(texts) else vectors[inverse]

@@ -77,6 +77,13 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
         classes, labels = np.unique(array, return_inverse=True)
     except TypeError as error:
         raise ValueError(f"labels in y must be of one type that sorts: {error}") from error
+    if classes.dtype.kind == "O":
+        classes = np.array(classes.tolist())
+    if classes.dtype.kind not in "biufU":
+        raise ValueError(
+            f"labels in y must be numbers, booleans or strings, got {classes[0]!r} "
+            f"of type {type(classes[0]).__name__}"
+        )
     check_classification_targets(array)
     return labels.astype(np.int64), classes
 

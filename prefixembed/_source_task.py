@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from prefixembed._batching import Tokens, pad_batch, plan_batches
 from prefixembed._embedding import embed_tokens, is_out_of_memory
 from prefixembed._pooling import pool
 from prefixembed._training import History, Recipe, optimise
+from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone
 
 _NORMAL_SCALE = 0.02
@@ -61,7 +61,7 @@ class PrefixModel(nn.Module):
     n_features, n_outputs : int
         Shape of the head, which starts at zero: at chance.
     hidden_size : int or None
-        Width of the MLP of P-Tuning v2 (arXiv 2110.07602, section 3.3), whose output is added
+        Width of the MLP of P-Tuning v2 (arXiv 2110.07602), whose output is added
         to `start`; None for no MLP.
     generator : torch.Generator
         Where the MLP's weights are drawn from.
@@ -284,12 +284,11 @@ def warn_if_stuck(history: History, data: LabelledTokens, learning_rate: float) 
     chance = -float((share * np.log(share)).sum())
     loss = min(history["train_loss"])
     if loss > _STUCK * chance:
-        warnings.warn(
+        warn(
             f"the training loss is stuck at chance or above ({loss:.3g}, and guessing by class "
             f"frequency gives {chance:.3g}): try another learning_rate than {learning_rate}, more "
             "max_epochs, or init='text'",
             ConvergenceWarning,
-            stacklevel=3,
         )
 
 
@@ -298,14 +297,13 @@ def training_facts(data: LabelledTokens, recipe: Recipe, history: History) -> di
     facts: dict[str, Any] = {
         "n_texts": len(data.train),
         "n_validation_texts": len(data.valid),
-        "n_truncated": data.tokens.n_truncated,
+        "n_truncated": int(data.tokens.truncated.sum()),
         "learning_rate": float(recipe.learning_rate),
         "batch_size": int(recipe.batch_size),
         "n_epochs": len(history["epoch"]),
         "seconds": history["seconds"][-1],
-        "train_loss": history["train_loss"][-1],
     }
-    if "valid_loss" in history:
-        best = int(np.argmin(history["valid_loss"]))
-        facts |= {name: history[name][best] for name in ("valid_loss", "valid_accuracy")}
-    return facts
+    # Of the epoch whose state was kept.
+    kept = int(np.argmin(history["valid_loss"])) if "valid_loss" in history else -1
+    figures = ("train_loss", "valid_loss", "valid_accuracy")
+    return facts | {name: history[name][kept] for name in figures if name in history}

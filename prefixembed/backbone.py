@@ -40,6 +40,7 @@ _VOLATILE_CONFIG = (
     "transformers_version",
     "use_cache",
 )
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PROBES = ("Is it a test? Yes: don't panic!", "  Ünï¢ødé 中文 \U0001f600\t\n 3.14", "")
 
 _loaded: dict[tuple[str, str | None, torch.dtype, torch.device], Backbone] = {}
@@ -213,8 +214,8 @@ def load_backbone(
     Raises
     ------
     ValueError
-        If the family is not supported, weights are missing from the checkpoint, or there is
-        no tokenizer in Rust.
+        If the family, dtype or device is not supported, weights are missing from the
+        checkpoint, or there is no tokenizer in Rust.
     OSError
         If there is no such folder and no such model on the Hub.
 
@@ -280,15 +281,21 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"device must be 'auto' or a torch device, got {device!r}") from error
-    if resolved.type == "cuda" and resolved.index is None and torch.cuda.is_available():
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}, but torch finds no CUDA device here")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device is {device!r}, but torch finds no MPS device here")
+    if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return resolved
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """Give the dtype of a name; ``"auto"`` takes bfloat16 where the hardware multiplies in it."""
+    if dtype in _DTYPES:
+        return _DTYPES[dtype]
     if dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
+        raise ValueError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":

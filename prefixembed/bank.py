@@ -14,11 +14,11 @@ from sklearn.base import _fit_context, clone
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from prefixembed._base import POOLINGS, TextTransformer
+from prefixembed._base import TextTransformer
 from prefixembed._batching import check_texts
 from prefixembed.backbone import backbone_n_features, load_backbone
 from prefixembed.encoder import PrefixEncoder
-from prefixembed.prefix import Prefix, check_compatible
+from prefixembed.prefix import POOLINGS, Prefix, check_compatible
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,7 +50,8 @@ class PrefixBank(TextTransformer):
         Hub name or folder. None for the one that the prefixes name; to be given where there is
         no prefix, or where the same backbone lies elsewhere.
     revision : str, default=None
-        Revision on the Hub. None for the one that the prefixes name.
+        Revision on the Hub. None for the one that the prefixes name, or the newest where
+        `backbone` is given.
     pooling : {"mean", "cls", "max", "last"}, default=None
         How token vectors become one vector a text. None for that of the prefixes, or
         ``"mean"`` where there is none.
@@ -59,7 +60,7 @@ class PrefixBank(TextTransformer):
         backbone takes where there is none.
     batch_tokens : int or "auto", default="auto"
         Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes by
-        the device. It changes speed and memory alone, to rounding.
+        the device. It changes speed and memory alone, to rounding in `dtype`.
     on_truncate : {"warn", "raise", "ignore"}, default="warn"
         What to do when texts are longer than `max_length` and are cut.
     device : str, default="auto"
@@ -83,7 +84,7 @@ class PrefixBank(TextTransformer):
     -----
     With softmax mass ``Z_x`` over the tokens, ``Z_t`` over prefix t times its weight, and
     attention ``o_x``, ``o_t`` to either alone, a layer's output is ``(Z_x o_x + sum_t Z_t o_t)
-    / (Z_x + sum_t Z_t)`` with ``"concat"`` (section 3.3 of [1]_) and the mean over t of
+    / (Z_x + sum_t Z_t)`` with ``"concat"`` [1]_ and the mean over t of
     ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)`` with ``"mean"``. Prefixes have no position, so their
     order does not matter. A bank of one gives its encoder's vectors.
 
@@ -100,13 +101,13 @@ class PrefixBank(TextTransformer):
     >>> from prefixembed import PrefixBank, PrefixEncoder
     >>> from prefixembed.tasks import demo_backbone
     >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=1, random_state=0)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0)
     >>> encoder = encoder.fit(texts, [1, 0, 1, 0] * 8)
     >>> bank = PrefixBank({"stars": encoder})
     >>> bank.transform(["a fine film", "a dud"]).shape
     (2, 384)
-    >>> bank.remove("stars").add("film", encoder.prefix_)
-    PrefixBank(prefixes={'film': Prefix(...)})
+    >>> list(bank.add("more stars", encoder.prefix_).remove("stars"))
+    ['more stars']
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -186,7 +187,8 @@ class PrefixBank(TextTransformer):
         Returns
         -------
         vectors : ndarray of shape (n_texts, n_features)
-            In float32 and input order; independent of what else is in `X`, to rounding.
+            In float32 and input order; independent of what else is in `X`, to rounding in
+            `dtype`.
 
         Raises
         ------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,9 +14,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from prefixembed._base import POOLINGS, TextTransformer
-from prefixembed._batching import check_texts
-from prefixembed._embedding import resolve_batch_tokens, tokenize_texts
+from prefixembed._base import TextTransformer
+from prefixembed._batching import check_texts, tokenize
+from prefixembed._embedding import report_truncated, resolve_batch_tokens
 from prefixembed._labels import check_labels, check_weights, stratified_split
 from prefixembed._source_task import (
     LabelledTokens,
@@ -28,8 +27,9 @@ from prefixembed._source_task import (
     warn_if_stuck,
 )
 from prefixembed._training import Recipe
+from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone, load_backbone
-from prefixembed.prefix import Prefix
+from prefixembed.prefix import POOLINGS, Prefix
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -83,12 +83,12 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         Weights of classes in the loss, as scikit-learn has them.
     batch_tokens : int or "auto", default="auto"
         Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes
-        by the device. It changes speed and memory alone, to rounding.
+        by the device. It changes speed and memory alone, to rounding in `dtype`.
     on_truncate : {"warn", "raise", "ignore"}, default="warn"
         What to do when texts are longer than `max_length` and are cut.
     random_state : int, RandomState instance or None, default=None
         Order of texts, validation split and initial prefix. An int repeats a fit exactly on
-        one device.
+        one device, as far as its kernels repeat themselves; those of a CPU do.
     device : str, default="auto"
         ``"auto"`` takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16"}, default="auto"
@@ -117,7 +117,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
     Notes
     -----
     Attention of one layer and head, with queries Q, keys K and values V of the tokens and the
-    prefix's P_K and P_V, is ``softmax(Q [P_K; K]^T / sqrt(d)) [P_V; V]`` (section 3.2 of [1]_).
+    prefix's P_K and P_V, is ``softmax(Q [P_K; K]^T / sqrt(d)) [P_V; V]`` [1]_.
     Positions of tokens are not shifted. The backbone's weights, gradients and modes are left
     as they were, so dropout is off in training.
 
@@ -214,7 +214,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
             Texts, or pairs of texts.
         y : array-like of shape (n_texts,)
-            Labels: two classes or more, of any type that sorts.
+            Labels: two classes or more; integers, booleans, strings or whole floats.
         sample_weight : array-like of shape (n_texts,), default=None
             Weights of texts in the loss. A text of weight zero is left out.
 
@@ -250,7 +250,8 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
 
         backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)
         max_length = backbone.max_length if self.max_length is None else self.max_length
-        tokens = tokenize_texts(backbone, [texts[k] for k in kept], max_length, self.on_truncate)
+        tokens = tokenize(backbone.tokenizer(max_length), [texts[k] for k in kept])
+        report_truncated(int(tokens.truncated.sum()), len(kept), max_length, self.on_truncate)
         labels, weights = labels[kept], weights[kept]
         train, valid = self._split(labels, rng)
         data = LabelledTokens(
@@ -308,7 +309,8 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         Returns
         -------
         vectors : ndarray of shape (n_texts, n_features)
-            In float32 and input order; independent of what else is in `X`, to rounding.
+            In float32 and input order; independent of what else is in `X`, to rounding in
+            `dtype`.
 
         Raises
         ------
@@ -375,13 +377,18 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         prefix : Prefix
             With a head, if it is to predict.
         **params : dict
-            Parameters of the encoder, such as ``device``; what the prefix knows is taken from
-            there.
+            Parameters of the encoder, such as ``device``, or ``backbone`` where it lies
+            elsewhere now. Length, pooling and max_length are the prefix's own.
 
         Returns
         -------
         encoder : PrefixEncoder
             Fitted; it has no ``history_``.
+
+        Raises
+        ------
+        ValueError
+            If `params` contradict the prefix.
 
         Examples
         --------
@@ -395,6 +402,11 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             "pooling": prefix.pooling,
             "max_length": prefix.max_length,
         }
+        for name in ("prefix_length", "pooling", "max_length"):
+            if params.get(name, known[name]) != known[name]:
+                raise ValueError(
+                    f"{name} is {known[name]!r} in the prefix, got {name}={params[name]!r}"
+                )
         encoder = cls(**{**known, **params})
         encoder._adopt(prefix)
         return encoder
@@ -426,11 +438,9 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             return np.arange(len(labels)), np.arange(0)
         train, valid = stratified_split(labels, self.validation_fraction, rng)
         if not len(valid):
-            warnings.warn(
+            warn(
                 f"{len(labels)} texts are too few to set validation_fraction="
-                f"{self.validation_fraction} of each class aside: no early stopping",
-                UserWarning,
-                stacklevel=4,
+                f"{self.validation_fraction} of each class aside: no early stopping"
             )
         return train, valid
 

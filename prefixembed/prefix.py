@@ -21,6 +21,14 @@ from safetensors.numpy import save_file
 FORMAT_VERSION = 1
 _METADATA_KEY = "prefixembed"
 _TENSORS = ("keys_values", "head_weight", "head_bias")
+_TYPES = {
+    "backbone": str,
+    "fingerprint": str,
+    "objective": str,
+    "max_length": int,
+    "n_features": int,
+}
+POOLINGS = ("cls", "mean", "max", "last")
 _SHAPE_WORDS = "(layer, 2, head, position, head_dim)"
 
 
@@ -90,7 +98,7 @@ class Prefix:
     ...     keys_values=np.zeros((2, 2, 4, 5, 8), dtype=np.float32), backbone="tiny",
     ...     fingerprint="0" * 64, pooling="mean", max_length=64, n_features=32)
     >>> prefix
-    Prefix(backbone='tiny', length=5, objective='classification', digest='b1e0ca3d43ab')
+    Prefix(backbone='tiny', length=5, objective='classification', digest='8113d1e29c52')
     """
 
     keys_values: NDArray[np.float32]  # (layer, 2, head, position, head_dim)
@@ -113,10 +121,15 @@ class Prefix:
         shape = self.keys_values.shape
         if len(shape) != 5 or shape[1] != 2 or 0 in shape:
             raise ValueError(f"keys_values must have shape {_SHAPE_WORDS}, got {shape}")
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind) or value == 0:
+                raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
         if self.classes is not None:
             classes = np.array(self.classes)
-            if classes.dtype == object and all(type(c) is str for c in classes):
-                classes = classes.astype(str)
+            _encode_classes(classes)
             classes.flags.writeable = False
             object.__setattr__(self, "classes", classes)
         if self.head_weight is not None:
@@ -185,11 +198,6 @@ class Prefix:
         ----------
         path : str or path-like
             File to write, by custom ending in ``.safetensors``.
-
-        Raises
-        ------
-        ValueError
-            If the labels are of a type that JSON cannot hold.
         """
         target = Path(path)
         header = {"format_version": FORMAT_VERSION, "digest": self.digest, **self._header()}
@@ -313,7 +321,7 @@ def concatenate(prefixes: Sequence[Prefix]) -> NDArray[np.float32]:
     Returns
     -------
     keys_values : ndarray of shape (n_layers, 2, n_heads, sum of lengths, head_dim)
-        The combined prefix of section 3.3 of arXiv 2305.13499.
+        The combined prefix of arXiv 2305.13499.
     """
     return np.concatenate([prefix.keys_values for prefix in prefixes], axis=3)
 

@@ -94,6 +94,8 @@ _MODULES = {
 }
 
 _MIN_WORDS, _MAX_WORDS = 4, 40
+# Names that scikit-learn shows only once something in the process has asked for them.
+_EXPERIMENTAL = ("HalvingGridSearchCV", "HalvingRandomSearchCV", "IterativeImputer")
 _ROLE = re.compile(r":\w+:`~?([^`<]*?)\s*(?:<[^`]*>)?`")
 _MARKUP = re.compile(r"``?|\*\*|[{}]")
 _SIGNATURE = re.compile(r"^\s*[\w.]+\(.*\)\s*(?:->.*)?$")
@@ -258,9 +260,14 @@ def _harvest_module(package: str, module: str) -> Iterator[_Entry]:
     for name in sorted(getattr(home, "__all__", None) or dir(home)):
         try:
             value = getattr(home, name, None)
-        except ImportError:  # experimental names of scikit-learn
+        except ImportError:  # an experimental name of scikit-learn
             continue
-        if name.startswith("_") or isinstance(value, types.ModuleType) or not callable(value):
+        if (
+            name in _EXPERIMENTAL
+            or name.startswith("_")
+            or isinstance(value, types.ModuleType)
+            or not callable(value)
+        ):
             continue
         if not str(getattr(value, "__module__", None) or package).startswith(package):
             continue

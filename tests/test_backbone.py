@@ -187,6 +187,11 @@ def test_dtype_and_device_by_name():
     assert module.resolve_dtype("float32", cpu) == torch.float32
     assert module.resolve_dtype("bfloat16", cpu) == torch.bfloat16
     assert module.resolve_dtype("auto", torch.device("mps")) == torch.float32
+    with pytest.raises(ValueError, match="dtype must be 'auto', .*got 'float16'"):
+        module.resolve_dtype("float16", cpu)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="'cuda', but torch finds no CUDA device"):
+            module.resolve_device("cuda")
     with pytest.raises(ValueError, match="got 'quantum'"):
         module.resolve_device("quantum")
 

@@ -205,7 +205,7 @@ def test_bad_texts_are_refused_in_fit_and_transform(bank, X):
 
 def test_no_rows_and_texts_cut_short(bank):
     assert bank.transform([]).shape == (0, 32)
-    with pytest.warns(UserWarning, match="1 of 2 different texts are longer than max_length=64"):
+    with pytest.warns(UserWarning, match="1 of 3 texts are longer than max_length=64"):
         bank.transform(["x" * 99, "y", "y"])
     with pytest.raises(ValueError, match="1 of 1"):
         bank.set_params(on_truncate="raise").transform(["x" * 99])

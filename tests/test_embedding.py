@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefixembed import _embedding, load_backbone
 from prefixembed._embedding import embed_texts, is_out_of_memory, resolve_batch_tokens
@@ -58,12 +60,11 @@ def test_no_texts_give_no_rows(tiny):
 
 def test_texts_cut_short_are_counted_once(tiny):
     texts = ["x" * 100, "x" * 100, "y" * 62, "y" * 63]
-    with pytest.warns(
-        UserWarning, match="2 of 3 different texts are longer than max_length=64"
-    ) as w:
+    with pytest.warns(UserWarning, match="3 of 4 texts are longer than max_length=64") as w:
         embed(tiny(), texts)
     assert len(w) == 1
-    with pytest.raises(ValueError, match="2 of 3 .*on_truncate='raise'"):
+    assert w[0].filename == __file__, "a warning points at the line of the user"
+    with pytest.raises(ValueError, match="3 of 4 .*on_truncate='raise'"):
         embed(tiny(), texts, on_truncate="raise")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -148,6 +149,20 @@ def test_odd_texts_give_finite_vectors(tiny, dtype):
     )  # fmt: skip
     assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
+
+
+odd_text = st.text(st.characters(), max_size=40)
+
+
+@given(st.lists(st.one_of(odd_text, st.builds(str.__mul__, odd_text, st.integers(0, 9)))))
+@settings(max_examples=30, deadline=None)
+def test_any_unicode_gives_the_vector_that_it_gives_alone(tiny, texts):
+    params = {"on_truncate": "ignore", "batch_tokens": 100}
+    vectors = embed(tiny(), texts, **params)
+    assert vectors.shape == (len(texts), 32)
+    assert np.isfinite(vectors).all()
+    for text, vector in zip(texts[:3], vectors, strict=False):
+        np.testing.assert_allclose(embed(tiny(), [text], **params)[0], vector, atol=1e-5)
 
 
 def test_a_progress_bar_counts_texts(tiny, capsys):

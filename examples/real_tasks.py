@@ -1,0 +1,67 @@
+"""The walk of the quickstart on real benchmark tasks, where their data is at hand.
+
+Source tasks: SST-2 (sentiment), QNLI (does a passage answer a question) and SICK (inference).
+Target tasks: customer reviews (CR) and paraphrases (MRPC), with few labels each::
+
+    python examples/real_tasks.py --data DIR
+
+The folder holds ``<task>.train.jsonl`` and ``<task>.test.jsonl`` with the fields ``text``,
+``text_b`` (pairs) and ``label``. Without ``--data``, the environment variable PREFIXEMBED_DATA
+or the folder ``shared/data`` beside the checkout is used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from quickstart import compare, learn, save_and_reload, update
+
+from prefixembed import PrefixBank
+from prefixembed.tasks import Task, demo_backbone
+
+DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def load_task(folder: Path, name: str, n_train: int, n_test: int) -> Task:
+    """Read a task and keep a random part of either split."""
+    sides = []
+    for split, limit in (("train", n_train), ("test", n_test)):
+        with open(folder / f"{name}.{split}.jsonl", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        rows = [rows[k] for k in np.random.default_rng(0).permutation(len(rows))[:limit]]
+        columns = ("text", "text_b") if "text_b" in rows[0] else ("text",)
+        X = [tuple(row[c] for c in columns) if len(columns) == 2 else row["text"] for row in rows]
+        sides += [X, np.array([row["label"] for row in rows])]
+    return Task(name, *sides)
+
+
+def main() -> None:
+    """Run the whole walk."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--source-texts", type=int, default=2000)
+    parser.add_argument("--target-texts", type=int, default=300)
+    args = parser.parse_args()
+    folder = args.data or Path(os.environ.get("PREFIXEMBED_DATA", DEFAULT_DATA))
+    if not folder.is_dir():
+        sys.exit(f"no folder {str(folder)!r}: name the tasks' folder with --data")
+
+    params = {"backbone": demo_backbone(), "max_length": 128}
+    sources = {
+        name: load_task(folder, name, args.source_texts, 800) for name in ("sst2", "qnli", "sick")
+    }
+    bank = PrefixBank({name: learn(task, **params) for name, task in sources.items()})
+    for name in ("cr", "mrpc"):
+        target = load_task(folder, name, args.target_texts, 1000)
+        compare(bank, target)
+    save_and_reload(bank, target.X_test)
+    update(bank, "qnli", lambda: learn(sources["qnli"], **params, max_epochs=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""Warnings that point at the line of the user."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the first frame outside this package and scikit-learn.
+
+    Parameters
+    ----------
+    message : str
+        What to say.
+    category : type, default=UserWarning
+        Of the warning.
+    """
+    level = 2
+    frame = sys._getframe(1)
+    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
+        frame = frame.f_back
+        level += 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def _is_inside(filename: str) -> bool:
+    # Calls go through scikit-learn's wrappers on their way to ours.
+    path = Path(filename)
+    return path.is_relative_to(_HERE) or "sklearn" in path.parts
