@@ -7,6 +7,7 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
@@ -42,8 +43,6 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         pooling: str,
         max_length: int,
     ) -> NDArray[np.float32]:
-        import torch
-
         texts = check_texts(X)
         parts = [torch.tensor(prefix.keys_values, device=backbone.device) for prefix in prefixes]
         return embed_texts(

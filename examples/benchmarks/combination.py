@@ -149,8 +149,32 @@ def table(results: dict[str, float], seeds: list[int]) -> str:
     return "\n".join(lines)
 
 
+def plot(results: dict[str, float], seeds: list[int], path: Path) -> None:
+    """Draw the average over targets of each representation, a dot a seed."""
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(key.split("|")[2] for key in results))[::-1]
+    averages = np.array(
+        [
+            [np.mean([results[f"{seed}|{target}|{name}"] for target in TARGETS]) for seed in seeds]
+            for name in names
+        ]
+    )  # (representation, seed)
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    rows = np.arange(len(names))
+    axes.axvline(averages[names.index("bare backbone")].mean(), color="0.7", linestyle="--")
+    axes.scatter(averages, np.broadcast_to(rows[:, None], averages.shape), s=18, color="tab:blue")
+    axes.scatter(averages.mean(axis=1), rows, marker="|", s=260, color="black")
+    axes.set_yticks(rows, names)
+    axes.set_xlabel(f"test accuracy, average over {len(TARGETS)} target tasks")
+    axes.set_title("Dots: seeds; bars: their mean; dashed: bare backbone", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Run what is missing, print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of JSONL files")
     parser.add_argument("--out", type=Path, default=Path("results/combination"))
@@ -176,6 +200,7 @@ def main() -> None:
         f"transformers {transformers.__version__}\n"
     )
     print(table(results, args.seeds))
+    plot(results, args.seeds, args.out / "combination.png")
 
 
 if __name__ == "__main__":
