@@ -249,7 +249,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
 
         backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)
-        max_length = backbone.max_length if self.max_length is None else self.max_length
+        max_length = int(self.max_length or backbone.max_length)
         tokens = tokenize(backbone.tokenizer(max_length), [texts[k] for k in kept])
         report_truncated(int(tokens.truncated.sum()), len(kept), max_length, self.on_truncate)
         labels, weights = labels[kept], weights[kept]

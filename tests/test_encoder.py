@@ -235,6 +235,7 @@ def test_long_texts_are_counted(tiny):
     assert encoder.prefix_.training["n_truncated"] > 0
     with pytest.raises(ValueError, match="refuses to cut"):
         make(tiny(), max_length=12, on_truncate="raise").fit(texts, labels)
+    assert make(tiny(), max_length=np.int64(40)).fit(texts, labels).prefix_.max_length == 40
     assert make(tiny(), max_length=None).fit(texts, labels).prefix_.max_length == 80
 
 
