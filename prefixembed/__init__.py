@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefixembed.backbone import Backbone, load_backbone, release_backbones
     from prefixembed.bank import PrefixBank
+    from prefixembed.cache import VectorCache
     from prefixembed.encoder import PrefixEncoder
     from prefixembed.prefix import Prefix
     from prefixembed.selection import prefix_subsets
@@ -23,6 +24,7 @@ _HOMES = {
     "Prefix": "prefix",
     "PrefixBank": "bank",
     "PrefixEncoder": "encoder",
+    "VectorCache": "cache",
     "load_backbone": "backbone",
     "prefix_subsets": "selection",
     "release_backbones": "backbone",
@@ -33,6 +35,7 @@ __all__ = [
     "Prefix",
     "PrefixBank",
     "PrefixEncoder",
+    "VectorCache",
     "load_backbone",
     "prefix_subsets",
     "release_backbones",

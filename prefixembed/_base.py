@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metadata_routing import UNUSED
 
-from prefixembed._attention import combined_attention
-from prefixembed._batching import check_texts
-from prefixembed._embedding import embed_texts
-from prefixembed.backbone import Backbone
+from prefixembed._attention import Attend, combined_attention
+from prefixembed._batching import check_texts, iterate_texts
+from prefixembed._embedding import CHUNK, Embedder, embed
+from prefixembed._quantization import OUTPUT_DTYPES, output_width
+from prefixembed.backbone import Backbone, resolve_device, resolve_dtype
+from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.prefix import Prefix
 
 
@@ -29,37 +33,55 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         "batch_tokens": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "on_truncate": [StrOptions({"warn", "raise", "ignore"})],
         "device": [str],
-        "dtype": [StrOptions({"auto", "float32", "bfloat16"})],
+        "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
+        "output_dtype": [StrOptions(set(OUTPUT_DTYPES))],
+        "cache": [str, os.PathLike, VectorCache, None],
         "verbose": ["verbose"],
     }
+
+    # `out` is no metadata to route.
+    __metadata_request__transform: ClassVar[dict[str, str]] = {"out": UNUSED}
 
     def _embed(
         self,
         X: Any,
-        backbone: Backbone,
+        representation: Representation,
         prefixes: Sequence[Prefix],
-        weights: Sequence[float],
-        combine: str,
-        pooling: str,
-        max_length: int,
-    ) -> NDArray[np.float32]:
-        texts = check_texts(X)
-        parts = [torch.tensor(prefix.keys_values, device=backbone.device) for prefix in prefixes]
-        return embed_texts(
-            backbone,
-            texts,
-            combined_attention(parts, weights, combine),
-            pooling=pooling,
-            max_length=max_length,
+        n_features: int,
+        load: Callable[[], Backbone],
+        out: NDArray[Any] | None,
+        output_dtype: str,
+    ) -> NDArray[Any]:
+        texts = iterate_texts(X, CHUNK) if isinstance(X, Iterator) else check_texts(X)
+
+        @functools.cache
+        def load_with_prefix() -> tuple[Backbone, Attend | None]:
+            backbone = load()
+            parts = [
+                torch.tensor(prefix.keys_values, device=backbone.device, dtype=backbone.dtype)
+                for prefix in prefixes
+            ]
+            weights = [weight for _, weight in representation.prefixes]
+            return backbone, combined_attention(parts, weights, representation.combine)
+
+        embedder = Embedder(
+            representation=representation,
+            load=load_with_prefix,
+            n_features=n_features,
+            cache=None if self.cache is None else open_cache(self.cache),
             batch_tokens=self.batch_tokens,
             on_truncate=self.on_truncate,
-            progress=bool(self.verbose),
+            output_dtype=output_dtype,
         )
+        return embed(embedder, texts, out, bool(self.verbose))
+
+    def _dtype_name(self) -> str:
+        return str(resolve_dtype(self.dtype, resolve_device(self.device))).removeprefix("torch.")
 
     @property
     def _n_features_out(self) -> int:
         # What ClassNamePrefixFeaturesOutMixin makes feature names of.
-        return int(self.n_features_out_)
+        return output_width(int(self.n_features_out_), self.output_dtype)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

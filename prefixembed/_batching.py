@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ Text = str | tuple[str, str]
 _CHUNK = 2048
 
 
-def check_texts(X: Any, name: str = "X") -> list[Text]:
+def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
     """Turn what a user of scikit-learn may pass into a list of texts or of pairs.
 
     Parameters
@@ -26,6 +27,8 @@ def check_texts(X: Any, name: str = "X") -> list[Text]:
         List, tuple, ndarray, Series or frame of pandas or polars, column of ``datasets``.
     name : str, default="X"
         What messages call it.
+    start : int, default=0
+        Position of the first text, where `X` is part of something longer.
 
     Returns
     -------
@@ -49,9 +52,41 @@ def check_texts(X: Any, name: str = "X") -> list[Text]:
     if isinstance(rows[0], (list, tuple, np.ndarray)):
         width = len(rows[0])
         if width not in (1, 2):
-            raise ValueError(f"{name}[0] must be a text or a pair of texts, got {_show(rows[0])}")
-        return [_check_row(row, position, width, name) for position, row in enumerate(rows)]
-    return [_check_text(row, f"{name}[{position}]") for position, row in enumerate(rows)]
+            raise ValueError(
+                f"{name}[{start}] must be a text or a pair of texts, got {_show(rows[0])}"
+            )
+        return [_check_row(row, position, width, name) for position, row in enumerate(rows, start)]
+    return [_check_text(row, f"{name}[{position}]") for position, row in enumerate(rows, start)]
+
+
+def iterate_texts(X: Iterator[Any], size: int) -> Iterator[list[Text]]:
+    """Check what an iterator gives, a bounded number of texts at a time.
+
+    Parameters
+    ----------
+    X : iterator of str, or of rows of one or two str
+        Any number of texts.
+    size : int
+        How many at a time.
+
+    Yields
+    ------
+    texts : list of str, or list of (str, str)
+        As :func:`check_texts` gives them.
+
+    Raises
+    ------
+    ValueError
+        As :func:`check_texts`, and if there are pairs among texts.
+    """
+    start, is_pair = 0, None
+    while rows := list(itertools.islice(X, size)):
+        texts = check_texts(rows, start=start)
+        if is_pair not in (None, isinstance(texts[0], tuple)):
+            raise ValueError(f"X[{start}] must be of the kind of X[0], got {_show(texts[0])}")
+        is_pair = isinstance(texts[0], tuple)
+        yield texts
+        start += len(texts)
 
 
 def _rows(X: Iterable[Any], name: str) -> list[Any]:
@@ -90,8 +125,8 @@ def _show(value: Any) -> str:
     return f"{shown} of type {type(value).__name__}"
 
 
-def unique_texts(texts: Sequence[Text]) -> tuple[list[Text], NDArray[np.intp]]:
-    """Drop repeated texts.
+def first_positions(texts: Sequence[Text]) -> NDArray[np.intp]:
+    """Find repeated texts.
 
     Parameters
     ----------
@@ -100,16 +135,13 @@ def unique_texts(texts: Sequence[Text]) -> tuple[list[Text], NDArray[np.intp]]:
 
     Returns
     -------
-    unique : list
-        Each text once, in order of first appearance.
-    inverse : ndarray of shape (n_texts,)
-        Where in `unique` each text stands.
+    first : ndarray of shape (n_texts,)
+        Where each text stands first: its own position, if it is no repetition.
     """
     positions: dict[Text, int] = {}
-    inverse = np.empty(len(texts), dtype=np.intp)
-    for k, text in enumerate(texts):
-        inverse[k] = positions.setdefault(text, len(positions))
-    return list(positions), inverse
+    return np.fromiter(
+        (positions.setdefault(text, k) for k, text in enumerate(texts)), np.intp, len(texts)
+    )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,14 +13,29 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from prefixembed._attention import Attend
-from prefixembed._batching import Text, Tokens, pad_batch, plan_batches, tokenize, unique_texts
+from prefixembed._batching import (
+    Text,
+    Tokens,
+    first_positions,
+    pad_batch,
+    plan_batches,
+    tokenize,
+)
 from prefixembed._pooling import pool
+from prefixembed._quantization import OUTPUT_DTYPES, output_width, quantize
 from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone
+from prefixembed.cache import Representation, VectorCache
 
 # Tokens a padded batch. On a CPU what matters is that a layer's activations stay in the cache;
 # on other devices that each kernel has enough to do.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+# Texts that are tokenized, sorted and encoded together: few at first, so that encoding starts
+# early, then enough for batches of like length, and a bound on what is held at once.
+_FIRST_CHUNK, CHUNK = 2048, 16384
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 def resolve_batch_tokens(batch_tokens: int | str, device: torch.device) -> int:
@@ -68,7 +86,7 @@ def embed_tokens(
     prefix: Attend | None,
     pooling: str,
     batch_tokens: int,
-    progress: bool = False,
+    progress: Callable[[int], Any] = int,
 ) -> NDArray[np.float32]:
     """Give one vector a text; a device out of memory halves the budget and goes on.
 
@@ -84,8 +102,8 @@ def embed_tokens(
         How token vectors become one.
     batch_tokens : int
         Budget of a batch.
-    progress : bool, default=False
-        Show a progress bar.
+    progress : callable, default=int
+        Is told the number of texts of each batch that is done.
 
     Returns
     -------
@@ -100,21 +118,24 @@ def embed_tokens(
     lengths = tokens.lengths
     vectors = np.empty((len(lengths), backbone.n_features), dtype=np.float32)
     batches = plan_batches(lengths, batch_tokens)[::-1]  # popped from the end: longest first
-    with tqdm(total=len(lengths), desc="transform", unit="text", disable=not progress) as bar:
-        while batches:
-            positions = batches.pop()
-            try:
-                vectors[positions] = _embed_batch(backbone, tokens, positions, prefix, pooling)
-            except (RuntimeError, MemoryError) as error:
-                if len(positions) == 1 or not is_out_of_memory(error):
-                    raise
-                batch_tokens = max(1, int(lengths[positions].max()) * len(positions) // 2)
-                left = np.concatenate([positions, *batches[::-1]])
-                batches = [left[b] for b in plan_batches(lengths[left], batch_tokens)][::-1]
-                if backbone.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                continue
-            bar.update(len(positions))
+    done = []
+    while batches:
+        positions = batches.pop()
+        try:
+            done.append((positions, _embed_batch(backbone, tokens, positions, prefix, pooling)))
+        except (RuntimeError, MemoryError) as error:
+            if len(positions) == 1 or not is_out_of_memory(error):
+                raise
+            batch_tokens = max(1, int(lengths[positions].max()) * len(positions) // 2)
+            left = np.concatenate([positions, *batches[::-1]])
+            batches = [left[b] for b in plan_batches(lengths[left], batch_tokens)][::-1]
+            if backbone.device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        progress(len(positions))
+    # Fetched last: a device works on its queue while the next batches are laid out.
+    for positions, pooled in done:
+        vectors[positions] = pooled.cpu().numpy()
     return vectors
 
 
@@ -125,44 +146,218 @@ def _embed_batch(
     positions: NDArray[np.intp],
     prefix: Attend | None,
     pooling: str,
-) -> NDArray[np.float32]:
+) -> torch.Tensor:
     hidden, mask = backbone.forward(pad_batch(tokens, positions, backbone.pad_id), prefix)
-    vectors: NDArray[np.float32] = pool(hidden, mask, pooling).cpu().numpy()
-    return vectors
+    return pool(hidden, mask, pooling)
 
 
-def embed_texts(
-    backbone: Backbone,
-    texts: Sequence[Text],
-    prefix: Attend | None,
-    *,
-    pooling: str,
-    max_length: int,
-    batch_tokens: int | str,
-    on_truncate: str,
-    progress: bool,
-) -> NDArray[np.float32]:
-    """Give one vector a text, encoding repeated texts once.
+@dataclass(frozen=True)
+class Embedder:
+    """How texts become vectors, and where vectors that are known already lie.
 
     Parameters
     ----------
-    backbone : Backbone
-        The frozen encoder.
-    texts : sequence of str or of (str, str)
-        Checked texts.
-    prefix : Attend or None
-        What every layer attends to beside the tokens.
-    pooling, max_length, batch_tokens, on_truncate, progress
-        As in :func:`embed_tokens` and :func:`report_truncated`.
+    representation : Representation
+        What decides a vector.
+    load : callable
+        Gives the backbone and what a forward call carries. It is called when the first text
+        must be encoded.
+    n_features : int
+        Length of a vector.
+    cache : VectorCache or None
+        Where to look, and to keep what is encoded.
+    batch_tokens : int or "auto"
+        Budget of a batch.
+    on_truncate : {"warn", "raise", "ignore"}
+        What to do when texts are cut.
+    output_dtype : {"float32", "float16", "int8", "binary"}
+        What vectors are given as. What the cache keeps is float32.
+    """
+
+    representation: Representation
+    load: Callable[[], tuple[Backbone, Attend | None]]
+    n_features: int
+    cache: VectorCache | None
+    batch_tokens: int | str
+    on_truncate: str
+    output_dtype: str = "float32"
+
+    def embed(
+        self, texts: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
+    ) -> NDArray[np.bool_]:
+        """Write one vector a text, encoding repeated texts once.
+
+        Parameters
+        ----------
+        texts : sequence of str or of (str, str)
+            Checked texts.
+        vectors : ndarray of shape (n_texts, width)
+            Filled in the order of `texts`; it may lie on a disk.
+        bar : tqdm
+            Counts texts.
+
+        Returns
+        -------
+        truncated : bool ndarray of shape (n_texts,)
+            Which texts were cut.
+
+        Raises
+        ------
+        ValueError
+            If a text is to be cut and `on_truncate` is ``"raise"``.
+        """
+        first = first_positions(texts)
+        repeated = first != np.arange(len(texts))
+        unique = np.flatnonzero(~repeated)
+        truncated = np.zeros(len(texts), dtype=np.bool_)
+        chunks = list(_growing_chunks(unique))
+        for k, chunk in enumerate(_one_ahead(lambda c: self._look_up(texts, c), chunks)):
+            truncated[chunk.positions] = chunk.truncated
+            if self.on_truncate == "raise":
+                end = int(chunks[k + 1][0]) if k + 1 < len(chunks) else len(texts)
+                self.report(truncated[first[:end]])
+            vectors[chunk.positions] = quantize(self._fill(chunk, bar), self.output_dtype)
+        for start in range(0, int(repeated.sum()), CHUNK):
+            some = np.flatnonzero(repeated)[start : start + CHUNK]
+            vectors[some] = vectors[first[some]]
+            bar.update(len(some))
+        return truncated[first]
+
+    def report(self, truncated: NDArray[np.bool_]) -> None:
+        """Say how many texts were cut, as :func:`report_truncated` does."""
+        max_length = self.representation.max_length
+        report_truncated(int(truncated.sum()), len(truncated), max_length, self.on_truncate)
+
+    def _look_up(self, texts: Sequence[Text], positions: NDArray[np.intp]) -> _Chunk:
+        """Find what is known of a chunk, and tokenize the rest."""
+        some = [texts[k] for k in positions]
+        vectors = np.empty((len(some), self.n_features), dtype=np.float32)
+        truncated = np.zeros(len(some), dtype=np.bool_)
+        missing = np.ones(len(some), dtype=np.bool_)
+        keys: list[bytes] = []
+        if self.cache is not None:
+            keys = self.representation.keys(some)
+            for k, row in enumerate(self.cache.get(keys)):
+                # A row of another length is none of ours, whatever its key says.
+                if row is not None and row[0].shape == (self.n_features,):
+                    vectors[k], truncated[k] = row
+                    missing[k] = False
+        tokens = None
+        if missing.any():
+            tokenizer = self.load()[0].tokenizer(self.representation.max_length)
+            tokens = tokenize(tokenizer, [some[k] for k in np.flatnonzero(missing)])
+            truncated[missing] = tokens.truncated
+        return _Chunk(positions, vectors, truncated, np.flatnonzero(missing), keys, tokens)
+
+    def _fill(self, chunk: _Chunk, bar: tqdm[Any]) -> NDArray[np.float32]:
+        """Encode what is missing of a chunk."""
+        bar.update(len(chunk.positions) - len(chunk.missing))
+        if chunk.tokens is None:
+            return chunk.vectors
+        backbone, prefix = self.load()
+        budget = resolve_batch_tokens(self.batch_tokens, backbone.device)
+        encoded = embed_tokens(
+            backbone, chunk.tokens, prefix, self.representation.pooling, budget, bar.update
+        )
+        chunk.vectors[chunk.missing] = encoded
+        if self.cache is not None:
+            keys = [chunk.keys[k] for k in chunk.missing]
+            self.cache.put(keys, encoded, chunk.tokens.truncated)
+        return chunk.vectors
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    positions: NDArray[np.intp]  # (chunk,) into all texts
+    vectors: NDArray[np.float32]  # (chunk, feature), filled where nothing is missing
+    truncated: NDArray[np.bool_]  # (chunk,)
+    missing: NDArray[np.intp]  # into the chunk
+    keys: list[bytes]
+    tokens: Tokens | None  # of the missing texts
+
+
+def _growing_chunks(positions: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
+    start, size = 0, _FIRST_CHUNK
+    while start < len(positions):
+        yield positions[start : start + size]
+        start, size = start + size, min(2 * size, CHUNK)
+
+
+def _one_ahead(prepare: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
+    """Prepare each item in a thread while the one before it is being worked on."""
+    items = list(items)
+    if len(items) < 2:
+        yield from map(prepare, items)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(prepare, items[0])
+        for item in items[1:]:
+            ready = coming.result()
+            coming = thread.submit(prepare, item)
+            yield ready
+        yield coming.result()
+
+
+def embed(
+    embedder: Embedder,
+    texts: Sequence[Text] | Iterator[list[Text]],
+    out: NDArray[Any] | None = None,
+    progress: bool = False,
+) -> NDArray[Any]:
+    """Give one vector a text.
+
+    Parameters
+    ----------
+    embedder : Embedder
+        How.
+    texts : sequence of str or of (str, str), or iterator of lists of them
+        Checked texts. Of an iterator, one list is held at a time.
+    out : ndarray of shape (n_texts, width), default=None
+        Where to write. None for a new array.
+    progress : bool, default=False
+        Show a progress bar.
 
     Returns
     -------
-    vectors : ndarray of shape (n_texts, n_features)
-        In the order of `texts`.
+    vectors : ndarray of shape (n_texts, width)
+        In the order of `texts`; `out` itself, or its part that was written to.
+
+    Raises
+    ------
+    ValueError
+        If `out` does not have the shape or dtype that the vectors need.
     """
-    unique, inverse = unique_texts(texts)
-    tokens = tokenize(backbone.tokenizer(max_length), unique)
-    report_truncated(int(tokens.truncated[inverse].sum()), len(texts), max_length, on_truncate)
-    budget = resolve_batch_tokens(batch_tokens, backbone.device)
-    vectors = embed_tokens(backbone, tokens, prefix, pooling, budget, progress)
-    return vectors if len(unique) == len(texts) else vectors[inverse]
+    width = output_width(embedder.n_features, embedder.output_dtype)
+    dtype = np.dtype(OUTPUT_DTYPES[embedder.output_dtype])
+    n_texts, lists = (None, texts) if isinstance(texts, Iterator) else (len(texts), [texts])
+    if out is not None:
+        _check_out(out, (n_texts, width), dtype)
+    elif n_texts is not None:
+        out = np.empty((n_texts, width), dtype=dtype)
+    parts = [np.empty((0, width), dtype=dtype)]
+    cut = [np.zeros(0, dtype=np.bool_)]
+    n_done = 0
+    with tqdm(total=n_texts, desc="transform", unit="text", disable=not progress) as bar:
+        for some in lists:
+            if out is None:
+                part = np.empty((len(some), width), dtype=dtype)
+                parts.append(part)
+            else:
+                part = out[n_done : n_done + len(some)]
+                if len(part) < len(some):
+                    raise ValueError(f"out has {len(out)} rows, and X has more texts")
+            cut.append(embedder.embed(some, part, bar))
+            n_done += len(some)
+    embedder.report(np.concatenate(cut))
+    if out is None:
+        return np.concatenate(parts)
+    return out if n_done == len(out) else out[:n_done]
+
+
+def _check_out(out: Any, shape: tuple[int | None, int], dtype: np.dtype[Any]) -> None:
+    wanted = f"ndarray of {dtype} and shape ({shape[0] or 'n_texts'}, {shape[1]})"
+    if not isinstance(out, np.ndarray):
+        raise ValueError(f"out must be an {wanted}, got {type(out).__name__}")
+    fits = out.ndim == 2 and out.shape[1] == shape[1] and shape[0] in (None, len(out))
+    if not fits or out.dtype != dtype:
+        raise ValueError(f"out must be an {wanted}, got {out.dtype} and {out.shape}")

@@ -40,7 +40,7 @@ _VOLATILE_CONFIG = (
     "transformers_version",
     "use_cache",
 )
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROBES = ("Is it a test? Yes: don't panic!", "  Ünï¢ødé 中文 \U0001f600\t\n 3.14", "")
 
 _loaded: dict[tuple[str, str | None, torch.dtype, torch.device], Backbone] = {}
@@ -200,7 +200,7 @@ def load_backbone(
         Hub name or folder.
     revision : str, default=None
         Branch, tag or commit on the Hub.
-    dtype : {"auto", "float32", "bfloat16"}, default="auto"
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         What to compute in. ``"auto"`` takes bfloat16 where the hardware has it (CUDA compute
         capability 8 and up, CPUs with AVX512-BF16 or AMX) and float32 elsewhere.
     device : str, default="auto"

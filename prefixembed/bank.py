@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import _fit_context, clone
 from sklearn.utils import Tags
@@ -16,7 +16,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 
 from prefixembed._base import TextTransformer
 from prefixembed._batching import check_texts
-from prefixembed.backbone import backbone_n_features, load_backbone
+from prefixembed.backbone import Backbone, backbone_n_features, load_backbone
+from prefixembed.cache import Representation, VectorCache
 from prefixembed.encoder import PrefixEncoder
 from prefixembed.prefix import POOLINGS, Prefix, check_compatible
 
@@ -65,8 +66,16 @@ class PrefixBank(TextTransformer):
         What to do when texts are longer than `max_length` and are cut.
     device : str, default="auto"
         ``"auto"`` takes CUDA, then MPS, then the CPU.
-    dtype : {"auto", "float32", "bfloat16"}, default="auto"
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         What the backbone computes in. ``"auto"`` takes bfloat16 where the hardware has it.
+    output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
+        What :meth:`transform` gives vectors as, for a store of many of them. ``"int8"`` scales
+        each vector by itself, 127 for four times its root mean square. ``"binary"`` packs the
+        signs of eight features into a byte, which :func:`numpy.unpackbits` unpacks.
+    cache : "memory", path, VectorCache or None, default="memory"
+        Where vectors are kept by content, so that no text is encoded twice. ``"memory"`` is
+        one :class:`VectorCache` for the whole process; the path of a file keeps vectors for
+        later processes and for workers; None for no cache.
     verbose : bool or int, default=False
         Show a progress bar.
 
@@ -135,6 +144,8 @@ class PrefixBank(TextTransformer):
         on_truncate: str = "warn",
         device: str = "auto",
         dtype: str = "auto",
+        output_dtype: str = "float32",
+        cache: str | os.PathLike[str] | VectorCache | None = "memory",
         verbose: bool | int = False,
     ) -> None:
         self.prefixes = prefixes
@@ -149,6 +160,8 @@ class PrefixBank(TextTransformer):
         self.on_truncate = on_truncate
         self.device = device
         self.dtype = dtype
+        self.output_dtype = output_dtype
+        self.cache = cache
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -176,42 +189,57 @@ class PrefixBank(TextTransformer):
         check_texts(X)
         return self
 
-    def transform(self, X: Any) -> NDArray[np.float32]:
+    def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Turn texts into vectors, in one forward pass.
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
+        X : array-like of str of shape (n_texts,) or (n_texts, 2), or iterator
+            Texts, or pairs of texts. Of an iterator, a bounded number is held at a time.
+        out : ndarray of shape (n_texts, n_features), default=None
+            Where to write, such as a :class:`numpy.memmap`. Beside an iterator it may have
+            rows to spare.
 
         Returns
         -------
         vectors : ndarray of shape (n_texts, n_features)
-            In float32 and input order; independent of what else is in `X`, to rounding in
-            `dtype`.
+            In `output_dtype` and input order; independent of what else is in `X`, to rounding
+            in `dtype`. Where `out` is given, its rows that were written to.
 
         Raises
         ------
         ValueError
-            If a parameter is wrong, prefixes do not fit each other or the backbone, or X
-            holds what is no text.
+            If a parameter is wrong, prefixes do not fit each other or the backbone, `out` does
+            not fit, or X holds what is no text.
         """
         self._validate_params()
         known = self._check()
-        backbone = load_backbone(*self._backbone_name(known), self.dtype, self.device)
-        for key, prefix in known.items():
-            backbone.check(prefix, f"prefix {key!r}")
         # One order for one content: equal banks give equal bits, whatever the dict's order.
         active = sorted(self._active_names(known), key=lambda key: known[key].digest)
+
+        def load() -> Backbone:
+            backbone = load_backbone(*self._backbone_name(known), self.dtype, self.device)
+            for key, prefix in known.items():
+                backbone.check(prefix, f"prefix {key!r}")
+            return backbone
+
+        # A prefix tells what its backbone must be, without loading it.
+        is_told = known and self.backbone is None
+        facts: Prefix | Backbone = next(iter(known.values())) if is_told else load()
+        representation = Representation(
+            fingerprint=facts.fingerprint,
+            prefixes=tuple((known[key].digest, self._weight(key)) for key in active),
+            combine=self.combine,
+            pooling=self.pooling or next((p.pooling for p in known.values()), "mean"),
+            max_length=int(
+                self.max_length
+                or max((p.max_length for p in known.values()), default=facts.max_length)
+            ),
+            dtype=self._dtype_name(),
+        )
+        prefixes = [known[key] for key in active]
         return self._embed(
-            X,
-            backbone,
-            [known[key] for key in active],
-            [self._weight(key) for key in active],
-            self.combine,
-            self.pooling or next((prefix.pooling for prefix in known.values()), "mean"),
-            self.max_length
-            or max((p.max_length for p in known.values()), default=backbone.max_length),
+            X, representation, prefixes, facts.n_features, load, out, self.output_dtype
         )
 
     def add(self, name: str, prefix: PrefixEncoder | Prefix) -> Self:

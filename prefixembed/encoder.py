@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -29,6 +30,7 @@ from prefixembed._source_task import (
 from prefixembed._training import Recipe
 from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone, load_backbone
+from prefixembed.cache import Representation, VectorCache
 from prefixembed.prefix import POOLINGS, Prefix
 
 if TYPE_CHECKING:
@@ -91,9 +93,18 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         one device, as far as its kernels repeat themselves; those of a CPU do.
     device : str, default="auto"
         ``"auto"`` takes CUDA, then MPS, then the CPU.
-    dtype : {"auto", "float32", "bfloat16"}, default="auto"
+    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         What the backbone computes in, in fit and transform; prefix, head and vectors are
-        float32. ``"auto"`` takes bfloat16 where the hardware has it.
+        float32. ``"auto"`` takes bfloat16 where the hardware has it. Gradients do not fit
+        into float16: fit then computes in float32.
+    output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
+        What :meth:`transform` gives vectors as, for a store of many of them. ``"int8"`` scales
+        each vector by itself, 127 for four times its root mean square. ``"binary"`` packs the
+        signs of eight features into a byte, which :func:`numpy.unpackbits` unpacks.
+    cache : "memory", path, VectorCache or None, default="memory"
+        Where :meth:`transform` and predictions keep vectors by content, so that no text is
+        encoded twice. ``"memory"`` is one :class:`VectorCache` for the whole process; the path
+        of a file keeps vectors for later processes and for workers; None for no cache.
     verbose : bool or int, default=False
         Show progress bars.
 
@@ -181,6 +192,8 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        output_dtype: str = "float32",
+        cache: str | os.PathLike[str] | VectorCache | None = "memory",
         verbose: bool | int = False,
     ) -> None:
         self.backbone = backbone
@@ -203,6 +216,8 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         self.random_state = random_state
         self.device = device
         self.dtype = dtype
+        self.output_dtype = output_dtype
+        self.cache = cache
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -248,7 +263,8 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         random = check_random_state(self.random_state)
         rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
 
-        backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)
+        dtype = "float32" if self.dtype == "float16" else self.dtype
+        backbone = load_backbone(self.backbone, self.revision, dtype, self.device)
         max_length = int(self.max_length or backbone.max_length)
         tokens = tokenize(backbone.tokenizer(max_length), [texts[k] for k in kept])
         report_truncated(int(tokens.truncated.sum()), len(kept), max_length, self.on_truncate)
@@ -298,26 +314,30 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         self.history_ = history
         return self
 
-    def transform(self, X: Any) -> NDArray[np.float32]:
+    def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """Turn texts into vectors.
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
+        X : array-like of str of shape (n_texts,) or (n_texts, 2), or iterator
+            Texts, or pairs of texts. Of an iterator, a bounded number is held at a time.
+        out : ndarray of shape (n_texts, n_features), default=None
+            Where to write, such as a :class:`numpy.memmap`. Beside an iterator it may have
+            rows to spare.
 
         Returns
         -------
         vectors : ndarray of shape (n_texts, n_features)
-            In float32 and input order; independent of what else is in `X`, to rounding in
-            `dtype`.
+            In `output_dtype` and input order; independent of what else is in `X`, to rounding
+            in `dtype`. Where `out` is given, its rows that were written to.
 
         Raises
         ------
         ValueError
-            If X holds what is no text, or the backbone is not the one that was fitted with.
+            If X holds what is no text, `out` does not fit, or the backbone is not the one that
+            was fitted with.
         """
-        return self._vectors(X)
+        return self._vectors(X, out, self.output_dtype)
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
         """Score the classes of the source task.
@@ -421,15 +441,30 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         vectors = self._vectors(X)
         return self.prefix_.decision_function(vectors)
 
-    def _vectors(self, X: Any) -> NDArray[np.float32]:
+    def _vectors(
+        self, X: Any, out: NDArray[Any] | None = None, output_dtype: str = "float32"
+    ) -> NDArray[Any]:
         # transform without set_output's container.
         check_is_fitted(self)
+        prefix = self.prefix_
+        if (self.backbone, self.revision) != (prefix.backbone, prefix.revision):
+            self._load_checked()
+        representation = Representation(
+            fingerprint=prefix.fingerprint,
+            prefixes=((prefix.digest, 1.0),),
+            combine="concat",
+            pooling=prefix.pooling,
+            max_length=prefix.max_length,
+            dtype=self._dtype_name(),
+        )
+        return self._embed(
+            X, representation, [prefix], prefix.n_features, self._load_checked, out, output_dtype
+        )
+
+    def _load_checked(self) -> Backbone:
         backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)
         backbone.check(self.prefix_, "this encoder's prefix")
-        prefix = self.prefix_
-        return self._embed(
-            X, backbone, [prefix], [1.0], "concat", prefix.pooling, prefix.max_length
-        )
+        return backbone
 
     def _split(
         self, labels: NDArray[np.int64], rng: np.random.Generator

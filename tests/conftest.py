@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from prefixembed import Prefix, load_backbone, release_backbones
+from prefixembed import Prefix, VectorCache, cache, load_backbone, release_backbones
 from prefixembed.tasks import demo_backbone
 
 FAMILIES = ["bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta"]
@@ -104,6 +104,12 @@ def fresh_backbones():
     release_backbones()
     yield
     release_backbones()
+
+
+@pytest.fixture(autouse=True)
+def no_memory(monkeypatch):
+    """Have the cache that estimators share keep nothing: equal vectors must be computed."""
+    monkeypatch.setattr(cache, "_opened", {None: VectorCache(max_bytes=0)})
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from prefixembed import load_backbone
 from prefixembed._batching import (
     Tokens,
     check_texts,
+    first_positions,
+    iterate_texts,
     pad_batch,
     plan_batches,
     shuffle_batches,
     tokenize,
-    unique_texts,
 )
 
 SINGLE = ["a", "b c", ""]
@@ -105,11 +106,32 @@ def test_what_is_no_text_is_named_with_its_place(X, message):
         check_texts(X)
 
 
-def test_unique_texts_keep_order_and_invert():
+def test_first_positions_tell_repetitions():
     texts = ["b", "a", "b", ("a", "b"), ("a", "b"), "a"]
-    unique, inverse = unique_texts(texts)
-    assert unique == ["b", "a", ("a", "b")]
-    assert [unique[k] for k in inverse] == texts
+    assert list(first_positions(texts)) == [0, 1, 0, 3, 3, 1]
+
+
+def test_an_iterator_is_read_a_bounded_number_at_a_time():
+    read = []
+
+    def rows():
+        for k in range(10):
+            read.append(k)
+            yield f"text {k}"
+
+    parts = iterate_texts(rows(), 4)
+    assert next(parts) == ["text 0", "text 1", "text 2", "text 3"]
+    assert len(read) == 4
+    assert [len(part) for part in parts] == [4, 2]
+    assert list(iterate_texts(iter([]), 4)) == []
+    assert list(iterate_texts(iter([["a", "b"]]), 4)) == [[("a", "b")]]
+
+
+def test_what_is_no_text_in_an_iterator_is_named_with_its_place():
+    with pytest.raises(ValueError, match=r"X\[5\] must be a str, got None"):
+        list(iterate_texts(iter(["a"] * 5 + [None]), 2))
+    with pytest.raises(ValueError, match=r"X\[4\] must be of the kind of X\[0\]"):
+        list(iterate_texts(iter(["a"] * 4 + [("a", "b")]), 2))
 
 
 @given(st.lists(st.text(st.characters(), max_size=30), max_size=8))

@@ -1,3 +1,4 @@
+import threading
 import warnings
 
 import numpy as np
@@ -7,20 +8,31 @@ from conftest import TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefixembed import _embedding, load_backbone
-from prefixembed._embedding import embed_texts, is_out_of_memory, resolve_batch_tokens
+from prefixembed import VectorCache, _embedding, load_backbone
+from prefixembed._embedding import Embedder, is_out_of_memory, resolve_batch_tokens
+from prefixembed._quantization import quantize
+from prefixembed.cache import Representation
 
 
-def embed(folder, texts, **kwargs):
-    settings = {
-        "pooling": "mean",
-        "max_length": 64,
-        "batch_tokens": 1024,
-        "on_truncate": "warn",
-        "progress": False,
-    }
-    backbone = load_backbone(folder, dtype="float32", device="cpu")
-    return embed_texts(backbone, texts, None, **(settings | kwargs))
+def make_embedder(folder, pooling="mean", max_length=64, dtype="float32", **kwargs):
+    backbone = load_backbone(folder, dtype=dtype, device="cpu")
+    settings = {"cache": None, "batch_tokens": 1024, "on_truncate": "warn"}
+    return Embedder(
+        Representation(backbone.fingerprint, (), "concat", pooling, max_length, dtype),
+        lambda: (backbone, None),
+        backbone.n_features,
+        **(settings | kwargs),
+    )
+
+
+def embed(folder, texts, *, progress=False, out=None, **kwargs):
+    return _embedding.embed(make_embedder(folder, **kwargs), texts, out, progress)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(_embedding, "_FIRST_CHUNK", 2)
+    monkeypatch.setattr(_embedding, "CHUNK", 8)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max", "last"])
@@ -131,9 +143,8 @@ def test_auto_budget_goes_by_the_device():
     assert resolve_batch_tokens(77, torch.device("cpu")) == 77
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_odd_texts_give_finite_vectors(tiny, dtype):
-    backbone = load_backbone(tiny(), dtype=dtype, device="cpu")
     texts = [
         "",
         " \n\t ",
@@ -143,10 +154,7 @@ def test_odd_texts_give_finite_vectors(tiny, dtype):
         "\U0001f468\u200d\U0001f469" * 9,
         "x" * 9999,
     ]
-    vectors = embed_texts(
-        backbone, texts, None, pooling="mean", max_length=64, batch_tokens=256,
-        on_truncate="ignore", progress=False,
-    )  # fmt: skip
+    vectors = embed(tiny(), texts, dtype=dtype, batch_tokens=256, on_truncate="ignore")
     assert vectors.dtype == np.float32
     assert np.isfinite(vectors).all()
 
@@ -168,3 +176,112 @@ def test_any_unicode_gives_the_vector_that_it_gives_alone(tiny, texts):
 def test_a_progress_bar_counts_texts(tiny, capsys):
     embed(tiny(), TEXTS, progress=True)
     assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
+
+
+SOME = [f"text {k % 23} " * (k % 5) for k in range(60)]
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_chunks_change_nothing(tiny, small_chunks, monkeypatch, cached):
+    vectors = embed(tiny(), SOME, cache=VectorCache() if cached else None)
+    alone = np.concatenate([embed(tiny(), [text]) for text in SOME])
+    np.testing.assert_allclose(vectors, alone, atol=1e-5)
+
+
+def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, monkeypatch):
+    tokenized, behind = [], []
+    real_tokenize, real_batch = _embedding.tokenize, _embedding._embed_batch
+    started = threading.Semaphore(0)
+
+    def tokenize(*args):
+        tokenized.append(1)
+        started.release()
+        return real_tokenize(*args)
+
+    def encode(*args):
+        # Two more chunks than this one is worked on have been begun, at its latest now.
+        if not behind:
+            assert started.acquire(timeout=10) and started.acquire(timeout=10)
+        behind.append(len(tokenized))
+        return real_batch(*args)
+
+    monkeypatch.setattr(_embedding, "tokenize", tokenize)
+    monkeypatch.setattr(_embedding, "_embed_batch", encode)
+    embed(tiny(), [f"text {k}" for k in range(30)])
+    assert behind[0] >= 2
+
+
+def test_vectors_of_an_iterator_and_into_a_file(tiny, tmp_path):
+    expected = embed(tiny(), SOME)
+    lists = (SOME[k : k + 7] for k in range(0, len(SOME), 7))
+    np.testing.assert_allclose(embed(tiny(), lists), expected, atol=1e-5)
+
+    out = np.lib.format.open_memmap(tmp_path / "v.npy", "w+", np.float32, (64, 32))
+    lists = (SOME[k : k + 7] for k in range(0, len(SOME), 7))
+    written = embed(tiny(), lists, out=out)
+    assert written.shape == (60, 32) and np.shares_memory(written, out)
+    out.flush()
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy")[:60], expected, atol=1e-5)
+    assert embed(tiny(), iter([])).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ([[0.0]], "got list"),
+        (np.zeros((3, 32)), "float32 .*got float64"),
+        (np.zeros((3, 31), np.float32), r"shape \(2, 32\), got float32 and \(3, 31\)"),
+        (np.zeros((3, 32), np.float32), r"shape \(2, 32\)"),
+    ],
+)
+def test_an_out_that_does_not_fit_is_refused(tiny, out, message):
+    with pytest.raises(ValueError, match=message):
+        embed(tiny(), ["a", "b"], out=out)
+
+
+def test_more_texts_than_out_has_rows(tiny):
+    with pytest.raises(ValueError, match="out has 3 rows"):
+        embed(tiny(), iter([["a", "b"], ["c", "d"]]), out=np.zeros((3, 32), np.float32))
+
+
+def test_raising_on_long_texts_stops_before_the_rest_is_encoded(tiny, small_chunks, monkeypatch):
+    encoded = []
+    real = _embedding._embed_batch
+
+    def count(backbone, tokens, positions, *args):
+        encoded.extend(positions)
+        return real(backbone, tokens, positions, *args)
+
+    monkeypatch.setattr(_embedding, "_embed_batch", count)
+    texts = ["a", "b", "x" * 99, *(f"text {k}" for k in range(40))]
+    with pytest.raises(ValueError, match="1 of 6 texts are longer"):
+        embed(tiny(), texts, on_truncate="raise")
+    assert len(encoded) == 2
+
+
+def test_what_was_cut_is_told_of_cached_texts_too(tiny):
+    cache = VectorCache()
+    for _ in range(2):
+        with pytest.warns(UserWarning, match="2 of 3 texts are longer than max_length=64"):
+            embed(tiny(), ["x" * 99, "x" * 99, "y"], cache=cache)
+    assert cache.stats().hits == 2
+    with pytest.raises(ValueError, match="2 of 3"):
+        embed(tiny(), ["x" * 99, "x" * 99, "y"], cache=cache, on_truncate="raise")
+
+
+@pytest.mark.parametrize("output_dtype", ["float16", "int8", "binary"])
+def test_small_vectors_are_made_row_by_row(tiny, small_chunks, output_dtype):
+    expected = quantize(embed(tiny(), SOME, batch_tokens=1), output_dtype)
+    vectors = embed(tiny(), SOME, batch_tokens=1, output_dtype=output_dtype)
+    np.testing.assert_array_equal(vectors, expected)
+    out = np.empty_like(expected)
+    assert embed(tiny(), SOME, batch_tokens=1, output_dtype=output_dtype, out=out) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+def test_a_cached_row_of_another_length_is_no_hit(tiny):
+    cache = VectorCache()
+    embedder = make_embedder(tiny(), cache=cache)
+    keys = embedder.representation.keys(["a"])
+    cache.put(keys, np.ones((1, 31), np.float32), np.zeros(1, bool))
+    np.testing.assert_array_equal(_embedding.embed(embedder, ["a"]), embed(tiny(), ["a"]))

@@ -1,0 +1,566 @@
+import copy
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import joblib
+import numpy as np
+import pytest
+from conftest import PAIRS, TEXTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.pipeline import Pipeline
+
+from prefixembed import PrefixBank, PrefixEncoder, VectorCache, _embedding, prefix_subsets
+from prefixembed.cache import Representation, open_cache
+
+CPU = {"dtype": "float32", "device": "cpu"}
+BASE = {
+    "fingerprint": "f",
+    "prefixes": (("a", 1.0), ("b", 1.0)),
+    "combine": "concat",
+    "pooling": "mean",
+    "max_length": 64,
+    "dtype": "float32",
+}
+
+
+def rows_of(n, start=0, n_features=4):
+    keys = [b"%020d" % k for k in range(start, start + n)]
+    vectors = np.arange(start, start + n, dtype=np.float32)[:, None] + np.zeros(
+        n_features, np.float32
+    )
+    return keys, vectors, np.arange(start, start + n) % 3 == 0
+
+
+def check(cache, keys, vectors, truncated):
+    for row, vector, cut in zip(cache.get(keys), vectors, truncated, strict=True):
+        assert row is not None
+        np.testing.assert_array_equal(row[0], vector)
+        assert row[1] == cut
+
+
+@pytest.fixture(params=["memory", "disk"])
+def make(request, tmp_path):
+    """Make a cache of either kind."""
+
+    def of(**params):
+        path = None if request.param == "memory" else tmp_path / "c.db"
+        return VectorCache(path, **params)
+
+    return of
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """List every text that goes through the backbone."""
+    ids = []
+    real = _embedding._embed_batch
+
+    def count(backbone, tokens, positions, prefix, pooling):
+        ids.extend(tokens.ids[k].tobytes() for k in positions)
+        return real(backbone, tokens, positions, prefix, pooling)
+
+    monkeypatch.setattr(_embedding, "_embed_batch", count)
+    return ids
+
+
+# The key
+
+
+@given(st.lists(st.one_of(st.text(st.characters()), st.tuples(st.text(), st.text())), unique=True))
+@settings(max_examples=80, deadline=None)
+def test_different_texts_have_different_keys(texts):
+    keys = Representation(**BASE).keys(texts)
+    assert len(set(keys)) == len(texts)
+    assert keys == Representation(**BASE).keys(texts)
+
+
+def test_pairs_are_told_apart_by_where_they_are_split():
+    texts = ["ab", ("ab", ""), ("a", "b"), ("", "ab"), "pair2:ab", ("a", "b:"), ("a:", "b")]
+    assert len(set(Representation(**BASE).keys(texts))) == len(texts)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fingerprint": "g"},
+        {"prefixes": (("a", 1.0), ("c", 1.0))},
+        {"prefixes": (("a", 1.0),)},
+        {"prefixes": ()},
+        {"prefixes": (("a", 1.0), ("b", 0.5))},
+        {"prefixes": (("a", 0.5), ("b", 1.0))},
+        {"combine": "mean"},
+        {"pooling": "cls"},
+        {"max_length": 63},
+        {"dtype": "bfloat16"},
+    ],
+)
+def test_whatever_decides_a_vector_changes_its_key(change):
+    keys = [Representation(**BASE).keys(["x"]), Representation(**(BASE | change)).keys(["x"])]
+    assert keys[0] != keys[1]
+
+
+def test_what_decides_nothing_changes_no_key():
+    turned = Representation(**(BASE | {"prefixes": BASE["prefixes"][::-1]}))
+    assert turned.keys(["x"]) == Representation(**BASE).keys(["x"])
+    one = BASE | {"prefixes": (("a", 1.0),)}
+    assert (
+        Representation(**(one | {"combine": "mean"})).keys(["x"])
+        == Representation(**one).keys(["x"])
+    )  # fmt: skip
+
+
+# What holds in memory and on disk
+
+
+def test_gives_back_what_was_put(make):
+    cache = make()
+    keys, vectors, truncated = rows_of(1200)
+    cache.put(keys, vectors, truncated)
+    check(cache, keys, vectors, truncated)
+    assert cache.get([b"no"]) == [None]
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.n_vectors) == (1200, 1, 1200)
+    assert stats.n_bytes >= vectors.nbytes
+    cache.put([], vectors[:0], truncated[:0])
+    cache.put(keys[:1], vectors[1:2], truncated[:1])  # once more: the last one counts
+    check(cache, keys[:1], vectors[1:2], truncated[:1])
+    assert cache.stats().n_vectors == 1200
+    cache.clear()
+    assert cache.get(keys[:2]) == [None, None]
+    assert cache.stats().n_vectors == 0
+
+
+@pytest.mark.parametrize("max_bytes", [0, 100, 400_000, 3_000_000])
+def test_the_bound_holds(make, max_bytes):
+    cache = make(max_bytes=max_bytes)
+    largest = 0
+    for start in range(0, 6000, 500):
+        cache.put(*rows_of(500, start, n_features=256))
+        largest = max(largest, cache.stats().n_bytes)
+        if cache.path is not None:
+            largest = max(largest, os.path.getsize(cache.path))
+    smallest_file = 5 * 16384 if cache.path is not None else 0
+    assert largest <= max(max_bytes, smallest_file)
+    if max_bytes > 1e6:
+        assert cache.stats().n_vectors * 256 * 4 > 0.5 * max_bytes, "the room is used"
+        check(cache, *rows_of(100, 5900, n_features=256))
+
+
+def test_what_was_used_least_recently_goes_first(make, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    cache = make(max_bytes=1_800_000)
+    keys, vectors, truncated = rows_of(1600, n_features=256)
+    for start in range(0, 1200, 100):
+        part = slice(start, start + 100)
+        cache.put(keys[part], vectors[part], truncated[part])
+        clock[0] += 100
+    cache.get(keys[:100])  # used again
+    clock[0] += 100
+    cache.put(keys[1200:], vectors[1200:], truncated[1200:])
+    kept = [row is not None for row in cache.get(keys)]
+    assert all(kept[:100]) and all(kept[1200:])
+    assert not any(kept[100:200])
+
+
+def test_threads_share_a_cache(make):
+    cache = make()
+
+    def work(k):
+        part = rows_of(50, 25 * (k % 7))
+        cache.put(*part)
+        check(cache, *part)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(40)))
+    assert cache.stats().n_vectors == 200
+
+
+def test_copies_are_itself_and_pickles_its_parameters(make):
+    cache = make(max_bytes=10**7)
+    cache.put(*rows_of(3))
+    assert copy.deepcopy(cache) is cache
+    assert clone(PrefixBank({}, cache=cache)).cache is cache
+    other = pickle.loads(pickle.dumps(cache))
+    assert (other.path, other.max_bytes) == (cache.path, cache.max_bytes)
+    assert other.stats().n_vectors == (0 if cache.path is None else 3)
+
+
+@pytest.mark.parametrize("max_bytes", [-1, 1.5, "1", True])
+def test_a_wrong_bound_is_named(max_bytes):
+    with pytest.raises(ValueError, match="max_bytes must be an int"):
+        VectorCache(max_bytes=max_bytes)
+
+
+def test_a_folder_is_no_cache(tmp_path, tiny):
+    with pytest.raises(ValueError, match="cache must be the path of a file, got the folder"):
+        PrefixBank({}, backbone=tiny(), cache=tmp_path, **CPU).transform(["a"])
+
+
+def test_names_of_caches(tmp_path):
+    assert open_cache("memory") is open_cache()
+    assert open_cache("memory").path is None
+    by_str, by_path = open_cache(str(tmp_path / "c.db")), open_cache(tmp_path / "c.db")
+    assert by_str is by_path and by_str is not open_cache()
+    assert open_cache(by_str) is by_str
+    assert "c.db" in repr(by_str)
+
+
+# The file
+
+
+def damage(path, kind):
+    with open(path, "r+b") as file:
+        size = file.seek(0, 2)
+        if kind == "cut":
+            file.truncate(size // 3)
+        elif kind == "header":
+            file.seek(0)
+            file.write(b"\xff" * 64)
+        elif kind == "tree":
+            file.seek(16384)
+            file.write(b"\xff" * 16384)
+        elif kind == "text":
+            file.truncate(0)
+            file.seek(0)
+            file.write(b"dear diary\n" * 99)
+        elif kind == "version":
+            file.seek(60)
+            file.write((99).to_bytes(4, "big"))
+
+
+@pytest.mark.parametrize("kind", ["cut", "header", "tree", "text", "version", "foreign", "vector"])
+def test_a_damaged_or_foreign_file_is_set_aside(tmp_path, kind):
+    path = tmp_path / "c.db"
+    rows = rows_of(2000, n_features=64)
+    VectorCache(path).put(*rows)
+    if kind == "foreign":
+        path.unlink()
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE vectors (mine TEXT)")
+        db.close()
+    elif kind == "vector":
+        with sqlite3.connect(path) as db:
+            db.execute("UPDATE vectors SET vector = zeroblob(256) WHERE key = ?", rows[0][7:8])
+        db.close()
+    else:
+        damage(path, kind)
+    before = path.read_bytes()
+    cache = VectorCache(path)
+    with pytest.warns(UserWarning, match=r"damaged or no cache .* renamed to 'c.db.damaged1'"):
+        found = cache.get(rows[0])
+    # Nothing of it is believed, and nothing of it is lost.
+    assert found == [None] * 2000
+    assert (tmp_path / "c.db.damaged1").read_bytes() == before
+    cache.put(*rows)
+    check(cache, *rows)
+    check(VectorCache(path), *rows)
+
+
+def test_no_flipped_bit_gives_a_wrong_vector(tmp_path):
+    path = tmp_path / "c.db"
+    rows = rows_of(40, n_features=64)
+    VectorCache(path).put(*rows)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    n_noticed = 0
+    for position in rng.integers(len(whole), size=150):
+        broken = bytearray(whole)
+        broken[position] ^= 1 << int(rng.integers(8))
+        for left in tmp_path.iterdir():
+            left.unlink()
+        path.write_bytes(broken)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = VectorCache(path).get(rows[0])
+        n_noticed += bool(caught)
+        for row, vector, cut in zip(found, *rows[1:], strict=True):
+            if row is not None:
+                np.testing.assert_array_equal(row[0], vector)
+                assert row[1] == cut
+    assert n_noticed > 10
+
+
+def test_an_empty_file_becomes_a_cache(tmp_path):
+    (tmp_path / "c.db").touch()
+    cache = VectorCache(tmp_path / "c.db")
+    cache.put(*rows_of(3))
+    check(cache, *rows_of(3))
+
+
+def test_a_file_that_vanishes_is_begun_anew(tmp_path):
+    cache = VectorCache(tmp_path / "new" / "folder" / "c.db")
+    cache.put(*rows_of(3))
+    os.unlink(cache.path)
+    assert cache.get(rows_of(3)[0]) == [None] * 3
+    cache.put(*rows_of(3))
+    check(cache, *rows_of(3))
+
+
+def test_a_place_that_cannot_be_written_is_one_warning(tmp_path, tiny):
+    (tmp_path / "file").write_text("no folder")
+    bank = PrefixBank({}, backbone=tiny(), cache=tmp_path / "file" / "c.db", **CPU)
+    expected = bank.set_params(cache=None).transform(TEXTS)
+    bank.set_params(cache=tmp_path / "file" / "c.db")
+    with pytest.warns(UserWarning, match="is of no use now") as caught:
+        vectors = [bank.transform(TEXTS) for _ in range(2)][0]
+    assert len(caught) == 1
+    np.testing.assert_array_equal(vectors, expected)
+
+
+def test_a_locked_file_is_waited_for_and_then_done_without(tmp_path, monkeypatch):
+    monkeypatch.setattr("prefixembed._vector_store._TIMEOUT", 0.2)
+    cache = VectorCache(tmp_path / "c.db")
+    cache.put(*rows_of(3))
+    other = sqlite3.connect(cache.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.warns(UserWarning, match="locked"):
+        cache.put(*rows_of(3, start=9))
+    check(cache, *rows_of(3))  # who writes does not keep others from reading
+    other.execute("ROLLBACK")
+    other.close()
+    cache.put(*rows_of(3, start=9))
+    check(cache, *rows_of(3, start=9))
+
+
+def test_no_files_stay_open(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    cache = VectorCache(tmp_path / "c.db")
+    cache.put(*rows_of(3))
+    before = psutil.Process().num_fds()
+    for _ in range(20):
+        cache.get(rows_of(3)[0])
+        cache.put(*rows_of(3))
+    assert psutil.Process().num_fds() <= before
+
+
+WRITER = """
+import sys, numpy as np
+from prefixembed import VectorCache
+cache = VectorCache(sys.argv[1], max_bytes=3_000_000)
+rng = np.random.default_rng(int(sys.argv[2]))
+print("ready", flush=True)
+for _ in range(int(sys.argv[3])):
+    k = rng.integers(3000, size=64)
+    keys = [b"%020d" % j for j in k]
+    vectors = k[:, None].astype(np.float32) + np.zeros(256, np.float32)
+    for row, vector in zip(cache.get(keys), vectors):
+        assert row is None or (row[0] == vector).all()
+    cache.put(keys, vectors, k % 2 == 0)
+print(cache.stats().hits)
+"""
+
+
+def start(path, seed, n_rounds):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", WRITER, path, str(seed), str(n_rounds)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_processes_share_a_file(tmp_path):
+    path = str(tmp_path / "c.db")
+    processes = [start(path, seed, 40) for seed in range(4)]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert int(out.split()[-1]) > 0
+    assert os.path.getsize(path) < 4_500_000
+
+
+def test_a_kill_at_any_moment_leaves_a_good_file(tmp_path):
+    path = str(tmp_path / "c.db")
+    rng = np.random.default_rng(0)
+    for seed in range(6):
+        process = start(path, seed, 10**6)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.02, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache = VectorCache(path)
+        keys, vectors, _ = rows_of(3000, n_features=256)
+        found = cache.get(keys)
+    assert sum(row is not None for row in found) > 100
+    for row, vector in zip(found, vectors, strict=True):
+        assert row is None or (row[0] == vector).all()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_children_use_a_file_that_the_parent_has_used(tmp_path, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    cache = VectorCache(tmp_path / "c.db")
+    cache.put(*rows_of(30))
+    with warnings.catch_warnings():
+        # Python 3.12 and later, on forks of a process with threads.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            found = pool.map(cache.get, [rows_of(30)[0]] * 4)
+    for rows in found:
+        assert [row[0][0] for row in rows] == list(range(30))
+
+
+# In the estimators
+
+
+@pytest.fixture
+def bank(tiny, random_prefix):
+    prefixes = {name: random_prefix(tiny(), seed=k, scale=0.5) for k, name in enumerate("abc")}
+    return PrefixBank(prefixes, cache=VectorCache(), **CPU)
+
+
+@pytest.mark.parametrize("X", [TEXTS, PAIRS], ids=["texts", "pairs"])
+def test_a_text_is_encoded_once(bank, encoded, X):
+    vectors = bank.fit_transform(X)
+    n = len(encoded)
+    assert n == len(X)
+    copied = clone(bank).transform(X[::-1])
+    np.testing.assert_array_equal(copied, vectors[::-1])
+    more = bank.transform([*X, *X, X[0]])
+    np.testing.assert_array_equal(more[: len(X)], vectors)
+    assert len(encoded) == n
+    # The order and the names of prefixes decide nothing.
+    turned = PrefixBank(
+        {n * 2: p for n, p in reversed(bank.items())}, **(CPU | {"cache": bank.cache})
+    )
+    np.testing.assert_array_equal(turned.transform(X), vectors)
+    assert len(encoded) == n
+    assert np.abs(bank.set_params(cache=None).transform(X) - vectors).max() < 1e-5
+    assert len(encoded) == 2 * n
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"active": ["a", "b"]},
+        {"active": []},
+        {"weights": 0.5},
+        {"weights": {"b": 0.5}},
+        {"combine": "mean"},
+        {"pooling": "cls"},
+        {"max_length": 32},
+        {"dtype": "bfloat16"},
+    ],
+)
+def test_any_change_misses(bank, encoded, change):
+    bank.transform(["one text"])
+    changed = clone(bank).set_params(**change)
+    vector = changed.transform(["one text"])
+    assert len(encoded) == 2
+    np.testing.assert_array_equal(changed.set_params(cache=None).transform(["one text"]), vector)
+    bank.transform(["one text"])
+    assert len(encoded) == 3
+
+
+def test_another_prefix_under_the_same_name_misses(bank, encoded, tiny, random_prefix):
+    before = bank.transform(["one text"])
+    bank.add("a", random_prefix(tiny(), seed=99))
+    assert np.abs(bank.transform(["one text"]) - before).max() > 1e-3
+    assert len(encoded) == 2
+
+
+def test_another_backbone_misses(tiny, encoded):
+    cache = VectorCache()
+    for family in ("bert", "electra"):
+        PrefixBank({}, backbone=tiny(family), cache=cache, max_length=32, **CPU).transform(["x"])
+    assert len(encoded) == 2
+
+
+def test_an_encoder_and_its_bank_share_vectors(tiny, random_prefix, encoded):
+    cache = VectorCache()
+    encoder = PrefixEncoder.from_prefix(random_prefix(tiny()), cache=cache, **CPU)
+    vectors = encoder.transform(TEXTS)
+    encoder.predict(TEXTS)
+    np.testing.assert_array_equal(PrefixBank({"a": encoder}, cache=cache, **CPU).transform(TEXTS),
+                                  vectors)  # fmt: skip
+    assert len(encoded) == len(TEXTS)
+    small = encoder.set_params(output_dtype="int8").transform(TEXTS)
+    assert small.dtype == np.int8 and len(encoded) == len(TEXTS)
+
+
+def test_known_vectors_need_no_backbone(bank, fresh_backbones, monkeypatch):
+    from prefixembed import bank as module
+
+    expected = bank.transform(TEXTS)
+    monkeypatch.setattr(module, "load_backbone", lambda *args: pytest.fail("loaded"))
+    np.testing.assert_array_equal(clone(bank).transform(TEXTS), expected)
+
+
+def test_the_shared_cache_is_the_default(bank, tiny, monkeypatch, encoded):
+    monkeypatch.setattr("prefixembed.cache._opened", {})
+    one = PrefixBank(bank.prefixes, **CPU)
+    one.transform(TEXTS)
+    pickle.loads(pickle.dumps(one)).transform(TEXTS)
+    assert len(encoded) == len(TEXTS)
+    assert open_cache().stats().hits == len(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_a_grid_search_encodes_each_text_once_a_subset(bank, encoded, kind, tmp_path):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=40)
+    texts = [f"{['bore', 'joy'][label]} number {k}" for k, label in enumerate(labels)]
+    bank.set_params(cache=VectorCache(tmp_path / "c.db") if kind == "disk" else VectorCache())
+    subsets = prefix_subsets(bank)
+    assert len(subsets) == 8
+    pipe = Pipeline([("enc", bank), ("clf", LogisticRegression(max_iter=50))])
+    grid = {"enc__active": subsets, "clf__C": list(np.logspace(-4, 0, 10))}
+    folds = KFold(5, shuffle=True, random_state=0)
+    search = GridSearchCV(pipe, grid, cv=folds, error_score="raise").fit(texts, labels)
+    assert len(encoded) == 8 * 40
+    search.predict(texts)
+    search.predict_proba(texts[::-1])
+    assert len(encoded) == 8 * 40
+    search.predict([*texts, "a new one"])
+    assert len(encoded) == 8 * 40 + 1
+    # What comes out is what comes out without a cache.
+    few = {"enc__active": subsets[:3], "clf__C": [0.1]}
+    with_cache = clone(search).set_params(param_grid=few).fit(texts, labels)
+    without = clone(with_cache).set_params(estimator__enc__cache=None).fit(texts, labels)
+    np.testing.assert_allclose(
+        with_cache.cv_results_["mean_test_score"], without.cv_results_["mean_test_score"]
+    )
+
+
+OTHER_PROCESS = """
+import json, sys, joblib
+from prefixembed import _embedding
+n = []
+real = _embedding._embed_batch
+_embedding._embed_batch = lambda *a: n.extend(a[2]) or real(*a)
+pipe, texts = joblib.load(sys.argv[1])
+vectors = pipe.transform(texts)
+from prefixembed import release_backbones
+print(json.dumps([len(n), release_backbones(), float(vectors.sum())]))
+"""
+
+
+def test_another_process_finds_them_on_disk(bank, tmp_path):
+    bank.set_params(cache=str(tmp_path / "c.db"))
+    vectors = bank.transform(TEXTS)
+    joblib.dump((bank, TEXTS), tmp_path / "bank.joblib")
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "bank.joblib")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    n_encoded, n_loaded, total = json.loads(done.stdout.splitlines()[-1])
+    assert (n_encoded, n_loaded) == (0, 0)
+    assert total == pytest.approx(float(vectors.sum()), rel=1e-6)
