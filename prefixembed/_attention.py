@@ -8,7 +8,7 @@ state, so threads share it. Positions are not shifted: a prefix has none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -49,9 +49,12 @@ def prefix_attention_forward(
 ) -> tuple[Tensor, None]:
     """Attention function registered with transformers; without a prefix it is plain SDPA."""
     if prefix is None:
-        return sdpa_attention_forward(
+        dtype = query.dtype
+        query, key, value = _for_attention(query, key, value)
+        output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
+        return output.to(dtype), None
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
     layer: Any = module.layer_idx
@@ -59,11 +62,45 @@ def prefix_attention_forward(
     return output.transpose(1, 2).contiguous(), None  # (batch, position, head, head_dim)
 
 
+def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Give the dtype that attention is computed in.
+
+    SDPA on a CPU is slower in bfloat16 than in float32: forward by a fifth to a half, backward
+    five times.
+    """
+    return torch.float32 if device.type == "cpu" else dtype
+
+
+def _for_attention(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.to(attention_dtype(tensor.device, tensor.dtype)) for tensor in tensors)
+
+
 def register() -> None:
     """Make ``attn_implementation="prefixembed"`` known to transformers."""
     AttentionInterface.register(ATTENTION, prefix_attention_forward)
     # Without a mask function of the same name the mask silently becomes None.
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+@dataclass
+class _OnceACall:
+    """Keeps what was made of a mask.
+
+    The layers of a forward call share one mask object (two, where some layers see a window only):
+    each is worked on once a call. Assigning a tuple is atomic, so threads may race here.
+    """
+
+    _recent: tuple[tuple[Tensor | None, int, Tensor | None], ...] = ()
+
+    def __call__(
+        self, mask: Tensor | None, n_tokens: int, make: Callable[[], Tensor | None]
+    ) -> Tensor | None:
+        for known, length, made in self._recent:
+            if known is mask and length == n_tokens:
+                return made
+        made = make()
+        self._recent = ((mask, n_tokens, made), *self._recent[:1])
+        return made
 
 
 @dataclass
@@ -80,7 +117,7 @@ class ConcatAttention:
 
     keys_values: Tensor
     log_weights: Tensor | None = None
-    _recent: tuple[tuple[Tensor | None, int, Tensor | None], ...] = ()
+    _masks: _OnceACall = field(default_factory=_OnceACall)
 
     def __call__(
         self,
@@ -93,29 +130,20 @@ class ConcatAttention:
     ) -> Tensor:
         """Attend to prefixes and tokens alike."""
         dtype = query.dtype
-        if torch.is_grad_enabled() and query.device.type == "cpu":
-            # The backward pass of SDPA on a CPU is five times slower in bfloat16.
-            query, key, value = query.float(), key.float(), value.float()
+        query, key, value = _for_attention(query, key, value)
         keys, values = self.keys_values[layer].to(key.dtype)  # (head, prefix position, head_dim)
         rows = key.shape[0], -1, -1, -1
         return scaled_dot_product_attention(
             query,
             torch.cat([keys.expand(rows), key], dim=2),
             torch.cat([values.expand(rows), value], dim=2),
-            attn_mask=self._mask(mask, query, key.shape[2]),
+            attn_mask=self._masks(mask, key.shape[2], lambda: self._widen(mask, query, key)),
             scale=scaling,
         ).to(dtype)
 
-    def _mask(self, mask: Tensor | None, query: Tensor, n_tokens: int) -> Tensor | None:
-        # The layers of a forward call share one mask object (two, where some layers see a window
-        # only): each is widened once a call. Assigning a tuple is atomic, so threads may race here.
-        for known, length, widened in self._recent:
-            if known is mask and length == n_tokens:
-                return widened
+    def _widen(self, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         length = self.keys_values.shape[3]
-        widened = widen_mask(mask, self.log_weights, length, n_tokens, query.dtype)
-        self._recent = ((mask, n_tokens, widened), *self._recent[:1])
-        return widened
+        return widen_mask(mask, self.log_weights, length, key.shape[2], query.dtype)
 
 
 def widen_mask(
@@ -177,6 +205,7 @@ class MeanAttention:
 
     keys_values: Tensor
     log_weights: Tensor
+    _masks: _OnceACall = field(default_factory=_OnceACall)
 
     def __call__(
         self,
@@ -188,33 +217,65 @@ class MeanAttention:
         scaling: float,
     ) -> Tensor:
         """Attend to each prefix with the tokens, and average."""
+        dtype = query.dtype
+        query, key, value = _for_attention(query, key, value)
         n_prefixes, longest = self.log_weights.shape
+        batch, head, position, head_dim = query.shape
+        mask = self._masks(mask, key.shape[2], lambda: _additive(mask, query.dtype))
+        output, mass = _attention_with_mass(query, key, value, mask, scaling)
+        output, mass = _tokens_last(output), _tokens_last(mass.unsqueeze(-1))
+
+        # Prefixes are the same for every text: one product a head for all queries of the batch,
+        # with queries in the last dimension, along which all that follows is contiguous.
         keys, values = self.keys_values[layer].to(key.dtype).flatten(2, 3)  # (head, slot, head_dim)
+        bias = self.log_weights.flatten()[:, None].to(key.dtype)  # (slot, 1)
+        slots = torch.baddbmm(bias, keys, _tokens_last(query), alpha=scaling)  # (head, slot, query)
+        slots = slots.float().unflatten(1, (n_prefixes, longest))
+        largest = torch.maximum(slots.amax(2), mass)  # (head, prefix, query)
+        slots = slots.sub_(largest.unsqueeze(2)).exp_()
+        tokens = (mass - largest).exp_()
+        whole = (tokens + slots.sum(2)).mul_(n_prefixes)
+        slots = slots.div_(whole.unsqueeze(2)).flatten(1, 2)  # weights of values: (head, slot, q)
+        tokens = (tokens / whole).sum(1, keepdim=True)  # (head, 1, query)
+        output = torch.baddbmm(
+            (output * tokens).to(value.dtype).transpose(1, 2),
+            slots.to(value.dtype).transpose(1, 2),
+            values,
+        )  # (head, query, head_dim)
+        return output.view(head, batch, position, head_dim).transpose(0, 1).to(dtype)
 
-        logits = (query @ key.transpose(-1, -2)).float() * scaling  # (batch, head, q, token)
-        if mask is not None:
-            logits = _hide(logits, mask)
-        token_mass = logits.logsumexp(-1, keepdim=True)  # log Z_x: (batch, head, q, 1)
 
-        slots = (query @ keys.transpose(-1, -2)).float() * scaling  # (batch, head, q, slot)
-        slots = slots.unflatten(-1, (n_prefixes, longest)) + self.log_weights
-        prefix_mass = slots.logsumexp(-1)  # log Z_t: (batch, head, q, prefix)
+def _tokens_last(tensor: Tensor) -> Tensor:
+    # From (batch, head, position, dim) to (head, dim, batch * position): no copy where the
+    # backbone has split its heads from (batch, position, feature).
+    return tensor.transpose(1, 2).flatten(0, 1).permute(1, 2, 0)
 
-        to_tokens = torch.sigmoid(token_mass - prefix_mass).mean(-1, keepdim=True)
-        to_prefix = torch.sigmoid(prefix_mass - token_mass) / n_prefixes
-        token_weights = (logits - token_mass).exp() * to_tokens
-        slot_weights = slots.softmax(-1) * to_prefix.unsqueeze(-1)
-        return (
-            token_weights.to(value.dtype) @ value
-            + slot_weights.flatten(-2).to(value.dtype) @ values
+
+def _attention_with_mass(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Attend, and give the logarithm of the softmax mass too: (batch, head, position)."""
+    if query.device.type == "cpu":
+        # What scaled_dot_product_attention calls, which keeps the mass to itself.
+        output, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=mask, scale=scaling
         )
+        return output, mass
+    logits = (query @ key.transpose(-1, -2)).float() * scaling  # (batch, head, q, token)
+    if mask is not None:
+        logits = (logits + mask).clamp_(min=torch.finfo(logits.dtype).min)
+    mass = logits.logsumexp(-1)
+    return (logits - mass.unsqueeze(-1)).exp_().to(value.dtype) @ value, mass
 
 
-def _hide(logits: Tensor, mask: Tensor) -> Tensor:
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if mask is None:
+        return None
+    # The lowest finite number: a row that sees no token stays finite.
+    lowest = torch.finfo(dtype).min
     if mask.dtype == torch.bool:
-        # The lowest finite number: a row that sees no token stays finite.
-        return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-    return (logits + mask).clamp(min=torch.finfo(logits.dtype).min)
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, lowest)
+    return mask.to(dtype).clamp(min=lowest)
 
 
 @dataclass

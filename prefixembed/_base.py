@@ -15,7 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 
-from prefixembed._attention import Attend, combined_attention
+from prefixembed._attention import Attend, attention_dtype, combined_attention
 from prefixembed._batching import check_texts, iterate_texts
 from prefixembed._embedding import CHUNK, Embedder, embed
 from prefixembed._quantization import OUTPUT_DTYPES, output_width
@@ -57,8 +57,9 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         @functools.cache
         def load_with_prefix() -> tuple[Backbone, Attend | None]:
             backbone = load()
+            dtype = attention_dtype(backbone.device, backbone.dtype)
             parts = [
-                torch.tensor(prefix.keys_values, device=backbone.device, dtype=backbone.dtype)
+                torch.tensor(prefix.keys_values, device=backbone.device, dtype=dtype)
                 for prefix in prefixes
             ]
             weights = [weight for _, weight in representation.prefixes]

@@ -33,6 +33,7 @@ from prefixembed.tasks import demo_backbone
 
 SOURCES = ("sst2", "qnli", "sick", "cola", "stsb")
 TARGETS = ("mr", "cr", "mpqa", "rte", "mrpc", "boolq", "multirc")
+LONG = ("boolq", "multirc")  # passages: fewer of them, for the time that they take
 
 
 def read_task(folder: Path, name: str, split: str) -> tuple[list[Any], np.ndarray]:
@@ -96,6 +97,7 @@ def score(vectors: list[np.ndarray], labels: list[np.ndarray]) -> float:
             l1_ratios=[0],
             cv=5,
             max_iter=2000,
+            scoring="accuracy",
             use_legacy_attributes=False,
         ),
     )
@@ -107,8 +109,9 @@ def run_seed(args: argparse.Namespace, seed: int, results: dict[str, float]) -> 
     prefixes = learn_sources(args, seed)
     bank = PrefixBank(prefixes, max_length=args.max_length, on_truncate="ignore")
     for target in TARGETS:
-        train = sample(*read_task(args.data, target, "train"), args.target_texts, seed)
-        test = sample(*read_task(args.data, target, "test"), args.target_texts, 0)
+        limit = args.long_target_texts if target in LONG else args.target_texts
+        train = sample(*read_task(args.data, target, "train"), limit, seed)
+        test = sample(*read_task(args.data, target, "test"), limit, 0)
         labels = [train[1], test[1]]
         singles = []
         for name, params in representations(prefixes).items():
@@ -181,7 +184,8 @@ def main() -> None:
     parser.add_argument("--backbone", default=None, help="default: the demo backbone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--source-texts", type=int, default=6000)
-    parser.add_argument("--target-texts", type=int, default=1000)
+    parser.add_argument("--target-texts", type=int, default=2500)
+    parser.add_argument("--long-target-texts", type=int, default=1000)
     parser.add_argument("--prefix-length", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--epochs", type=int, default=3)
