@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefixembed.bank import PrefixBank
     from prefixembed.cache import VectorCache
     from prefixembed.encoder import PrefixEncoder
+    from prefixembed.parallel import fill_cache, fit_prefixes
     from prefixembed.prefix import Prefix
     from prefixembed.selection import prefix_subsets
 
@@ -25,6 +26,8 @@ _HOMES = {
     "PrefixBank": "bank",
     "PrefixEncoder": "encoder",
     "VectorCache": "cache",
+    "fill_cache": "parallel",
+    "fit_prefixes": "parallel",
     "load_backbone": "backbone",
     "prefix_subsets": "selection",
     "release_backbones": "backbone",
@@ -36,6 +39,8 @@ __all__ = [
     "PrefixBank",
     "PrefixEncoder",
     "VectorCache",
+    "fill_cache",
+    "fit_prefixes",
     "load_backbone",
     "prefix_subsets",
     "release_backbones",

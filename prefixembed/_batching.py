@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,29 @@ Text = str | tuple[str, str]
 # Rust tokenizes a chunk in parallel; its Encoding objects are some 20 times the size of the ids,
 # so they are let go chunk by chunk.
 _CHUNK = 2048
+
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_set_for_fork = False
+
+
+def _before_fork() -> None:
+    # A forked child has none of the threads that tokenizers runs on. Unless the user has said
+    # what to do, the child is to do without, and tokenizers is not to print a warning.
+    global _set_for_fork
+    if _PARALLELISM not in os.environ:
+        os.environ[_PARALLELISM] = "false"
+        _set_for_fork = True
+
+
+def _after_fork_in_parent() -> None:
+    global _set_for_fork
+    if _set_for_fork:
+        os.environ.pop(_PARALLELISM, None)
+        _set_for_fork = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
 
 
 def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from prefixembed._attention import ATTENTION, Attend, register
 from prefixembed._batching import Batch
+from prefixembed._warnings import warn
 from prefixembed.prefix import Prefix
 
 SUPPORTED = ("bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta")
@@ -235,6 +237,7 @@ def load_backbone(
     key = (os.path.realpath(name) if os.path.isdir(name) else name, revision, numbers, where)
     with _lock:
         if key not in _loaded:
+            _warn_of_company(where)
             _loaded[key] = _load(name, revision, numbers, where)
         return _loaded[key]
 
@@ -304,6 +307,15 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+def _warn_of_company(device: torch.device) -> None:
+    if device.type != "cpu" and multiprocessing.parent_process() is not None:
+        warn(
+            f"a worker process loads a backbone of its own on {device}, beside those of others: "
+            "use n_jobs=1, whose batches fill the device, or give the bank the path of a file as "
+            "cache and call fill_cache before the search"
+        )
 
 
 def _load(name: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Backbone:

@@ -1,7 +1,9 @@
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -187,8 +189,8 @@ def test_dtype_and_device_by_name():
     assert module.resolve_dtype("float32", cpu) == torch.float32
     assert module.resolve_dtype("bfloat16", cpu) == torch.bfloat16
     assert module.resolve_dtype("auto", torch.device("mps")) == torch.float32
-    with pytest.raises(ValueError, match="dtype must be 'auto', .*got 'float16'"):
-        module.resolve_dtype("float16", cpu)
+    with pytest.raises(ValueError, match="dtype must be 'auto', .*got 'int4'"):
+        module.resolve_dtype("int4", cpu)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda', but torch finds no CUDA device"):
             module.resolve_device("cuda")
@@ -222,3 +224,15 @@ def test_cuda_equals_cpu(tiny, random_prefix, family):
     for combine in ("concat", "mean"):
         on_cuda = bank.set_params(device="cuda", combine=combine).transform(TEXTS)
         np.testing.assert_allclose(on_cuda, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("device", "in_worker"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_workers_on_one_device_are_told_what_to_do(monkeypatch, device, in_worker):
+    parent = object() if in_worker else None
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module._warn_of_company(torch.device(device))
+    assert bool(caught) == (device == "cuda" and in_worker)
+    if caught:
+        assert "n_jobs=1" in str(caught[0].message) and "fill_cache" in str(caught[0].message)

@@ -5,6 +5,9 @@ import pytest
 from conftest import PAIRS, TEXTS, make_backbone
 from reference import bert_hidden
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from prefixembed import PrefixBank, PrefixEncoder, load_backbone, release_backbones
 from prefixembed._batching import tokenize
@@ -251,3 +254,41 @@ def test_containers_of_pandas_and_feature_names(bank):
     assert list(vectors.columns) == list(bank.get_feature_names_out())
     assert vectors.columns[0] == "prefixbank0" and vectors.shape == (len(TEXTS), 32)
     assert set(vectors.dtypes) == {np.dtype("float32")}
+
+
+def test_iterators_and_files_take_what_lists_take(bank, tmp_path):
+    expected = bank.transform(TEXTS)
+    np.testing.assert_allclose(bank.transform(text for text in TEXTS), expected, atol=1e-6)
+    assert bank.transform(iter([])).shape == (0, 32)
+    out = np.memmap(tmp_path / "v", np.float32, "w+", shape=(len(TEXTS) + 3, 32))
+    written = bank.transform(iter(TEXTS), out=out)
+    assert written.shape == (len(TEXTS), 32) and np.shares_memory(written, out)
+    np.testing.assert_allclose(out[: len(TEXTS)], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="out must be an ndarray of float32 and shape"):
+        bank.transform(TEXTS, out=out)
+    with pytest.raises(ValueError, match=r"X\[1\] must be a str, got None"):
+        bank.transform(iter(["a", None]))
+
+
+@pytest.mark.parametrize(
+    ("output_dtype", "dtype", "width"),
+    [("float32", "f4", 32), ("float16", "f2", 32), ("int8", "i1", 32), ("binary", "u1", 4)],
+)
+def test_smaller_vectors_train_a_head(bank, output_dtype, dtype, width):
+    bank.set_params(output_dtype=output_dtype)
+    texts = [f"{word} {k}" for k in range(20) for word in ("joy", "bore")]
+    vectors = bank.transform(texts)
+    assert vectors.dtype == np.dtype(dtype) and vectors.shape == (40, width)
+    assert len(bank.get_feature_names_out()) == width
+    assert bank.set_output(transform="pandas").transform(texts[:2]).shape == (2, width)
+    unpack = FunctionTransformer(np.unpackbits, kw_args={"axis": 1})
+    steps = [unpack] * (output_dtype == "binary") + [StandardScaler(), LogisticRegression()]
+    head = make_pipeline(clone(bank), *steps)
+    assert head.fit(texts, [1, 0] * 20).score(texts, [1, 0] * 20) > 0.9
+
+
+def test_float16_is_close_to_float32(bank):
+    exact = bank.transform(TEXTS)
+    rough = bank.set_params(dtype="float16").transform(TEXTS)
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - exact).max() < 0.02 * np.abs(exact).max()

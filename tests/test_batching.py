@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -208,3 +212,34 @@ def test_padding_is_on_the_right_and_masked():
     np.testing.assert_array_equal(batch.type_ids, [[0, 0, 0], [0, 0, 1]])
     np.testing.assert_array_equal(batch.mask, [[1, 0, 0], [1, 1, 1]])
     assert pad_batch(tokens, np.array([0]), pad_id=9).mask is None
+
+
+FORK = """
+import os, sys
+from prefixembed import load_backbone
+from prefixembed._batching import tokenize
+tokenizer = load_backbone(sys.argv[1]).tokenizer(32)
+texts = [f"text {k}" for k in range(5000)]
+ids = tokenize(tokenizer, texts).ids
+child = os.fork()
+if not child:
+    same = all((a == b).all() for a, b in zip(tokenize(tokenizer, texts).ids, ids))
+    os._exit(0 if same and os.environ["TOKENIZERS_PARALLELISM"] == "false" else 1)
+assert os.waitpid(child, 0)[1] == 0
+print(os.environ.get("TOKENIZERS_PARALLELISM"))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("said", [None, "false"])
+def test_a_forked_child_tokenizes_without_a_warning(tiny, said):
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
+    if said:
+        environment["TOKENIZERS_PARALLELISM"] = said
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, tiny()],
+        env=environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "forked" not in done.stderr
+    assert done.stdout.splitlines()[-1] == str(said), "the parent's environment is left alone"

@@ -338,3 +338,26 @@ def test_verbose_shows_progress(tiny, capsys):
 def test_other_families_learn_too(tiny, family):
     encoder = make(tiny(family), max_epochs=20, early_stopping=False).fit(*reviews())
     assert encoder.score(*reviews()) > 0.75
+
+
+@at_chance
+def test_vectors_for_a_store_leave_predictions_as_they_are(tiny, fitted):
+    texts, _ = reviews()
+    scores = fitted.decision_function(texts)
+    small = clone(fitted).set_params(output_dtype="binary")
+    small._adopt(fitted.prefix_)
+    assert small.transform(texts).dtype == np.uint8
+    np.testing.assert_allclose(small.decision_function(texts), scores, rtol=1e-5, atol=1e-5)
+    out = np.empty((len(texts), 32), np.float32)
+    assert fitted.transform(iter(texts), out=out) is out
+    np.testing.assert_array_equal(fitted.predict(iter(texts)), fitted.predict(texts))
+
+
+@at_chance
+def test_float16_is_trained_in_float32(tiny):
+    texts, labels = reviews()
+    params = {"max_length": 64, "max_epochs": 1, "random_state": 0, "device": "cpu"}
+    half = PrefixEncoder(tiny(), dtype="float16", **params).fit(texts, labels)
+    assert (
+        half.prefix_ == PrefixEncoder(tiny(), dtype="float32", **params).fit(texts, labels).prefix_
+    )

@@ -1,0 +1,160 @@
+import dataclasses
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.compose import ColumnTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import FeatureUnion, Pipeline
+from sklearn.preprocessing import StandardScaler
+
+from prefixembed import (
+    PrefixBank,
+    PrefixEncoder,
+    VectorCache,
+    _embedding,
+    fill_cache,
+    fit_prefixes,
+    prefix_subsets,
+)
+
+CPU = {"dtype": "float32", "device": "cpu"}
+TEXTS = [f"{word} {k}" for k in range(12) for word in ("joy", "bore")]
+LABELS = ["good", "bad"] * 12
+
+
+@pytest.fixture
+def encoder(tiny):
+    return PrefixEncoder(
+        tiny(), max_length=32, max_epochs=6, batch_size=8, learning_rate=0.03,
+        early_stopping=False, random_state=0, **CPU,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bank(tiny, random_prefix, tmp_path):
+    prefixes = {name: random_prefix(tiny(), seed=k) for k, name in enumerate("ab")}
+    return PrefixBank(prefixes, cache=tmp_path / "c.db", **CPU)
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    counts = []
+    real = _embedding._embed_batch
+
+    def count(backbone, tokens, positions, *args):
+        counts.append(len(positions))
+        return real(backbone, tokens, positions, *args)
+
+    monkeypatch.setattr(_embedding, "_embed_batch", count)
+    return counts
+
+
+def pipeline(bank):
+    return Pipeline(
+        [("enc", bank), ("scale", StandardScaler()), ("clf", LogisticRegression(max_iter=50))]
+    )
+
+
+def n_threads():
+    return torch.get_num_threads()
+
+
+def test_workers_share_the_cores():
+    per_worker = joblib.Parallel(n_jobs=2)(joblib.delayed(n_threads)() for _ in range(2))
+    assert set(per_worker) == {max(1, joblib.cpu_count() // 2)}
+
+
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_side_by_side_equals_one_by_one(encoder, n_jobs):
+    tasks = {
+        "stars": (TEXTS, LABELS),
+        "few": (TEXTS[:9], LABELS[:9]),
+        "weighted": (TEXTS, LABELS, np.r_[np.ones(20), np.zeros(4)]),
+    }
+    fitted = fit_prefixes(tasks, encoder, n_jobs=n_jobs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if n_jobs == 1 else max(1, joblib.cpu_count() // n_jobs))
+    try:
+        expected = {name: clone(encoder).fit(*task).prefix_ for name, task in tasks.items()}
+    finally:
+        torch.set_num_threads(before)
+    assert {name: one.prefix_ for name, one in fitted.items()} == expected
+    assert list(fitted) == list(tasks)
+    assert len({one.prefix_.digest for one in fitted.values()}) == 3
+    assert not hasattr(encoder, "prefix_")
+    assert fitted["few"].history_["epoch"] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("task", [(TEXTS,), [TEXTS, LABELS], TEXTS, (1, 2, 3, 4)])
+def test_a_task_that_is_none_is_named(encoder, task):
+    with pytest.raises(ValueError, match=r"tasks\['odd'\] must be a tuple \(X, y\)"):
+        fit_prefixes({"odd": task}, encoder)
+
+
+def test_an_error_of_a_fit_comes_through(encoder):
+    with pytest.raises(ValueError, match=r"X\[1\] must be a str"):
+        fit_prefixes({"bad": (["a", None], [0, 1])}, encoder, n_jobs=2)
+    assert fit_prefixes({}, encoder) == {}
+
+
+def test_a_filled_search_encodes_nothing_more(bank, encoded, fresh_backbones):
+    grid = {"enc__active": prefix_subsets(bank), "clf__C": [0.1, 1.0], "scale": ["passthrough"]}
+    search = GridSearchCV(pipeline(bank), grid, cv=2, n_jobs=2, error_score="raise")
+    assert fill_cache(search, TEXTS) == 4
+    assert sum(encoded) == 4 * len(TEXTS)
+    assert fill_cache(search, TEXTS) == 4
+    search.fit(TEXTS, LABELS)
+    search.predict(TEXTS)
+    assert sum(encoded) == 4 * len(TEXTS)
+    # What workers encode is not counted here, but what they look up is on disk: none missed.
+    assert VectorCache(bank.cache).stats().n_vectors == 4 * len(TEXTS)
+
+
+def test_workers_of_a_filled_search_load_no_backbone(bank, tmp_path):
+    fill_cache(bank, TEXTS)
+    bank.set_params(backbone=None)
+    moved = clone(bank)
+    # Prefixes that name a backbone which is nowhere: loading it would be an error.
+    moved.prefixes = {
+        name: dataclasses.replace(prefix, backbone="nowhere/at-all")
+        for name, prefix in bank.items()
+    }
+    search = GridSearchCV(
+        pipeline(moved), {"clf__C": [0.1, 1.0]}, cv=2, n_jobs=2, error_score="raise"
+    )
+    assert search.fit(TEXTS, LABELS).score(TEXTS, LABELS) > 0.8
+
+
+def test_what_can_be_filled(bank, encoder, encoded):
+    assert fill_cache(bank, TEXTS) == 1
+    union = FeatureUnion([("all", bank), ("bare", clone(bank).set_params(active=[]))])
+    assert fill_cache(union, TEXTS) == 2
+    assert fill_cache(Pipeline([("both", union), ("clf", LogisticRegression())]), TEXTS) == 2
+    assert sum(encoded) == 2 * len(TEXTS)
+    whole = GridSearchCV(pipeline(bank), {"enc": [bank, clone(bank).set_params(active=["a"])]})
+    assert fill_cache(whole, TEXTS) == 2
+
+
+def test_what_cannot_be_filled_says_so(bank):
+    with pytest.raises(ValueError, match="got LogisticRegression"):
+        fill_cache(LogisticRegression(), TEXTS)
+    with pytest.raises(ValueError, match="got ColumnTransformer"):
+        fill_cache(ColumnTransformer([("a", bank, "text")]), TEXTS)
+    with pytest.raises(ValueError, match="cache of PrefixBank is None"):
+        fill_cache(clone(bank).set_params(cache=None), TEXTS)
+
+
+def test_workers_that_cannot_see_the_cache_are_told_of(bank):
+    grid = {"clf__C": [1.0]}
+    search = GridSearchCV(pipeline(bank.set_params(cache=VectorCache())), grid, n_jobs=2)
+    with pytest.warns(UserWarning, match="workers cannot see a cache in memory"):
+        fill_cache(search, TEXTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fill_cache(search.set_params(n_jobs=None), TEXTS)
