@@ -22,6 +22,7 @@ TEST = [
     "pytest",
     "ruff",
 ]
+BENCH = ["matplotlib", "peft", "psutil", "sentence-transformers", "skrub"]
 DOCS = ["myst-parser", "numpydoc", "pydata-sphinx-theme", "sphinx"]
 
 setup(
@@ -37,6 +38,7 @@ setup(
     python_requires=">=3.10",
     install_requires=[
         "datasets",
+        "filelock",
         "joblib",
         "numpy",
         "safetensors",
@@ -45,7 +47,7 @@ setup(
         "tqdm",
         "transformers>=5",
     ],
-    extras_require={"demo": DEMO, "plot": PLOT, "test": TEST, "docs": DOCS},
+    extras_require={"demo": DEMO, "plot": PLOT, "test": TEST, "bench": BENCH, "docs": DOCS},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

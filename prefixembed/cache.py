@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +159,15 @@ class VectorCache:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, max_bytes: int = 2**30
     ) -> None:
-        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 0:
+        given: Any = max_bytes
+        if isinstance(given, bool) or not isinstance(given, Integral) or max_bytes < 0:
             raise ValueError(f"max_bytes must be an int of 0 or more, got {max_bytes!r}")
         if path is not None and os.path.isdir(path):
             raise ValueError(
                 f"cache must be the path of a file, got the folder {os.fspath(path)!r}"
             )
         self.path = None if path is None else os.path.abspath(path)
-        self.max_bytes = max_bytes
+        self.max_bytes = int(max_bytes)
         self._store: _MemoryStore | DiskStore = (
             _MemoryStore(max_bytes) if path is None else DiskStore(Path(path), max_bytes)
         )

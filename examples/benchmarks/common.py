@@ -1,0 +1,126 @@
+"""What the benchmarks share: texts, alternating runs, tables, plots, the machine in words."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prefixembed import Prefix, load_backbone
+from prefixembed.tasks import load_docstring_task
+
+
+def read_texts(data: Path | None, kind: str, limit: int) -> list[Any]:
+    """Read real texts or pairs: of a task in a folder, or of docstrings where there is none."""
+    if data is None:
+        task = load_docstring_task("package" if kind == "short" else "name")
+        rows = [tuple(row) if kind == "pairs" else row for row in task.X_train]
+    else:
+        name = "mr" if kind == "short" else "mrpc"
+        with open(data / f"{name}.train.jsonl", encoding="utf-8") as file:
+            objects = [json.loads(line) for line in file]
+        rows = [(o["text"], o["text_b"]) if kind == "pairs" else o["text"] for o in objects]
+    return list(dict.fromkeys(rows))[:limit]
+
+
+def random_prefixes(folder: str, n: int, length: int = 5, seed: int = 0) -> dict[str, Prefix]:
+    """Make prefixes of the size that is learned; what they hold does not change their cost."""
+    backbone = load_backbone(folder)
+    n_layers, n_heads, head_dim = backbone.layout
+    rng = np.random.default_rng(seed)
+    shape = (n_layers, 2, n_heads, length, head_dim)
+    return {
+        f"task {k}": Prefix(
+            keys_values=rng.standard_normal(shape, dtype=np.float32),
+            backbone=folder,
+            fingerprint=backbone.fingerprint,
+            pooling="mean",
+            max_length=backbone.max_length,
+            n_features=backbone.n_features,
+        )
+        for k in range(n)
+    }
+
+
+def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
+    """Time each side once a round, after a warm-up round: seconds of shape (rounds,)."""
+    for run in sides.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for k in range(rounds):
+        # Every other round backwards: who runs after whom does not favour anyone.
+        for name in list(sides)[:: 1 if k % 2 else -1]:
+            started = time.perf_counter()
+            sides[name]()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: np.array(some) for name, some in seconds.items()}
+
+
+def gemm_rate(dtype: torch.dtype, width: int, n_tokens: int = 1024) -> float:
+    """Measure FLOP/s of the products that a layer is made of, each as often as there."""
+    shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
+    pairs = [(torch.randn(n_tokens, k).to(dtype), torch.randn(p, k).to(dtype)) for k, p in shapes]
+    rates = []
+    for _ in range(12):
+        started = time.perf_counter()
+        for x, w in pairs:
+            torch.nn.functional.linear(x, w)
+        flops = sum(2 * n_tokens * k * p for k, p in shapes)
+        rates.append(flops / (time.perf_counter() - started))
+    return float(np.median(rates))
+
+
+def encoder_flops(backbone: Any, n_tokens: int) -> float:
+    """Count FLOPs of an encoder's linear layers; attention's are left out, in our disfavour."""
+    weights = sum(
+        module.weight.numel()
+        for module in backbone.model.modules()
+        if isinstance(module, torch.nn.Linear)
+    )
+    return 2.0 * weights * n_tokens
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Lay out rows as Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def bars(path: Path, values: Mapping[str, float], label: str, reference: float = 1.0) -> None:
+    """Draw one bar a name."""
+    import matplotlib.pyplot as plt
+
+    names = list(values)[::-1]
+    height = 1.2 + 0.32 * len(names)
+    figure, axes = plt.subplots(figsize=(7.5, height), layout="constrained")
+    drawn = axes.barh(names, [values[name] for name in names], color="tab:blue")
+    axes.bar_label(drawn, fmt="%.2f", padding=3)
+    axes.axvline(reference, color="0.4", linestyle="--", linewidth=1)
+    axes.set_xlabel(label)
+    axes.margins(x=0.1)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def machine() -> str:
+    """Tell where this ran."""
+    import transformers
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
+    able = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
+    fast = [name for name in able if "bf16" in name or "vnni" in name]
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return (
+        f"{cpu} ({', '.join(fast) or 'no bf16'}), {torch.get_num_threads()} threads{gpu}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )

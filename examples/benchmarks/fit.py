@@ -1,0 +1,155 @@
+"""Time of a training step, beside full fine-tuning and PEFT's prefix tuning.
+
+The same backbone, texts, batches, optimizer and dtype; each side runs the same number of steps in
+turns with the others::
+
+    pip install peft
+    python examples/benchmarks/fit.py [--data DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import alternate, bars, machine, read_texts, table
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from prefixembed import load_backbone
+from prefixembed._batching import pad_batch, shuffle_batches, tokenize
+from prefixembed._embedding import resolve_batch_tokens
+from prefixembed._pooling import pool
+from prefixembed._source_task import (
+    LabelledTokens,
+    PrefixModel,
+    initial_keys_values,
+    learn_prefix,
+)
+from prefixembed._training import Recipe
+from prefixembed.tasks import demo_backbone
+
+BATCH = 32
+
+
+class FineTuned(torch.nn.Module):
+    """The whole backbone and a linear head."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.body = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        self.head = torch.nn.Linear(self.body.config.hidden_size, 2)
+
+    def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+        """Give logits."""
+        hidden = self.body(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        ).last_hidden_state
+        return self.head(pool(hidden, attention_mask.bool(), "mean"))
+
+
+def peft_model(folder: str) -> torch.nn.Module | None:
+    """Give PEFT's prefix tuning of five positions, where PEFT is installed."""
+    try:
+        from peft import PrefixTuningConfig, TaskType, get_peft_model
+    except ImportError:
+        return None
+    body = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    config = PrefixTuningConfig(task_type=TaskType.SEQ_CLS, num_virtual_tokens=5)
+    return get_peft_model(body, config)
+
+
+def loop(
+    model: torch.nn.Module, data: LabelledTokens, pad_id: int, bfloat16: bool
+) -> Callable[[], None]:
+    """Make an epoch of a plain training loop."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    labels = torch.from_numpy(data.labels)
+    model.train()
+
+    def epoch() -> None:
+        rng = np.random.default_rng(0)
+        for positions in shuffle_batches(data.tokens.lengths, BATCH, rng):
+            batch = pad_batch(data.tokens, positions, pad_id)
+            mask = np.ones(batch.ids.shape, bool) if batch.mask is None else batch.mask
+            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+                output = model(
+                    input_ids=torch.from_numpy(batch.ids),
+                    attention_mask=torch.from_numpy(mask).long(),
+                    token_type_ids=torch.from_numpy(batch.type_ids),
+                )
+                logits = getattr(output, "logits", output)
+            where = torch.from_numpy(positions)
+            loss = torch.nn.functional.cross_entropy(logits.float(), labels[where])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+
+    return epoch
+
+
+def own(folder: str, data: LabelledTokens, dtype: str) -> Callable[[], None]:
+    """Make an epoch of ours."""
+    backbone = load_backbone(folder, dtype=dtype, device="cpu")
+    start = initial_keys_values(backbone, data.tokens, 5, "text", np.random.default_rng(0))
+    generator = torch.Generator().manual_seed(0)
+    model = PrefixModel(start, backbone.n_features, 2, None, generator)
+    recipe = Recipe(1, BATCH, 1e-5, 0.0, None)
+    budget = resolve_batch_tokens("auto", backbone.device)
+
+    def epoch() -> None:
+        learn_prefix(
+            backbone, data, model, recipe, pooling="mean", batch_tokens=budget,
+            rng=np.random.default_rng(0), progress=False,
+        )  # fmt: skip
+
+    return epoch
+
+
+def main() -> None:
+    """Time all sides."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("results/fit"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = demo_backbone()
+    backbone = load_backbone(folder, device="cpu")
+    texts = read_texts(args.data, "short", args.steps * BATCH)
+    n = len(texts)
+    data = LabelledTokens(
+        tokenize(backbone.tokenizer(128), texts),
+        np.random.default_rng(0).integers(2, size=n),
+        np.ones(n, np.float32),
+        np.arange(n),
+        np.arange(0),
+    )
+    sides = {}
+    for bfloat16, dtype in ((False, "float32"), (True, "bfloat16")):
+        sides[f"full fine-tuning {dtype}"] = loop(FineTuned(folder), data, 0, bfloat16)
+        if (peft := peft_model(folder)) is not None:
+            sides[f"PEFT prefix tuning {dtype}"] = loop(peft, data, 0, bfloat16)
+        sides[f"prefixembed {dtype}"] = own(folder, data, dtype)
+    seconds = {k: float(np.median(v)) for k, v in alternate(sides, args.rounds).items()}
+    steps = -(-n // BATCH)
+    rows = []
+    for name, value in seconds.items():
+        full = seconds[f"full fine-tuning {name.rpartition(' ')[2]}"]
+        rows.append((name, f"{1000 * value / steps:.0f}", f"{value / full:.2f}"))
+    print(machine())
+    print(table(("side", "ms a step of 32 texts", "of full fine-tuning in that dtype"), rows))
+    ratios = {row[0]: float(row[2]) for row in rows}
+    bars(args.out / "fit.png", ratios, "time of a step, times full fine-tuning in that dtype")
+    (args.out / "fit.json").write_text(json.dumps({"machine": machine(), "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()

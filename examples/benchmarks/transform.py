@@ -1,0 +1,204 @@
+"""Texts a second through ``transform``, beside sentence-transformers and skrub.
+
+Both sides run in this process, in turns, on the same texts and threads; medians over rounds. The
+peers run at the best of a few batch sizes. What a side lacks (no pairs in skrub, a package that
+is not installed) is left out::
+
+    pip install sentence-transformers skrub
+    python examples/benchmarks/transform.py [--data DIR] [--model large]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import (
+    alternate,
+    bars,
+    encoder_flops,
+    gemm_rate,
+    machine,
+    random_prefixes,
+    read_texts,
+    table,
+)
+
+from prefixembed import PrefixBank, load_backbone
+from prefixembed._batching import tokenize
+from prefixembed.tasks import demo_backbone
+
+
+def large_backbone(folder: str, texts: list[str]) -> str:
+    """Write a model of RoBERTa-large's shape with random weights, and a tokenizer of the texts."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer = trainers.BpeTrainer(vocab_size=20000, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", eos_token="</s>",
+        sep_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512,
+    ).save_pretrained(folder)  # fmt: skip
+    config = RobertaConfig(
+        vocab_size=20000, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
+        intermediate_size=4096, max_position_embeddings=514, type_vocab_size=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    RobertaModel(config).save_pretrained(folder)
+    return folder
+
+
+def sentence_transformers_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
+    """Make its sides: float32 and bfloat16, at three batch sizes each."""
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Pooling, Transformer
+    except ImportError:
+        return {}
+    inputs = [list(text) if isinstance(text, tuple) else text for text in texts]
+    sides: dict[str, Callable[[], Any]] = {}
+    for dtype in ("float32", "bfloat16"):
+        transformer = Transformer(folder, model_kwargs={"dtype": getattr(torch, dtype)})
+        width = transformer.model.config.hidden_size
+        model = SentenceTransformer(modules=[transformer, Pooling(width)], device="cpu")
+        model.max_seq_length = 256
+        for size in (16, 32, 128):
+            sides[f"sentence-transformers {dtype}, batch {size}"] = lambda model=model, size=size: (
+                model.encode(
+                    inputs, batch_size=size, convert_to_numpy=True, show_progress_bar=False
+                ).astype(np.float32)
+            )
+    return sides
+
+
+def skrub_side(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
+    """Make skrub's side; it takes no pairs."""
+    try:
+        from skrub import TextEncoder
+    except ImportError:
+        return {}
+    if isinstance(texts[0], tuple):
+        return {}
+    import pandas as pd
+
+    column = pd.Series(texts, name="text")
+    encoder = TextEncoder(folder, n_components=None, device="cpu")
+    encoder.fit(column)
+    return {"skrub TextEncoder": lambda: encoder.transform(column)}
+
+
+def own_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
+    """Make our sides: without prefixes and with seven, in float32 and in the default dtype."""
+    seven = random_prefixes(folder, 7)
+    common = {"backbone": folder, "max_length": 256, "on_truncate": "ignore", "cache": None}
+    sides: dict[str, Callable[[], Any]] = {}
+    for dtype in ("float32", "auto"):
+        for name, params in (
+            ("no prefix", {"active": []}),
+            ("seven prefixes", {}),
+            ("seven prefixes, mean", {"combine": "mean"}),
+        ):
+            bank = PrefixBank(seven, dtype=dtype, device="cpu", **common, **params)
+            sides[f"prefixembed {dtype}, {name}"] = lambda bank=bank: bank.transform(texts)
+    return sides
+
+
+def measure(folder: str, texts: list[Any], rounds: int) -> dict[str, Any]:
+    """Time all sides on some texts."""
+    peers = sentence_transformers_sides(folder, texts) | skrub_side(folder, texts)
+    sides = peers | own_sides(folder, texts)
+    seconds = alternate(sides, rounds)
+    best: dict[str, np.ndarray] = {}
+    for name, some in seconds.items():
+        short = name.split(", batch")[0]
+        if short not in best or np.median(some) < np.median(best[short]):
+            best[short] = some
+    exact = sides["prefixembed float32, no prefix"]()
+    deviation = {}
+    for name in sides:
+        vectors = np.asarray(sides[name]()) if "prefixes" not in name else None
+        if vectors is not None and vectors.shape == exact.shape:
+            norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(exact, axis=1)
+            cosine = 1 - float(((vectors * exact).sum(axis=1) / norms).min())
+            deviation[name.split(", batch")[0]] = max(cosine, 0.0)
+    shares = {}
+    for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "auto")):
+        backbone = load_backbone(folder, device="cpu")
+        n_tokens = int(tokenize(backbone.tokenizer(256), texts).lengths.sum())
+        flops = encoder_flops(backbone, n_tokens)
+        rate = flops / np.median(best[f"prefixembed {name}, no prefix"])
+        shares[name] = rate / gemm_rate(dtype, backbone.n_features)
+    return {
+        "texts_a_second": {k: len(texts) / float(np.median(v)) for k, v in best.items()},
+        "spread": {k: float(np.ptp(v) / np.median(v)) for k, v in best.items()},
+        "one_minus_cosine": deviation,
+        "gemm_share": shares,
+    }
+
+
+def report(name: str, found: dict[str, Any], out: Path) -> None:
+    """Print a table, and draw it."""
+    speed = found["texts_a_second"]
+    base_name = "sentence-transformers float32"
+    base = speed.get(base_name, speed["prefixembed float32, no prefix"])
+    rows = [
+        (
+            side,
+            f"{value:.1f}",
+            f"{value / base:.2f}",
+            f"{100 * found['spread'][side]:.0f} %",
+            f"{found['one_minus_cosine'][side]:.0e}" if side in found["one_minus_cosine"] else "",
+        )
+        for side, value in speed.items()
+    ]
+    print(f"\n{name}")
+    header = ("side", "texts a second", "ratio", "spread of rounds", "1 - cosine to float32, worst")
+    print(table(header, rows))
+    shares = ", ".join(f"{dtype} {share:.0%}" for dtype, share in found["gemm_share"].items())
+    print(f"share of the GEMM rate of this run, without prefixes: {shares}", flush=True)
+    ratios = {side: value / base for side, value in speed.items()}
+    bars(out / f"transform-{name.replace(' ', '-')}.png", ratios, f"texts a second, {name}: ratio")
+
+
+def main() -> None:
+    """Run both kinds of text through one model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--model", choices=["minilm", "large"], default="minilm")
+    parser.add_argument("--texts", type=int, help="default: 1000, or 64 for the large model")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("results/transform"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    limit = args.texts or (1000 if args.model == "minilm" else 64)
+    print(machine())
+    with tempfile.TemporaryDirectory() as temporary:
+        short = read_texts(args.data, "short", 5000)
+        large = args.model == "large"
+        folder = large_backbone(temporary, short) if large else demo_backbone()
+        for kind in ("short", "pairs"):
+            texts = read_texts(args.data, kind, limit)
+            found = measure(folder, texts, args.rounds)
+            name = f"{args.model} {kind}"
+            report(name, found, args.out)
+            path = args.out / f"{name.replace(' ', '-')}.json"
+            path.write_text(json.dumps({"machine": machine(), **found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
