@@ -228,9 +228,9 @@ class MeanAttention:
         # Prefixes are the same for every text: one product a head for all queries of the batch,
         # with queries in the last dimension, along which all that follows is contiguous.
         keys, values = self.keys_values[layer].to(key.dtype).flatten(2, 3)  # (head, slot, head_dim)
-        bias = self.log_weights.flatten()[:, None].to(key.dtype)  # (slot, 1)
-        slots = torch.baddbmm(bias, keys, _tokens_last(query), alpha=scaling)  # (head, slot, query)
-        slots = slots.float().unflatten(1, (n_prefixes, longest))
+        bias = self.log_weights.flatten()[:, None]  # (slot, 1)
+        slots = torch.baddbmm(bias, keys.float(), _tokens_last(query).float(), alpha=scaling)
+        slots = slots.unflatten(1, (n_prefixes, longest))  # (head, prefix, slot, query)
         largest = torch.maximum(slots.amax(2), mass)  # (head, prefix, query)
         slots = slots.sub_(largest.unsqueeze(2)).exp_()
         tokens = (mass - largest).exp_()
@@ -261,7 +261,8 @@ def _attention_with_mass(
             query, key, value, 0.0, False, attn_mask=mask, scale=scaling
         )
         return output, mass
-    logits = (query @ key.transpose(-1, -2)).float() * scaling  # (batch, head, q, token)
+    # In float32, as the kernels keep them: rounded logits cost a percent of the output.
+    logits = query.float() @ key.float().transpose(-1, -2) * scaling  # (batch, head, q, token)
     if mask is not None:
         logits = (logits + mask).clamp_(min=torch.finfo(logits.dtype).min)
     mass = logits.logsumexp(-1)

@@ -70,6 +70,11 @@ def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
             f"{name} must be a sequence of texts or of pairs of texts, got {_show(X)}; "
             "wrap a single text in a list"
         )
+    if isinstance(X, Iterator):
+        raise ValueError(
+            f"{name} must be a sequence, got a {type(X).__name__}: an iterator can be read once, "
+            "and only transform and predict take one"
+        )
     rows = _rows(X, name)
     if not rows:
         return []

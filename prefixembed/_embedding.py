@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,9 +33,6 @@ _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 # Texts that are tokenized, sorted and encoded together: few at first, so that encoding starts
 # early, then enough for batches of like length, and a bound on what is held at once.
 _FIRST_CHUNK, CHUNK = 2048, 16384
-
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 
 
 def resolve_batch_tokens(batch_tokens: int | str, device: torch.device) -> int:
@@ -211,14 +208,15 @@ class Embedder:
         unique = np.flatnonzero(~repeated)
         truncated = np.zeros(len(texts), dtype=np.bool_)
         chunks = list(_growing_chunks(unique))
-        for k, chunk in enumerate(_one_ahead(lambda c: self._look_up(texts, c), chunks)):
+        for k, chunk in enumerate(self._prepared(texts, chunks)):
             truncated[chunk.positions] = chunk.truncated
             if self.on_truncate == "raise":
                 end = int(chunks[k + 1][0]) if k + 1 < len(chunks) else len(texts)
                 self.report(truncated[first[:end]])
             vectors[chunk.positions] = quantize(self._fill(chunk, bar), self.output_dtype)
-        for start in range(0, int(repeated.sum()), CHUNK):
-            some = np.flatnonzero(repeated)[start : start + CHUNK]
+        repetitions = np.flatnonzero(repeated)
+        for start in range(0, len(repetitions), CHUNK):
+            some = repetitions[start : start + CHUNK]
             vectors[some] = vectors[first[some]]
             bar.update(len(some))
         return truncated[first]
@@ -228,9 +226,25 @@ class Embedder:
         max_length = self.representation.max_length
         report_truncated(int(truncated.sum()), len(truncated), max_length, self.on_truncate)
 
-    def _look_up(self, texts: Sequence[Text], positions: NDArray[np.intp]) -> _Chunk:
-        """Find what is known of a chunk, and tokenize the rest."""
-        some = [texts[k] for k in positions]
+    def _prepared(
+        self, texts: Sequence[Text], chunks: Sequence[NDArray[np.intp]]
+    ) -> Iterator[_Chunk]:
+        """Give chunk by chunk; the next one is tokenized while one is being worked on."""
+        with ThreadPoolExecutor(1) as thread:
+            coming: Future[_Chunk] | None = None
+            for positions in chunks:
+                # All but the tokenizer runs in this thread: what goes by the thread, such as the
+                # current CUDA device, is the caller's.
+                known = self._look_up([texts[k] for k in positions], positions)
+                following = thread.submit(self._tokenized, texts, known)
+                if coming is not None:
+                    yield coming.result()
+                coming = following
+            if coming is not None:
+                yield coming.result()
+
+    def _look_up(self, some: Sequence[Text], positions: NDArray[np.intp]) -> _Chunk:
+        """Find what the cache knows of a chunk, and load the backbone if that is not all."""
         vectors = np.empty((len(some), self.n_features), dtype=np.float32)
         truncated = np.zeros(len(some), dtype=np.bool_)
         missing = np.ones(len(some), dtype=np.bool_)
@@ -242,12 +256,17 @@ class Embedder:
                 if row is not None and row[0].shape == (self.n_features,):
                     vectors[k], truncated[k] = row
                     missing[k] = False
-        tokens = None
         if missing.any():
-            tokenizer = self.load()[0].tokenizer(self.representation.max_length)
-            tokens = tokenize(tokenizer, [some[k] for k in np.flatnonzero(missing)])
-            truncated[missing] = tokens.truncated
-        return _Chunk(positions, vectors, truncated, np.flatnonzero(missing), keys, tokens)
+            self.load()
+        return _Chunk(positions, vectors, truncated, np.flatnonzero(missing), keys)
+
+    def _tokenized(self, texts: Sequence[Text], chunk: _Chunk) -> _Chunk:
+        if not len(chunk.missing):
+            return chunk
+        tokenizer = self.load()[0].tokenizer(self.representation.max_length)
+        tokens = tokenize(tokenizer, [texts[k] for k in chunk.positions[chunk.missing]])
+        chunk.truncated[chunk.missing] = tokens.truncated
+        return replace(chunk, tokens=tokens)
 
     def _fill(self, chunk: _Chunk, bar: tqdm[Any]) -> NDArray[np.float32]:
         """Encode what is missing of a chunk."""
@@ -273,7 +292,7 @@ class _Chunk:
     truncated: NDArray[np.bool_]  # (chunk,)
     missing: NDArray[np.intp]  # into the chunk
     keys: list[bytes]
-    tokens: Tokens | None  # of the missing texts
+    tokens: Tokens | None = None  # of the missing texts
 
 
 def _growing_chunks(positions: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
@@ -281,21 +300,6 @@ def _growing_chunks(positions: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
     while start < len(positions):
         yield positions[start : start + size]
         start, size = start + size, min(2 * size, CHUNK)
-
-
-def _one_ahead(prepare: Callable[[_In], _Out], items: Iterable[_In]) -> Iterator[_Out]:
-    """Prepare each item in a thread while the one before it is being worked on."""
-    items = list(items)
-    if len(items) < 2:
-        yield from map(prepare, items)
-        return
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(prepare, items[0])
-        for item in items[1:]:
-            ready = coming.result()
-            coming = thread.submit(prepare, item)
-            yield ready
-        yield coming.result()
 
 
 def embed(
@@ -361,3 +365,5 @@ def _check_out(out: Any, shape: tuple[int | None, int], dtype: np.dtype[Any]) ->
     fits = out.ndim == 2 and out.shape[1] == shape[1] and shape[0] in (None, len(out))
     if not fits or out.dtype != dtype:
         raise ValueError(f"out must be an {wanted}, got {out.dtype} and {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only ndarray")

@@ -313,8 +313,8 @@ def _warn_of_company(device: torch.device) -> None:
     if device.type != "cpu" and multiprocessing.parent_process() is not None:
         warn(
             f"a worker process loads a backbone of its own on {device}, beside those of others: "
-            "use n_jobs=1, whose batches fill the device, or give the bank the path of a file as "
-            "cache and call fill_cache before the search"
+            "n_jobs=1 fills the device too, and workers of a search that was passed to fill_cache, "
+            "with the path of a file as cache, load none"
         )
 
 

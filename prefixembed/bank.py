@@ -198,7 +198,7 @@ class PrefixBank(TextTransformer):
             Texts, or pairs of texts. Of an iterator, a bounded number is held at a time.
         out : ndarray of shape (n_texts, n_features), default=None
             Where to write, such as a :class:`numpy.memmap`. Beside an iterator it may have
-            rows to spare.
+            rows to spare. Binary vectors have ``ceil(n_features / 8)`` columns.
 
         Returns
         -------
@@ -224,8 +224,7 @@ class PrefixBank(TextTransformer):
             return backbone
 
         # A prefix tells what its backbone must be, without loading it.
-        is_told = known and self.backbone is None
-        facts: Prefix | Backbone = next(iter(known.values())) if is_told else load()
+        facts: Prefix | Backbone = next(iter(known.values())) if known else load()
         representation = Representation(
             fingerprint=facts.fingerprint,
             prefixes=tuple((known[key].digest, self._weight(key)) for key in active),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixembed._batching import Text
-from prefixembed._vector_store import DiskStore, Row
+from prefixembed._vector_store import DiskStore, Row, at_work
 
 # What Python needs for a row beside its numbers: key, dict entry, tuple, array header.
 _ROW_OVERHEAD = 300
@@ -129,10 +128,11 @@ class VectorCache:
     ----------
     path : str or path-like, default=None
         File to keep vectors in, for any number of processes at once; made where there is none.
-        It is an SQLite database, and each vector has a checksum. A file that is damaged, or is
-        no such cache, is renamed with a warning, and a new one is begun. None for memory.
+        It is an SQLite database, and each vector has a checksum. A cache that is damaged, or
+        was overwritten with something else, is renamed with a warning, and a new one is begun; a
+        file that never was one is left alone and not used. None for memory.
     max_bytes : int, default=2**30
-        Bound on what it holds, in bytes.
+        Bound on what it holds, in bytes; of a file, its write-ahead log not counted.
 
     See Also
     --------
@@ -171,7 +171,6 @@ class VectorCache:
         self._store: _MemoryStore | DiskStore = (
             _MemoryStore(max_bytes) if path is None else DiskStore(Path(path), max_bytes)
         )
-        self._lock = threading.Lock()
         self._hits = self._misses = 0
 
     def get(self, keys: Sequence[bytes]) -> list[Row | None]:
@@ -189,7 +188,7 @@ class VectorCache:
         """
         rows = self._store.get(keys)
         hits = sum(row is not None for row in rows)
-        with self._lock:
+        with at_work:
             self._hits += hits
             self._misses += len(rows) - hits
         return rows
@@ -213,7 +212,7 @@ class VectorCache:
     def clear(self) -> None:
         """Drop all vectors, those of other processes too; counts of hits and misses start anew."""
         self._store.clear()
-        with self._lock:
+        with at_work:
             self._hits = self._misses = 0
 
     def stats(self) -> CacheStats:
@@ -250,10 +249,9 @@ class _MemoryStore:
         self.max_bytes = max_bytes
         self._rows: OrderedDict[bytes, Row] = OrderedDict()
         self._n_bytes = 0
-        self._lock = threading.Lock()
 
     def get(self, keys: Sequence[bytes]) -> list[Row | None]:
-        with self._lock:
+        with at_work:
             rows = [self._rows.get(key) for key in keys]
             for key, row in zip(keys, rows, strict=True):
                 if row is not None:
@@ -263,7 +261,7 @@ class _MemoryStore:
     def put(
         self, keys: Sequence[bytes], vectors: NDArray[np.float32], truncated: NDArray[np.bool_]
     ) -> None:
-        with self._lock:
+        with at_work:
             for key, vector, cut in zip(keys, vectors, truncated, strict=True):
                 if key not in self._rows:
                     self._n_bytes += vector.nbytes + _ROW_OVERHEAD
@@ -275,7 +273,7 @@ class _MemoryStore:
                     self._n_bytes -= oldest.nbytes + _ROW_OVERHEAD
 
     def clear(self) -> None:
-        with self._lock:
+        with at_work:
             self._rows.clear()
             self._n_bytes = 0
 
@@ -284,7 +282,6 @@ class _MemoryStore:
 
 
 _opened: dict[str | None, VectorCache] = {}
-_opened_lock = threading.Lock()
 
 
 def open_cache(cache: str | os.PathLike[str] | VectorCache = "memory") -> VectorCache:
@@ -315,7 +312,7 @@ def open_cache(cache: str | os.PathLike[str] | VectorCache = "memory") -> Vector
     if isinstance(cache, VectorCache):
         return cache
     path = None if cache == "memory" else os.path.realpath(cache)
-    with _opened_lock:
+    with at_work:
         if path not in _opened:
             _opened[path] = VectorCache(path)
         return _opened[path]

@@ -323,7 +323,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             Texts, or pairs of texts. Of an iterator, a bounded number is held at a time.
         out : ndarray of shape (n_texts, n_features), default=None
             Where to write, such as a :class:`numpy.memmap`. Beside an iterator it may have
-            rows to spare.
+            rows to spare. Binary vectors have ``ceil(n_features / 8)`` columns.
 
         Returns
         -------
@@ -447,8 +447,6 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         # transform without set_output's container.
         check_is_fitted(self)
         prefix = self.prefix_
-        if (self.backbone, self.revision) != (prefix.backbone, prefix.revision):
-            self._load_checked()
         representation = Representation(
             fingerprint=prefix.fingerprint,
             prefixes=((prefix.digest, 1.0),),

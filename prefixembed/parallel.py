@@ -7,12 +7,14 @@ from typing import Any
 
 import joblib
 from sklearn.base import BaseEstimator, clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from prefixembed._base import TextTransformer
+from prefixembed._batching import check_texts
 from prefixembed._warnings import warn
-from prefixembed.cache import open_cache
+from prefixembed.cache import VectorCache, open_cache
 from prefixembed.encoder import PrefixEncoder
 
 
@@ -85,7 +87,7 @@ def fill_cache(search: BaseEstimator, X: Any) -> int:
     ----------
     search : estimator
         A search with a ``param_grid``, such as :class:`~sklearn.model_selection.GridSearchCV`; or
-        what it searches over: a bank or an encoder, a Pipeline that begins with one, or a
+        what it searches over: a bank, a frozen encoder, a Pipeline that begins with one, or a
         FeatureUnion of them.
     X : array-like of str of shape (n_texts,) or (n_texts, 2)
         What ``search.fit`` will get.
@@ -98,12 +100,13 @@ def fill_cache(search: BaseEstimator, X: Any) -> int:
     Raises
     ------
     ValueError
-        If there is nothing in `search` that turns texts into vectors, or its cache is None.
+        If there is nothing in `search` that turns texts into vectors, its cache is None, or its
+        candidates are drawn at random and not known ahead.
 
     Warns
     -----
     UserWarning
-        If the search has workers that cannot see what is filled.
+        If the search has workers that cannot see what is filled, or the cache is too small.
 
     Examples
     --------
@@ -123,22 +126,35 @@ def fill_cache(search: BaseEstimator, X: Any) -> int:
     ...     fill_cache(search, texts)
     2
     """
-    candidates = list(ParameterGrid(getattr(search, "param_grid", {})))
+    if hasattr(search, "estimator") and not hasattr(search, "param_grid"):
+        raise ValueError(f"search must have a param_grid, and {type(search).__name__} has none")
+    texts = check_texts(X)
     searched = getattr(search, "estimator", search)
+    has_workers = getattr(search, "n_jobs", None) not in (None, 1)
     seen: set[str] = set()
-    for candidate in candidates:
+    needed: dict[VectorCache, int] = {}
+    for candidate in ParameterGrid(getattr(search, "param_grid", {})):
         own = {key: value for key, value in candidate.items() if _reaches_texts(searched, key)}
         for transformer in _text_transformers(clone(searched).set_params(**own)):
+            key = joblib.hash(transformer.get_params(deep=False))
+            if key in seen:
+                continue
             if transformer.cache is None:
                 raise ValueError(f"cache of {type(transformer).__name__} is None: nothing to fill")
-            if getattr(search, "n_jobs", None) not in (None, 1) and (
-                open_cache(transformer.cache).path is None
-            ):
+            cache = open_cache(transformer.cache)
+            if has_workers and cache.path is None and not seen:
                 warn("workers cannot see a cache in memory: set cache to the path of a file")
-            key = joblib.hash(transformer.get_params(deep=False))
-            if key not in seen:
-                seen.add(key)
-                transformer.transform(X)
+            seen.add(key)
+            transformer.transform(X)
+            needed[cache] = needed.get(cache, 0) + len(set(texts))
+    for cache, n_vectors in needed.items():
+        held = cache.stats()
+        if held.n_vectors < n_vectors:
+            enough = cache.max_bytes * n_vectors // max(1, held.n_vectors)
+            warn(
+                f"{cache} holds {held.n_vectors} of {n_vectors} vectors, and the search will "
+                f"encode the rest again: pass a VectorCache of max_bytes={enough} or more as cache"
+            )
     return len(seen)
 
 
@@ -157,10 +173,17 @@ def _text_transformers(estimator: Any) -> Iterator[TextTransformer]:
     elif isinstance(estimator, FeatureUnion):
         for _, part in estimator.transformer_list:
             yield from _text_transformers(part)
+    elif isinstance(estimator, FrozenEstimator):
+        yield from _text_transformers(estimator.estimator)
     elif isinstance(estimator, TextTransformer):
+        if not hasattr(estimator, "prefix_") and isinstance(estimator, PrefixEncoder):
+            raise ValueError(
+                "search must not begin with a PrefixEncoder, which is fitted anew in every fold: "
+                "put its prefix into a PrefixBank, or freeze it"
+            )
         yield estimator
     else:
         raise ValueError(
-            "search must begin with a PrefixBank or a PrefixEncoder, in a Pipeline or a "
+            "search must begin with a PrefixBank or a frozen PrefixEncoder, in a Pipeline or a "
             f"FeatureUnion or by itself, got {type(estimator).__name__}"
         )

@@ -292,3 +292,8 @@ def test_float16_is_close_to_float32(bank):
     rough = bank.set_params(dtype="float16").transform(TEXTS)
     assert rough.dtype == np.float32
     assert 0 < np.abs(rough - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_fit_refuses_what_can_be_read_once(bank):
+    with pytest.raises(ValueError, match="X must be a sequence, got a generator: an iterator"):
+        bank.fit_transform(text for text in TEXTS)

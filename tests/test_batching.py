@@ -31,7 +31,6 @@ PAIRS = [("a", "b"), ("c", ""), ("", "")]
     [
         SINGLE,
         tuple(SINGLE),
-        iter(SINGLE),
         [np.str_(text) for text in SINGLE],
         np.array(SINGLE),
         np.array(SINGLE, dtype=object),

@@ -232,6 +232,7 @@ def test_vectors_of_an_iterator_and_into_a_file(tiny, tmp_path):
         (np.zeros((3, 32)), "float32 .*got float64"),
         (np.zeros((3, 31), np.float32), r"shape \(2, 32\), got float32 and \(3, 31\)"),
         (np.zeros((3, 32), np.float32), r"shape \(2, 32\)"),
+        (np.broadcast_to(np.float32(0), (2, 32)), "read-only"),
     ],
 )
 def test_an_out_that_does_not_fit_is_refused(tiny, out, message):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, RandomizedSearchCV
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -118,7 +119,6 @@ def test_a_filled_search_encodes_nothing_more(bank, encoded, fresh_backbones):
 
 def test_workers_of_a_filled_search_load_no_backbone(bank, tmp_path):
     fill_cache(bank, TEXTS)
-    bank.set_params(backbone=None)
     moved = clone(bank)
     # Prefixes that name a backbone which is nowhere: loading it would be an error.
     moved.prefixes = {
@@ -131,6 +131,7 @@ def test_workers_of_a_filled_search_load_no_backbone(bank, tmp_path):
     assert search.fit(TEXTS, LABELS).score(TEXTS, LABELS) > 0.8
 
 
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
 def test_what_can_be_filled(bank, encoder, encoded):
     assert fill_cache(bank, TEXTS) == 1
     union = FeatureUnion([("all", bank), ("bare", clone(bank).set_params(active=[]))])
@@ -139,15 +140,37 @@ def test_what_can_be_filled(bank, encoder, encoded):
     assert sum(encoded) == 2 * len(TEXTS)
     whole = GridSearchCV(pipeline(bank), {"enc": [bank, clone(bank).set_params(active=["a"])]})
     assert fill_cache(whole, TEXTS) == 2
+    frozen = FrozenEstimator(encoder.set_params(cache=bank.cache).fit(TEXTS, LABELS))
+    assert fill_cache(Pipeline([("enc", frozen), ("clf", LogisticRegression())]), TEXTS) == 1
 
 
-def test_what_cannot_be_filled_says_so(bank):
+def test_what_cannot_be_filled_says_so(bank, encoder):
     with pytest.raises(ValueError, match="got LogisticRegression"):
         fill_cache(LogisticRegression(), TEXTS)
     with pytest.raises(ValueError, match="got ColumnTransformer"):
         fill_cache(ColumnTransformer([("a", bank, "text")]), TEXTS)
     with pytest.raises(ValueError, match="cache of PrefixBank is None"):
         fill_cache(clone(bank).set_params(cache=None), TEXTS)
+    with pytest.raises(ValueError, match="PrefixEncoder, which is fitted anew"):
+        fill_cache(encoder, TEXTS)
+    drawn = RandomizedSearchCV(pipeline(bank), {"enc__pooling": ["mean", "cls"]})
+    with pytest.raises(ValueError, match="RandomizedSearchCV has none"):
+        fill_cache(drawn, TEXTS)
+    with pytest.raises(ValueError, match="an iterator can be read once"):
+        fill_cache(bank, iter(TEXTS))
+
+
+def test_a_cache_that_is_too_small_is_told_of(bank):
+    small = VectorCache(max_bytes=10_000)
+    search = GridSearchCV(
+        pipeline(bank.set_params(cache=small)), {"enc__active": prefix_subsets(bank)}
+    )
+    with pytest.warns(UserWarning, match=r"holds 23 of 96 vectors.* max_bytes=4\d+"):
+        fill_cache(search, TEXTS)
+    enough = VectorCache(max_bytes=10_000 * 96 // 23)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fill_cache(search.set_params(estimator__enc__cache=enough), TEXTS)
 
 
 def test_workers_that_cannot_see_the_cache_are_told_of(bank):
