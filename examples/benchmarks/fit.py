@@ -3,7 +3,7 @@
 The same backbone, texts, batches, optimizer and dtype; each side runs the same number of steps in
 turns with the others::
 
-    pip install peft
+    pip install -e ".[demo,bench]"
     python examples/benchmarks/fit.py [--data DIR]
 """
 

@@ -4,14 +4,15 @@ Both sides run in this process, in turns, on the same texts and threads; medians
 peers run at the best of a few batch sizes. What a side lacks (no pairs in skrub, a package that
 is not installed) is left out::
 
-    pip install sentence-transformers skrub
-    python examples/benchmarks/transform.py [--data DIR] [--model large]
+    pip install -e ".[demo,bench]"
+    python examples/benchmarks/transform.py [--data DIR] [--model large] [--backends PYTHON]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,7 +78,7 @@ def sentence_transformers_sides(folder: str, texts: list[Any]) -> dict[str, Call
         width = transformer.model.config.hidden_size
         model = SentenceTransformer(modules=[transformer, Pooling(width)], device="cpu")
         model.max_seq_length = 256
-        for size in (16, 32, 128):
+        for size in (16, 32):
             sides[f"sentence-transformers {dtype}, batch {size}"] = lambda model=model, size=size: (
                 model.encode(
                     inputs, batch_size=size, convert_to_numpy=True, show_progress_bar=False
@@ -102,6 +103,37 @@ def skrub_side(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
     return {"skrub TextEncoder": lambda: encoder.transform(column)}
 
 
+def backend_sides(
+    python: str, folder: str, texts: list[Any], scratch: Path
+) -> dict[str, Callable[[], Any]]:
+    """Make sides of another environment: processes that encode when they are told to."""
+    path = scratch / "texts.json"
+    path.write_text(json.dumps(texts), encoding="utf-8")
+    script = Path(__file__).with_name("backends.py")
+    sides: dict[str, Callable[[], Any]] = {}
+    for backend in ("onnx", "onnx int8", "openvino", "openvino int8"):
+        worker = subprocess.Popen(
+            [python, "-W", "ignore", str(script), backend, folder, str(path), "16"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        vectors = path.with_suffix(f".{backend.replace(' ', '-')}.npy")
+
+        def encode(worker: Any = worker, vectors: Path = vectors) -> np.ndarray:
+            worker.stdin.write("encode\n")
+            worker.stdin.flush()
+            wait_for(worker, "done")
+            return np.load(vectors)
+
+        if wait_for(worker, "ready"):
+            sides[f"sentence-transformers {backend}, batch 16"] = encode
+    return sides
+
+
+def wait_for(worker: Any, word: str) -> bool:
+    """Read what a worker says until it says a word."""
+    return any(line.strip() == word for line in iter(worker.stdout.readline, ""))
+
+
 def own_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
     """Make our sides: without prefixes and with seven, in float32 and in the default dtype."""
     seven = random_prefixes(folder, 7)
@@ -118,9 +150,13 @@ def own_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
     return sides
 
 
-def measure(folder: str, texts: list[Any], rounds: int) -> dict[str, Any]:
+def measure(
+    folder: str, texts: list[Any], rounds: int, backends: str | None, scratch: Path
+) -> dict[str, Any]:
     """Time all sides on some texts."""
     peers = sentence_transformers_sides(folder, texts) | skrub_side(folder, texts)
+    if backends is not None:
+        peers |= backend_sides(backends, folder, texts, scratch)
     sides = peers | own_sides(folder, texts)
     seconds = alternate(sides, rounds)
     best: dict[str, np.ndarray] = {}
@@ -182,6 +218,7 @@ def main() -> None:
     parser.add_argument("--model", choices=["minilm", "large"], default="minilm")
     parser.add_argument("--texts", type=int, help="default: 1000, or 64 for the large model")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backends", help="python of an environment for backends.py")
     parser.add_argument("--out", type=Path, default=Path("results/transform"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -193,7 +230,8 @@ def main() -> None:
         folder = large_backbone(temporary, short) if large else demo_backbone()
         for kind in ("short", "pairs"):
             texts = read_texts(args.data, kind, limit)
-            found = measure(folder, texts, args.rounds)
+            with tempfile.TemporaryDirectory() as scratch:
+                found = measure(folder, texts, args.rounds, args.backends, Path(scratch))
             name = f"{args.model} {kind}"
             report(name, found, args.out)
             path = args.out / f"{name.replace(' ', '-')}.json"
