@@ -15,6 +15,8 @@ import torch
 from prefixembed import Prefix, load_backbone
 from prefixembed.tasks import load_docstring_task
 
+_PEERS = ("sentence-transformers", "skrub", "full", "PEFT", "cache=None", "Pipeline(memory=...),")
+
 
 def read_texts(data: Path | None, kind: str, limit: int) -> list[Any]:
     """Read real texts or pairs: of a task in a folder, or of docstrings where there is none."""
@@ -93,13 +95,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def bars(path: Path, values: Mapping[str, float], label: str, reference: float = 1.0) -> None:
-    """Draw one bar a name."""
+    """Draw one bar a name, those of others in grey."""
     import matplotlib.pyplot as plt
 
     names = list(values)[::-1]
     height = 1.2 + 0.32 * len(names)
     figure, axes = plt.subplots(figsize=(7.5, height), layout="constrained")
-    drawn = axes.barh(names, [values[name] for name in names], color="tab:blue")
+    colors = ["0.7" if name.split()[0] in _PEERS else "tab:blue" for name in names]
+    drawn = axes.barh(names, [values[name] for name in names], color=colors)
     axes.bar_label(drawn, fmt="%.2f", padding=3)
     axes.axvline(reference, color="0.4", linestyle="--", linewidth=1)
     axes.set_xlabel(label)

@@ -1,4 +1,4 @@
-"""How cost grows with prefixes, texts and tokens: time a text and peak memory.
+"""How cost grows with prefixes, texts and tokens, and what the token budget does to it.
 
 python examples/benchmarks/scaling.py [--data DIR] [--texts 1000 10000 100000]
 """
@@ -98,8 +98,26 @@ def main() -> None:
     ]
     print("\nseven prefixes")
     print(table(("tokens a text", "ms a text", "µs a token"), length_rows))
+    budgets = (256, 512, 1024, 2048, 4096, 16384)
+    by_budget: dict[str, dict[str, float]] = {}
+    for dtype in ("float32", "auto"):
+        limits = {str(n): PrefixBank(seven, batch_tokens=n, dtype=dtype, **common) for n in budgets}
+        sides = {n: lambda bank=bank: bank.transform(texts) for n, bank in limits.items()}
+        by_budget[dtype] = {k: float(np.median(v)) for k, v in alternate(sides, 3).items()}
+    budget_rows = [
+        (n, *(f"{len(texts) / by_budget[dtype][str(n)]:.0f}" for dtype in by_budget))
+        for n in budgets
+    ]
+    print("\nseven prefixes, texts a second")
+    print(table(("batch_tokens", *by_budget), budget_rows))
     draw(seconds, by_number, {n: s / len(long_texts[n]) for n, s in by_length.items()}, args.out)
-    found = {"prefixes": seconds, "texts": by_number, "tokens": by_length, "memory": memory}
+    found = {
+        "prefixes": seconds,
+        "texts": by_number,
+        "tokens": by_length,
+        "budgets": by_budget,
+        "memory": memory,
+    }
     (args.out / "scaling.json").write_text(json.dumps({"machine": machine(), **found}))
 
 
@@ -118,8 +136,14 @@ def draw(
     middle.set(xlabel="texts", ylabel="seconds")
     right.loglog(list(tokens), [1000 * s for s in tokens.values()], marker="o")
     right.set(xlabel="tokens a text", ylabel="ms a text")
+    middle.set_xticks(list(texts), [f"{n:,}" for n in texts])
     right.set_xticks(list(tokens), [str(n) for n in tokens])
-    right.minorticks_off()
+    for axes in (middle, right):
+        low, high = axes.get_ylim()
+        ticks = [m * 10.0**e for e in range(-2, 5) for m in (1, 2, 5)]
+        shown = [tick for tick in ticks if low <= tick <= high]
+        axes.set_yticks(shown, [f"{tick:g}" for tick in shown])
+        axes.minorticks_off()
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     figure.savefig(out / "scaling.png", dpi=120)
