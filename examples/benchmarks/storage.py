@@ -73,9 +73,11 @@ def main() -> None:
             width = test.nbytes // len(test)
             if output_dtype == "binary":
                 train, test = (np.unpackbits(some, axis=1) for some in (train, test))
+            # A scaler computes in the dtype that it gets: float16 is too short for it.
+            train, test = train.astype(np.float32), test.astype(np.float32)
             accuracies.append(score(train, test, task))
             plain = exact.setdefault(task.name, test)
-            vectors = test.astype(np.float64) - 0.5 * (output_dtype == "binary")
+            vectors = test - 0.5 * (output_dtype == "binary")
             norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(plain, axis=1)
             worst = max(worst, 1 - float(((vectors * plain).sum(axis=1) / norms).min()))
         cells = [f"{accuracy:.3f}" for accuracy in accuracies]
