@@ -108,7 +108,7 @@ def run_seed(args: argparse.Namespace, seed: int, results: dict[str, float]) -> 
     """Fill in the scores of a seed, saving after each target."""
     prefixes = learn_sources(args, seed)
     bank = PrefixBank(prefixes, max_length=args.max_length, on_truncate="ignore")
-    for target in TARGETS:
+    for target in args.targets:
         limit = args.long_target_texts if target in LONG else args.target_texts
         train = sample(*read_task(args.data, target, "train"), limit, seed)
         test = sample(*read_task(args.data, target, "test"), limit, 0)
@@ -133,16 +133,16 @@ def run_seed(args: argparse.Namespace, seed: int, results: dict[str, float]) -> 
         print(f"seed {seed} {target}: done", flush=True)
 
 
-def table(results: dict[str, float], seeds: list[int]) -> str:
+def table(results: dict[str, float], seeds: list[int], targets: list[str]) -> str:
     """Lay the results out: a row a representation, mean and standard deviation over seeds."""
     names = dict.fromkeys(key.split("|")[2] for key in results)
     lines = [
-        f"| representation | passes | {' | '.join(TARGETS)} | average |",
-        "|---" * (len(TARGETS) + 3) + "|",
+        f"| representation | passes | {' | '.join(targets)} | average |",
+        "|---" * (len(targets) + 3) + "|",
     ]
     for name in names:
         scores = np.array(
-            [[results[f"{seed}|{target}|{name}"] for target in TARGETS] for seed in seeds]
+            [[results[f"{seed}|{target}|{name}"] for target in targets] for seed in seeds]
         )  # (seed, target)
         passes = len(SOURCES) if name.startswith("average") else 1
         averages = scores.mean(axis=1)
@@ -152,14 +152,14 @@ def table(results: dict[str, float], seeds: list[int]) -> str:
     return "\n".join(lines)
 
 
-def plot(results: dict[str, float], seeds: list[int], path: Path) -> None:
+def plot(results: dict[str, float], seeds: list[int], targets: list[str], path: Path) -> None:
     """Draw the average over targets of each representation, a dot a seed."""
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(key.split("|")[2] for key in results))[::-1]
     averages = np.array(
         [
-            [np.mean([results[f"{seed}|{target}|{name}"] for target in TARGETS]) for seed in seeds]
+            [np.mean([results[f"{seed}|{target}|{name}"] for target in targets]) for seed in seeds]
             for name in names
         ]
     )  # (representation, seed)
@@ -169,7 +169,7 @@ def plot(results: dict[str, float], seeds: list[int], path: Path) -> None:
     axes.scatter(averages, np.broadcast_to(rows[:, None], averages.shape), s=18, color="tab:blue")
     axes.scatter(averages.mean(axis=1), rows, marker="|", s=260, color="black")
     axes.set_yticks(rows, names)
-    axes.set_xlabel(f"test accuracy, average over {len(TARGETS)} target tasks")
+    axes.set_xlabel(f"test accuracy, average over {len(targets)} target tasks")
     axes.set_title("Dots: seeds; bars: their mean; dashed: bare backbone", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
@@ -183,6 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/combination"))
     parser.add_argument("--backbone", default=None, help="default: the demo backbone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--source-texts", type=int, default=6000)
     parser.add_argument("--target-texts", type=int, default=2500)
     parser.add_argument("--long-target-texts", type=int, default=1000)
@@ -203,8 +204,8 @@ def main() -> None:
         f"{platform.machine()}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}\n"
     )
-    print(table(results, args.seeds))
-    plot(results, args.seeds, args.out / "combination.png")
+    print(table(results, args.seeds, args.targets))
+    plot(results, args.seeds, args.targets, args.out / "combination.png")
 
 
 if __name__ == "__main__":
