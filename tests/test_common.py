@@ -33,9 +33,9 @@ class NumericEncoder(Numeric, PrefixEncoder):
             X, y = validate_data(self, X, y)
         return super().fit(as_texts(X), y, sample_weight)
 
-    def _vectors(self, X):
+    def _vectors(self, X, *args):
         check_is_fitted(self)
-        return super()._vectors(as_texts(validate_data(self, X, reset=False)))
+        return super()._vectors(as_texts(validate_data(self, X, reset=False)), *args)
 
 
 class NumericBank(Numeric, PrefixBank):
