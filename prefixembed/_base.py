@@ -17,9 +17,10 @@ from sklearn.utils.metadata_routing import UNUSED
 
 from prefixembed._attention import Attend, attention_dtype, combined_attention
 from prefixembed._batching import check_texts, iterate_texts
+from prefixembed._device import resolve_device, resolve_dtype
 from prefixembed._embedding import CHUNK, Embedder, embed
 from prefixembed._quantization import OUTPUT_DTYPES, output_width
-from prefixembed.backbone import Backbone, resolve_device, resolve_dtype
+from prefixembed.backbone import Backbone
 from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.prefix import Prefix
 

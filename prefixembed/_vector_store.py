@@ -53,13 +53,13 @@ class DiskStore:
     Parameters
     ----------
     path : Path
-        The file; made on first use.
+        The file, absolute; made on first use.
     max_bytes : int
         Bound on its size, SQLite's write-ahead log not counted.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = path
         self.max_bytes = max_bytes
         self._warned = False
 

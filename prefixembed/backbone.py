@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from prefixembed._attention import ATTENTION, Attend, register
 from prefixembed._batching import Batch
+from prefixembed._device import resolve_device, resolve_dtype
 from prefixembed._warnings import warn
 from prefixembed.prefix import Prefix
 
@@ -42,7 +43,6 @@ _VOLATILE_CONFIG = (
     "transformers_version",
     "use_cache",
 )
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PROBES = ("Is it a test? Yes: don't panic!", "  Ünï¢ødé 中文 \U0001f600\t\n 3.14", "")
 
 _loaded: dict[tuple[str, str | None, torch.dtype, torch.device], Backbone] = {}
@@ -271,42 +271,6 @@ def backbone_n_features(name_or_path: str, revision: str | None = None) -> int:
     """Tell the length of a backbone's vectors from its configuration alone."""
     with _naming(name_or_path):
         return int(AutoConfig.from_pretrained(name_or_path, revision=revision).hidden_size)
-
-
-def resolve_device(device: str) -> torch.device:
-    """Give the device of a name; ``"auto"`` takes CUDA, then MPS, then the CPU."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            device = "cuda"
-        else:
-            device = "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be 'auto' or a torch device, got {device!r}") from error
-    if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no CUDA device here")
-    if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no MPS device here")
-    if resolved.type == "cuda" and resolved.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return resolved
-
-
-def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Give the dtype of a name; ``"auto"`` takes bfloat16 where the hardware multiplies in it."""
-    if dtype in _DTYPES:
-        return _DTYPES[dtype]
-    if dtype != "auto":
-        raise ValueError(f"dtype must be 'auto', {', '.join(map(repr, _DTYPES))}, got {dtype!r}")
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-    else:
-        fast = False
-    return torch.bfloat16 if fast else torch.float32
 
 
 def _warn_of_company(device: torch.device) -> None:

@@ -169,7 +169,7 @@ class VectorCache:
         self.path = None if path is None else os.path.abspath(path)
         self.max_bytes = int(max_bytes)
         self._store: _MemoryStore | DiskStore = (
-            _MemoryStore(max_bytes) if path is None else DiskStore(Path(path), max_bytes)
+            _MemoryStore(max_bytes) if self.path is None else DiskStore(Path(self.path), max_bytes)
         )
         self._hits = self._misses = 0
 

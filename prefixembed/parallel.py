@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import joblib
-from sklearn.base import BaseEstimator, clone
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import FeatureUnion, Pipeline
@@ -76,7 +76,7 @@ def fit_prefixes(
     return dict(zip(tasks, fits, strict=True))
 
 
-def fill_cache(search: BaseEstimator, X: Any) -> int:
+def fill_cache(search: Any, X: Any) -> int:
     """Encode ahead, in this process, all that a grid search will ask for.
 
     Worth it before a search with ``n_jobs`` above 1 whose bank has the path of a file as its
@@ -126,27 +126,30 @@ def fill_cache(search: BaseEstimator, X: Any) -> int:
     ...     fill_cache(search, texts)
     2
     """
-    if hasattr(search, "estimator") and not hasattr(search, "param_grid"):
+    is_search = hasattr(search, "estimator") and not isinstance(search, FrozenEstimator)
+    if is_search and not hasattr(search, "param_grid"):
         raise ValueError(f"search must have a param_grid, and {type(search).__name__} has none")
     texts = check_texts(X)
-    searched = getattr(search, "estimator", search)
-    has_workers = getattr(search, "n_jobs", None) not in (None, 1)
+    searched = search.estimator if is_search else search
     seen: set[str] = set()
     needed: dict[VectorCache, int] = {}
-    for candidate in ParameterGrid(getattr(search, "param_grid", {})):
+    for candidate in ParameterGrid(search.param_grid if is_search else {}):
         own = {key: value for key, value in candidate.items() if _reaches_texts(searched, key)}
-        for transformer in _text_transformers(clone(searched).set_params(**own)):
+        candidate_estimator = clone(searched)
+        candidate_estimator.set_params(**own)  # of a FrozenEstimator, it gives None
+        for transformer in _text_transformers(candidate_estimator):
             key = joblib.hash(transformer.get_params(deep=False))
             if key in seen:
                 continue
             if transformer.cache is None:
                 raise ValueError(f"cache of {type(transformer).__name__} is None: nothing to fill")
-            cache = open_cache(transformer.cache)
-            if has_workers and cache.path is None and not seen:
-                warn("workers cannot see a cache in memory: set cache to the path of a file")
             seen.add(key)
-            transformer.transform(X)
+            transformer.transform(texts)
+            cache = open_cache(transformer.cache)
             needed[cache] = needed.get(cache, 0) + len(set(texts))
+    has_workers = is_search and search.n_jobs not in (None, 1)
+    if has_workers and any(cache.path is None for cache in needed):
+        warn("workers cannot see a cache in memory: set cache to the path of a file")
     for cache, n_vectors in needed.items():
         held = cache.stats()
         if held.n_vectors < n_vectors:

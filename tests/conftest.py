@@ -11,7 +11,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from prefixembed import Prefix, VectorCache, cache, load_backbone, release_backbones
+from prefixembed import (
+    Prefix,
+    VectorCache,
+    _embedding,
+    cache,
+    load_backbone,
+    release_backbones,
+)
 from prefixembed.tasks import demo_backbone
 
 FAMILIES = ["bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta"]
@@ -110,6 +117,20 @@ def fresh_backbones():
 def no_memory(monkeypatch):
     """Have the cache that estimators share keep nothing: equal vectors must be computed."""
     monkeypatch.setattr(cache, "_opened", {None: VectorCache(max_bytes=0)})
+
+
+@pytest.fixture
+def encoded(monkeypatch):
+    """List the token ids of every text that goes through the backbone."""
+    ids = []
+    real = _embedding._embed_batch
+
+    def count(backbone, tokens, positions, *args):
+        ids.extend(tokens.ids[k].tobytes() for k in positions)
+        return real(backbone, tokens, positions, *args)
+
+    monkeypatch.setattr(_embedding, "_embed_batch", count)
+    return ids
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import Pipeline
 
-from prefixembed import PrefixBank, PrefixEncoder, VectorCache, _embedding, prefix_subsets
+from prefixembed import PrefixBank, PrefixEncoder, VectorCache, prefix_subsets
 from prefixembed.cache import Representation, open_cache
 
 CPU = {"dtype": "float32", "device": "cpu"}
@@ -60,20 +60,6 @@ def make(request, tmp_path):
         return VectorCache(path, **params)
 
     return of
-
-
-@pytest.fixture
-def encoded(monkeypatch):
-    """List every text that goes through the backbone."""
-    ids = []
-    real = _embedding._embed_batch
-
-    def count(backbone, tokens, positions, prefix, pooling):
-        ids.extend(tokens.ids[k].tobytes() for k in positions)
-        return real(backbone, tokens, positions, prefix, pooling)
-
-    monkeypatch.setattr(_embedding, "_embed_batch", count)
-    return ids
 
 
 # The key

@@ -50,17 +50,9 @@ def test_vectors_do_not_depend_on_batches_or_order(tiny, pooling):
     np.testing.assert_allclose(vectors, expected[shuffled], atol=1e-5)
 
 
-def test_repeated_texts_are_encoded_once(tiny, monkeypatch):
-    seen = []
-    real = _embedding._embed_batch
-
-    def count(backbone, tokens, positions, *args):
-        seen.append(len(positions))
-        return real(backbone, tokens, positions, *args)
-
-    monkeypatch.setattr(_embedding, "_embed_batch", count)
+def test_repeated_texts_are_encoded_once(tiny, encoded):
     vectors = embed(tiny(), ["a", "b", "a", "a", "b"] * 20)
-    assert sum(seen) == 2
+    assert len(encoded) == 2
     assert vectors.shape == (100, 32)
     np.testing.assert_array_equal(vectors[0], vectors[2])
     assert np.abs(vectors[0] - vectors[1]).max() > 0.01
@@ -245,15 +237,7 @@ def test_more_texts_than_out_has_rows(tiny):
         embed(tiny(), iter([["a", "b"], ["c", "d"]]), out=np.zeros((3, 32), np.float32))
 
 
-def test_raising_on_long_texts_stops_before_the_rest_is_encoded(tiny, small_chunks, monkeypatch):
-    encoded = []
-    real = _embedding._embed_batch
-
-    def count(backbone, tokens, positions, *args):
-        encoded.extend(positions)
-        return real(backbone, tokens, positions, *args)
-
-    monkeypatch.setattr(_embedding, "_embed_batch", count)
+def test_raising_on_long_texts_stops_before_the_rest_is_encoded(tiny, small_chunks, encoded):
     texts = ["a", "b", "x" * 99, *(f"text {k}" for k in range(40))]
     with pytest.raises(ValueError, match="1 of 6 texts are longer"):
         embed(tiny(), texts, on_truncate="raise")

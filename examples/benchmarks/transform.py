@@ -15,6 +15,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def skrub_side(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
 
 
 def backend_sides(
-    python: str, folder: str, texts: list[Any], scratch: Path
+    python: str, folder: str, texts: list[Any], scratch: Path, running: ExitStack
 ) -> dict[str, Callable[[], Any]]:
     """Make sides of another environment: processes that encode when they are told to."""
     path = scratch / "texts.json"
@@ -116,6 +117,7 @@ def backend_sides(
             [python, "-W", "ignore", str(script), backend, folder, str(path), "16"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
+        running.callback(worker.communicate)  # its input ends, and so does it
         vectors = path.with_suffix(f".{backend.replace(' ', '-')}.npy")
 
         def encode(worker: Any = worker, vectors: Path = vectors) -> np.ndarray:
@@ -151,12 +153,13 @@ def own_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
 
 
 def measure(
-    folder: str, texts: list[Any], rounds: int, backends: str | None, scratch: Path
+    folder: str, texts: list[Any], rounds: int, backends: str | None, running: ExitStack
 ) -> dict[str, Any]:
     """Time all sides on some texts."""
     peers = sentence_transformers_sides(folder, texts) | skrub_side(folder, texts)
     if backends is not None:
-        peers |= backend_sides(backends, folder, texts, scratch)
+        scratch = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        peers |= backend_sides(backends, folder, texts, scratch, running)
     sides = peers | own_sides(folder, texts)
     seconds = alternate(sides, rounds)
     best: dict[str, np.ndarray] = {}
@@ -230,8 +233,8 @@ def main() -> None:
         folder = large_backbone(temporary, short) if large else demo_backbone()
         for kind in ("short", "pairs"):
             texts = read_texts(args.data, kind, limit)
-            with tempfile.TemporaryDirectory() as scratch:
-                found = measure(folder, texts, args.rounds, args.backends, Path(scratch))
+            with ExitStack() as running:
+                found = measure(folder, texts, args.rounds, args.backends, running)
             name = f"{args.model} {kind}"
             report(name, found, args.out)
             path = args.out / f"{name.replace(' ', '-')}.json"
