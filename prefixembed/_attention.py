@@ -65,7 +65,7 @@ def prefix_attention_forward(
 def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Give the dtype that attention is computed in.
 
-    SDPA on a CPU is slower in bfloat16 than in float32: forward by a fifth to a half, backward
+    SDPA on a CPU is slower in bfloat16 than in float32: forward by a tenth to a half, backward
     five times.
     """
     return torch.float32 if device.type == "cpu" else dtype

@@ -174,7 +174,7 @@ SOME = [f"text {k % 23} " * (k % 5) for k in range(60)]
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_chunks_change_nothing(tiny, small_chunks, monkeypatch, cached):
+def test_chunks_change_nothing(tiny, small_chunks, cached):
     vectors = embed(tiny(), SOME, cache=VectorCache() if cached else None)
     alone = np.concatenate([embed(tiny(), [text]) for text in SOME])
     np.testing.assert_allclose(vectors, alone, atol=1e-5)
@@ -191,7 +191,7 @@ def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, mo
         return real_tokenize(*args)
 
     def encode(*args):
-        # Two more chunks than this one is worked on have been begun, at its latest now.
+        # Before the first chunk is encoded, the second one is being tokenized.
         if not behind:
             assert started.acquire(timeout=10) and started.acquire(timeout=10)
         behind.append(len(tokenized))
