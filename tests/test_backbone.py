@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import multiprocessing
 import shutil
@@ -224,6 +225,31 @@ def test_cuda_equals_cpu(tiny, random_prefix, family):
     for combine in ("concat", "mean"):
         on_cuda = bank.set_params(device="cuda", combine=combine).transform(TEXTS)
         np.testing.assert_allclose(on_cuda, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("has_cuda", "has_mps", "expected"),
+    [(True, True, "cuda:0"), (True, False, "cuda:0"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch, has_cuda, has_mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    assert module.resolve_device("auto") == torch.device(expected)
+
+
+def test_inputs_for_cuda_are_asked_to_be_pinned_and_not_waited_for(tiny, monkeypatch):
+    # The calls alone: what they do on a device, test_cuda_equals_cpu sees where there is one.
+    backbone = load(tiny())
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: calls.append((a, k)) or self)
+    cuda = dataclasses.replace(backbone, device=torch.device("cuda"))
+    cuda._send(np.zeros(3))
+    assert calls == ["pinned", ((cuda.device,), {"non_blocking": True})]
+    calls.clear()
+    backbone._send(np.zeros(3))
+    assert "pinned" not in calls
 
 
 @pytest.mark.parametrize(("device", "in_worker"), [("cuda", True), ("cuda", False), ("cpu", True)])
