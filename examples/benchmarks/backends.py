@@ -1,8 +1,10 @@
-"""sentence-transformers on ONNX Runtime or OpenVINO, for ``transform.py --backends PYTHON``.
+"""Peers that need an environment of their own, in whose Python this runs.
 
-These need an environment of their own, in whose Python this runs::
+For ``transform.py --backends PYTHON``, sentence-transformers on ONNX Runtime or OpenVINO; for
+``stack.py --backends PYTHON``, prefixes in adapters and in PEFT::
 
     pip install "sentence-transformers[onnx,openvino]"
+    pip install adapters peft
 
 It loads a model once, says "ready", and encodes the texts each time it is sent a line. The
 vectors of the first time are left in a file beside the texts.
@@ -19,6 +21,91 @@ import numpy as np
 
 
 def load(backend: str, folder: str, texts: list[Any], scratch: Path) -> Any:
+    """Give what has an ``encode``: the peer, ready to run."""
+    if backend in _WITH_PREFIXES:
+        prefixes = np.load(scratch / "prefixes.npy")
+        return Plain(folder, _WITH_PREFIXES[backend](folder, prefixes))
+    return sentence_transformer(backend, folder, texts, scratch)
+
+
+class Plain:
+    """A plain loop around a model: batches in the order of length, mean over tokens."""
+
+    def __init__(self, folder: str, model: Any) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = model.eval()
+
+    def encode(self, texts: list[Any], batch_size: int, show_progress_bar: bool) -> Any:
+        """Give one vector a text."""
+        import torch
+
+        singles = [" ".join(text) if isinstance(text, list) else text for text in texts]
+        order = np.argsort([-len(text) for text in singles], kind="stable")
+        vectors: Any = None
+        for start in range(0, len(order), batch_size):
+            some = order[start : start + batch_size]
+            rows = [texts[k] for k in some]
+            parts = zip(*rows, strict=True) if isinstance(rows[0], list) else [rows]
+            inputs = self.tokenizer(
+                *map(list, parts), padding=True, truncation=True, max_length=256,
+                return_tensors="pt",
+            )  # fmt: skip
+            with torch.inference_mode():
+                hidden = self.model(**inputs)[0]
+            mask = inputs["attention_mask"].unsqueeze(-1)
+            pooled = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+            if vectors is None:
+                vectors = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
+            vectors[some] = pooled
+        return vectors
+
+
+def adapters_stack(folder: str, prefixes: np.ndarray) -> Any:
+    """Stack flat prefixes: adapters lays them behind each other, as concatenation does."""
+    import adapters
+    import torch
+    from adapters.composition import Stack
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(folder)
+    adapters.init(model)
+    names = [f"task_{k}" for k in range(len(prefixes))]
+    for name, prefix in zip(names, prefixes, strict=True):
+        config = adapters.PrefixTuningConfig(flat=True, prefix_length=prefix.shape[3], dropout=0.0)
+        model.add_adapter(name, config=config)
+        # (layer, 2, head, position, head_dim) to position, (layer, 2), head, head_dim
+        flat = torch.from_numpy(np.ascontiguousarray(prefix.transpose(3, 0, 1, 2, 4)).ravel())
+        for pool in {id(p): p for p in model.modules() if hasattr(p, "prefix_counts")}.values():
+            for part in pool.prefix_tunings[name].values():
+                part.control_trans.data = flat
+    model.set_active_adapters(Stack(*names))
+    return model
+
+
+def peft_prefix(folder: str, prefixes: np.ndarray) -> Any:
+    """Give PEFT one prefix as long as all: it combines none, and shifts positions of tokens."""
+    import torch
+    from peft import PrefixTuningConfig, TaskType, get_peft_model
+    from transformers import AutoModel
+
+    whole = np.concatenate(list(prefixes), axis=3)
+    n_layers, _, n_heads, length, head_dim = whole.shape
+    config = PrefixTuningConfig(
+        task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=length, num_layers=n_layers,
+        num_attention_heads=n_heads, token_dim=n_heads * head_dim,
+    )  # fmt: skip
+    model = get_peft_model(AutoModel.from_pretrained(folder), config)
+    flat = np.ascontiguousarray(whole.transpose(3, 0, 1, 2, 4)).reshape(length, -1)
+    model.prompt_encoder["default"].embedding.weight.data = torch.from_numpy(flat)
+    return model
+
+
+_WITH_PREFIXES = {"adapters Stack": adapters_stack, "PEFT": peft_prefix}
+
+
+def sentence_transformer(backend: str, folder: str, texts: list[Any], scratch: Path) -> Any:
     """Export a model to a backend, quantized or not."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch
 from prefixembed import Prefix, load_backbone
 from prefixembed.tasks import load_docstring_task
 
-_PEERS = ("sentence-transformers", "skrub", "full", "PEFT", "cache=None", "Pipeline(memory=...),")
+_PEERS = ("sentence-transformers", "skrub", "full", "PEFT", "adapters", "cache=None",
+          "Pipeline(memory=...),")  # fmt: skip
 
 
 def read_texts(data: Path | None, kind: str, limit: int) -> list[Any]:
@@ -62,6 +65,44 @@ def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, 
             sides[name]()
             seconds[name].append(time.perf_counter() - started)
     return {name: np.array(some) for name, some in seconds.items()}
+
+
+def backend_sides(
+    backends: Sequence[str],
+    python: str,
+    folder: str,
+    texts: list[Any],
+    scratch: Path,
+    running: ExitStack,
+) -> dict[str, Callable[[], Any]]:
+    """Make sides of another environment: processes that encode when they are told to."""
+    path = scratch / "texts.json"
+    path.write_text(json.dumps(texts), encoding="utf-8")
+    script = Path(__file__).with_name("backends.py")
+    sides: dict[str, Callable[[], Any]] = {}
+    for name in backends:
+        backend = name.removeprefix("sentence-transformers ")
+        worker = subprocess.Popen(
+            [python, "-W", "ignore", str(script), backend, folder, str(path), "16"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        running.callback(worker.communicate)  # its input ends, and so does it
+        vectors = path.with_suffix(f".{backend.replace(' ', '-')}.npy")
+
+        def encode(worker: Any = worker, vectors: Path = vectors) -> np.ndarray:
+            worker.stdin.write("encode\n")
+            worker.stdin.flush()
+            wait_for(worker, "done")
+            return np.load(vectors)
+
+        if wait_for(worker, "ready"):
+            sides[name] = encode
+    return sides
+
+
+def wait_for(worker: Any, word: str) -> bool:
+    """Read what a worker says until it says a word."""
+    return any(line.strip() == word for line in iter(worker.stdout.readline, ""))
 
 
 def gemm_rate(dtype: torch.dtype, width: int, n_tokens: int = 1024) -> float:

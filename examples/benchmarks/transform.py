@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from common import (
     alternate,
+    backend_sides,
     bars,
     encoder_flops,
     gemm_rate,
@@ -35,6 +35,11 @@ from common import (
 from prefixembed import PrefixBank, load_backbone
 from prefixembed._batching import tokenize
 from prefixembed.tasks import demo_backbone
+
+ENGINES = tuple(
+    f"sentence-transformers {engine}"
+    for engine in ("onnx", "onnx int8", "openvino", "openvino int8")
+)
 
 
 def large_backbone(folder: str, texts: list[str]) -> str:
@@ -104,38 +109,6 @@ def skrub_side(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
     return {"skrub TextEncoder": lambda: encoder.transform(column)}
 
 
-def backend_sides(
-    python: str, folder: str, texts: list[Any], scratch: Path, running: ExitStack
-) -> dict[str, Callable[[], Any]]:
-    """Make sides of another environment: processes that encode when they are told to."""
-    path = scratch / "texts.json"
-    path.write_text(json.dumps(texts), encoding="utf-8")
-    script = Path(__file__).with_name("backends.py")
-    sides: dict[str, Callable[[], Any]] = {}
-    for backend in ("onnx", "onnx int8", "openvino", "openvino int8"):
-        worker = subprocess.Popen(
-            [python, "-W", "ignore", str(script), backend, folder, str(path), "16"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        running.callback(worker.communicate)  # its input ends, and so does it
-        vectors = path.with_suffix(f".{backend.replace(' ', '-')}.npy")
-
-        def encode(worker: Any = worker, vectors: Path = vectors) -> np.ndarray:
-            worker.stdin.write("encode\n")
-            worker.stdin.flush()
-            wait_for(worker, "done")
-            return np.load(vectors)
-
-        if wait_for(worker, "ready"):
-            sides[f"sentence-transformers {backend}, batch 16"] = encode
-    return sides
-
-
-def wait_for(worker: Any, word: str) -> bool:
-    """Read what a worker says until it says a word."""
-    return any(line.strip() == word for line in iter(worker.stdout.readline, ""))
-
-
 def own_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
     """Make our sides: without prefixes and with seven, in float32 and in the default dtype."""
     seven = random_prefixes(folder, 7)
@@ -159,7 +132,7 @@ def measure(
     peers = sentence_transformers_sides(folder, texts) | skrub_side(folder, texts)
     if backends is not None:
         scratch = Path(running.enter_context(tempfile.TemporaryDirectory()))
-        peers |= backend_sides(backends, folder, texts, scratch, running)
+        peers |= backend_sides(ENGINES, backends, folder, texts, scratch, running)
     sides = peers | own_sides(folder, texts)
     seconds = alternate(sides, rounds)
     best: dict[str, np.ndarray] = {}
