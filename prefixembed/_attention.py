@@ -21,6 +21,10 @@ from transformers.masking_utils import sdpa_mask
 
 ATTENTION = "prefixembed"
 
+# Prefix positions from which attending to prefixes once for the whole batch, and to tokens by
+# themselves, takes less time on a CPU than copying prefixes beside each text's tokens.
+_SHARED_FROM = 100
+
 
 class Attend(Protocol):
     """What a forward call may carry as ``prefix``: attention of one layer."""
@@ -132,6 +136,10 @@ class ConcatAttention:
         dtype = query.dtype
         query, key, value = _for_attention(query, key, value)
         keys, values = self.keys_values[layer].to(key.dtype)  # (head, prefix position, head_dim)
+        if keys.shape[1] >= _SHARED_FROM and key.device.type == "cpu" and not keys.requires_grad:
+            mask = self._masks(mask, key.shape[2], lambda: _additive(mask, query.dtype))
+            tokens = _attention_with_mass(query, key, value, mask, scaling)
+            return _merge(*tokens, *self._of_prefixes(query, keys, values, scaling)).to(dtype)
         rows = key.shape[0], -1, -1, -1
         return scaled_dot_product_attention(
             query,
@@ -140,6 +148,21 @@ class ConcatAttention:
             attn_mask=self._masks(mask, key.shape[2], lambda: self._widen(mask, query, key)),
             scale=scaling,
         ).to(dtype)
+
+    def _of_prefixes(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        # Prefixes are the same for every text: all queries of the batch are one long sequence.
+        batch, head, position, head_dim = query.shape
+        queries = query.transpose(1, 2).reshape(1, batch * position, head, head_dim)
+        bias = (
+            None if self.log_weights is None else self.log_weights.to(keys.dtype)[None, None, None]
+        )
+        output, mass = _attention_with_mass(
+            queries.transpose(1, 2), keys[None], values[None], bias, scaling
+        )
+        output = output.transpose(1, 2).view(batch, position, head, head_dim).transpose(1, 2)
+        return output, mass.view(head, batch, position).transpose(0, 1)
 
     def _widen(self, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
         length = self.keys_values.shape[3]
@@ -249,6 +272,11 @@ def _tokens_last(tensor: Tensor) -> Tensor:
     # From (batch, head, position, dim) to (head, dim, batch * position): no copy where the
     # backbone has split its heads from (batch, position, feature).
     return tensor.transpose(1, 2).flatten(0, 1).permute(1, 2, 0)
+
+
+def _merge(one: Tensor, one_mass: Tensor, other: Tensor, other_mass: Tensor) -> Tensor:
+    """Make of attention to two sets of keys, with the logarithms of their masses, that to both."""
+    return torch.lerp(one, other, torch.sigmoid(other_mass - one_mass).unsqueeze(-1))
 
 
 def _attention_with_mass(

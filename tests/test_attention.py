@@ -7,12 +7,19 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
 from transformers.masking_utils import eager_mask
 
-from prefixembed import load_backbone
+from prefixembed import _attention, load_backbone
 from prefixembed._attention import combined_attention, widen_mask
 from prefixembed._batching import Batch, pad_batch, tokenize
 from prefixembed.prefix import concatenate
 
 WEIGHTS = [1.0, 0.5, 3.0]
+
+
+@pytest.fixture(autouse=True, params=["prefixes beside each text", "prefixes once a batch"])
+def either_way(request, monkeypatch):
+    """Short combined prefixes and long ones take different ways to the same attention."""
+    first = 1 if request.param == "prefixes once a batch" else 10**9
+    monkeypatch.setattr(_attention, "_SHARED_FROM", first)
 
 
 def attention_of(prefixes, weights=None, combine="concat"):
@@ -282,3 +289,21 @@ def test_a_batch_does_not_see_the_mask_of_another(tiny, random_prefix):
         for batch, hidden in zip(batches, shared, strict=True):
             fresh = attention_of([random_prefix(tiny("modernbert"))])
             torch.testing.assert_close(backbone.forward(batch, fresh)[0], hidden)
+
+
+def test_long_prefixes_are_attended_to_once_a_batch(monkeypatch, either_way):
+    monkeypatch.undo()
+    rng = np.random.default_rng(0)
+    query, key, value = (torch.tensor(rng.standard_normal((5, 2, 3, 4))).float() for _ in range(3))
+    shapes = []
+
+    def spy(query, key, *args, **kwargs):
+        shapes.append(key.shape)
+        return attend(query, key, *args, **kwargs)
+
+    attend = _attention._attention_with_mass
+    monkeypatch.setattr(_attention, "_attention_with_mass", spy)
+    for length in (_attention._SHARED_FROM - 1, _attention._SHARED_FROM):
+        prefix = torch.tensor(rng.standard_normal((1, 2, 2, length, 4))).float()
+        combined_attention([prefix], [1.0], "concat")(0, query, key, value, None, 0.5)
+    assert shapes == [(5, 2, 3, 4), (1, 2, _attention._SHARED_FROM, 4)]
