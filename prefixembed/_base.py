@@ -16,10 +16,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 
 from prefixembed._attention import Attend, attention_dtype, combined_attention
-from prefixembed._batching import check_texts, iterate_texts
 from prefixembed._device import resolve_device, resolve_dtype
 from prefixembed._embedding import CHUNK, Embedder, embed
 from prefixembed._quantization import OUTPUT_DTYPES, output_width
+from prefixembed._texts import check_sentences, iterate_texts
 from prefixembed.backbone import Backbone
 from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.prefix import Prefix
@@ -35,6 +35,7 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         "on_truncate": [StrOptions({"warn", "raise", "ignore"})],
         "device": [str],
         "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
+        "output": [StrOptions({"texts", "words"})],
         "output_dtype": [StrOptions(set(OUTPUT_DTYPES))],
         "cache": [str, os.PathLike, VectorCache, None],
         "verbose": ["verbose"],
@@ -50,10 +51,12 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         prefixes: Sequence[Prefix],
         n_features: int,
         load: Callable[[], Backbone],
+        words: bool,
         out: NDArray[Any] | None,
         output_dtype: str,
     ) -> NDArray[Any]:
-        texts = iterate_texts(X, CHUNK) if isinstance(X, Iterator) else check_texts(X)
+        is_iterator = isinstance(X, Iterator)
+        texts = iterate_texts(X, CHUNK, words) if is_iterator else check_sentences(X, words)
 
         @functools.cache
         def load_with_prefix() -> tuple[Backbone, Attend | None]:

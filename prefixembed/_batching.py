@@ -1,10 +1,9 @@
-"""What counts as text, how it becomes tokens, and how tokens become batches."""
+"""How texts become tokens, and how tokens become batches."""
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-Text = str | tuple[str, str]
+from prefixembed._texts import Text, Words, clean, vector_counts
 
 # Rust tokenizes a chunk in parallel; its Encoding objects are some 20 times the size of the ids,
 # so they are let go chunk by chunk.
@@ -42,118 +41,6 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
 
 
-def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
-    """Turn what a user of scikit-learn may pass into a list of texts or of pairs.
-
-    Parameters
-    ----------
-    X : array-like of str of shape (n_texts,), (n_texts, 1) or (n_texts, 2)
-        List, tuple, ndarray, Series or frame of pandas or polars, column of ``datasets``.
-    name : str, default="X"
-        What messages call it.
-    start : int, default=0
-        Position of the first text, where `X` is part of something longer.
-
-    Returns
-    -------
-    texts : list of str, or list of (str, str)
-        In input order.
-
-    Raises
-    ------
-    ValueError
-        With position and value of what is no text: None, NaN, bytes, a number, a ragged
-        pair; or if `X` is a bare string or no sequence at all.
-    """
-    if isinstance(X, (str, bytes, Mapping, set, frozenset)) or not isinstance(X, Iterable):
-        raise ValueError(
-            f"{name} must be a sequence of texts or of pairs of texts, got {_show(X)}; "
-            "wrap a single text in a list"
-        )
-    if isinstance(X, Iterator):
-        raise ValueError(
-            f"{name} must be a sequence, got a {type(X).__name__}: an iterator can be read once, "
-            "and only transform and predict take one"
-        )
-    rows = _rows(X, name)
-    if not rows:
-        return []
-    if isinstance(rows[0], (list, tuple, np.ndarray)):
-        width = len(rows[0])
-        if width not in (1, 2):
-            raise ValueError(
-                f"{name}[{start}] must be a text or a pair of texts, got {_show(rows[0])}"
-            )
-        return [_check_row(row, position, width, name) for position, row in enumerate(rows, start)]
-    return [_check_text(row, f"{name}[{position}]") for position, row in enumerate(rows, start)]
-
-
-def iterate_texts(X: Iterator[Any], size: int) -> Iterator[list[Text]]:
-    """Check what an iterator gives, a bounded number of texts at a time.
-
-    Parameters
-    ----------
-    X : iterator of str, or of rows of one or two str
-        Any number of texts.
-    size : int
-        How many at a time.
-
-    Yields
-    ------
-    texts : list of str, or list of (str, str)
-        As :func:`check_texts` gives them.
-
-    Raises
-    ------
-    ValueError
-        As :func:`check_texts`, and if there are pairs among texts.
-    """
-    start, is_pair = 0, None
-    while rows := list(itertools.islice(X, size)):
-        texts = check_texts(rows, start=start)
-        if is_pair not in (None, isinstance(texts[0], tuple)):
-            raise ValueError(f"X[{start}] must be of the kind of X[0], got {_show(texts[0])}")
-        is_pair = isinstance(texts[0], tuple)
-        yield texts
-        start += len(texts)
-
-
-def _rows(X: Iterable[Any], name: str) -> list[Any]:
-    if isinstance(X, (list, tuple)):
-        return list(X)
-    if not hasattr(X, "__array__"):
-        return list(X)
-    array = np.asarray(X, dtype=object)
-    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] not in (1, 2)):
-        raise ValueError(
-            f"{name} must have shape (n_texts,), or (n_texts, 2) for pairs, got {array.shape}"
-        )
-    return array.tolist()
-
-
-def _check_row(row: Any, position: int, width: int, name: str) -> Text:
-    if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != width:
-        raise ValueError(
-            f"{name}[{position}] must have {width} text{'s' * (width > 1)} as {name}[0] has, "
-            f"got {_show(row)}"
-        )
-    texts = [_check_text(text, f"{name}[{position}][{k}]") for k, text in enumerate(row)]
-    return texts[0] if width == 1 else (texts[0], texts[1])
-
-
-def _check_text(text: Any, where: str) -> str:
-    if not isinstance(text, str):
-        hint = "; decode it first" if isinstance(text, bytes) else ""
-        raise ValueError(f"{where} must be a str, got {_show(text)}{hint}")
-    return text
-
-
-def _show(value: Any) -> str:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    return f"{shown} of type {type(value).__name__}"
-
-
 def first_positions(texts: Sequence[Text]) -> NDArray[np.intp]:
     """Find repeated texts.
 
@@ -173,6 +60,26 @@ def first_positions(texts: Sequence[Text]) -> NDArray[np.intp]:
     )
 
 
+def expand(positions: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Give the vectors of some texts, where each text has any number of them.
+
+    Parameters
+    ----------
+    positions : ndarray
+        Texts.
+    ends : ndarray of shape (n_texts,)
+        Behind the last vector of each text; vectors lie in the order of texts.
+
+    Returns
+    -------
+    rows : ndarray
+        Positions of their vectors, text by text.
+    """
+    sizes = np.diff(ends, prepend=0)[positions]
+    starts = np.cumsum(sizes) - sizes
+    return np.repeat(ends[positions] - sizes - starts, sizes) + np.arange(sizes.sum())
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Token ids of texts, special tokens included and nothing padded.
@@ -185,21 +92,34 @@ class Tokens:
         Segment of each token: 1 in the second text of a pair.
     truncated : bool ndarray of shape (n_texts,)
         Which texts were longer than the tokenizer's limit.
+    words : list of int32 ndarray, default=None
+        Of sentences in words, the word that each token belongs to, -1 for none.
+    n_words : ndarray of shape (n_texts,), default=None
+        Number of words of each sentence.
     """
 
     ids: list[NDArray[np.int32]]
     type_ids: list[NDArray[np.int8]]
     truncated: NDArray[np.bool_]
+    words: list[NDArray[np.int32]] | None = None
+    n_words: NDArray[np.intp] | None = None
 
     @property
     def lengths(self) -> NDArray[np.intp]:
         """Number of tokens of each text."""
         return np.array([len(ids) for ids in self.ids], dtype=np.intp)
 
+    @property
+    def n_vectors(self) -> NDArray[np.intp]:
+        """Number of vectors that each text gives: one, or one a word."""
+        return np.ones(len(self.ids), dtype=np.intp) if self.n_words is None else self.n_words
+
     def take(self, positions: NDArray[np.intp]) -> Tokens:
         """Give the tokens of some texts."""
         ids, type_ids = ([part[k] for k in positions] for part in (self.ids, self.type_ids))
-        return Tokens(ids, type_ids, self.truncated[positions])
+        words = None if self.words is None else [self.words[k] for k in positions]
+        n_words = None if self.n_words is None else self.n_words[positions]
+        return Tokens(ids, type_ids, self.truncated[positions], words, n_words)
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
@@ -209,7 +129,7 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
     ----------
     tokenizer : tokenizers.Tokenizer
         With truncation on and padding off.
-    texts : sequence of str or of (str, str)
+    texts : sequence of str, of (str, str) or of Words
         Lone surrogates, which are no Unicode text, are read as U+FFFD.
 
     Returns
@@ -217,6 +137,8 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
     tokens : Tokens
         In the order of `texts`.
     """
+    if len(texts) and isinstance(texts[0], Words):
+        return _tokenize_words(tokenizer, texts)
     ids: list[NDArray[np.int32]] = []
     type_ids: list[NDArray[np.int8]] = []
     truncated: list[bool] = []
@@ -233,14 +155,58 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
     return Tokens(ids, type_ids, np.array(truncated, dtype=np.bool_))
 
 
+def _tokenize_words(tokenizer: Tokenizer, sentences: Sequence[Any]) -> Tokens:
+    tokens = Tokens([], [], np.zeros(len(sentences), dtype=np.bool_), [], vector_counts(sentences))
+    assert tokens.words is not None
+    for start in range(0, len(sentences), _CHUNK):
+        chunk = sentences[start : start + _CHUNK]
+        # Not the fast variant, which leaves offsets out.
+        encodings = tokenizer.encode_batch([sentence.text for sentence in chunk])
+        for k, (sentence, encoding) in enumerate(zip(chunk, encodings, strict=True), start):
+            tokens.ids.append(np.array(encoding.ids, dtype=np.int32))
+            tokens.type_ids.append(np.array(encoding.type_ids, dtype=np.int8))
+            tokens.truncated[k] = bool(encoding.overflowing)
+            # A token is of the word of its last character: its first may be the space before.
+            ends = np.array([end for _, end in encoding.offsets], dtype=np.intp)
+            begins = np.array([begin for begin, _ in encoding.offsets], dtype=np.intp)
+            # The last entry is for special tokens, which have no characters.
+            of_characters = np.append(sentence.of_characters(), -1)
+            words = of_characters[np.where(ends > begins, ends - 1, -1)]
+            words[np.array(encoding.special_tokens_mask, dtype=np.bool_)] = -1
+            tokens.words.append(words.astype(np.int32))
+    return tokens
+
+
+def word_slots(tokens: Tokens, positions: NDArray[np.intp], width: int) -> NDArray[np.int64]:
+    """Give the number of each token's word, where words of a batch are counted row by row.
+
+    Parameters
+    ----------
+    tokens : Tokens
+        Of sentences in words.
+    positions : ndarray of shape (batch,)
+        Which of them.
+    width : int
+        Positions of the padded batch.
+
+    Returns
+    -------
+    slots : int64 ndarray of shape (batch, width)
+        -1 for padding and for tokens that belong to no word.
+    """
+    assert tokens.words is not None
+    slots = np.full((len(positions), width), -1, dtype=np.int64)
+    starts = np.cumsum(tokens.n_vectors[positions]) - tokens.n_vectors[positions]
+    for row, (position, start) in enumerate(zip(positions, starts, strict=True)):
+        words = tokens.words[position]
+        slots[row, : len(words)] = np.where(words < 0, -1, words + start)
+    return slots
+
+
 def _without_surrogates(text: Text) -> Text:
     if isinstance(text, tuple):
-        return _clean(text[0]), _clean(text[1])
-    return _clean(text)
-
-
-def _clean(text: str) -> str:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return clean(text[0]), clean(text[1])
+    return clean(text)
 
 
 def plan_batches(lengths: NDArray[np.intp], batch_tokens: int) -> list[NDArray[np.intp]]:

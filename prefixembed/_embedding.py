@@ -14,15 +14,17 @@ from tqdm.auto import tqdm
 
 from prefixembed._attention import Attend
 from prefixembed._batching import (
-    Text,
     Tokens,
+    expand,
     first_positions,
     pad_batch,
     plan_batches,
     tokenize,
+    word_slots,
 )
-from prefixembed._pooling import pool
+from prefixembed._pooling import pool, pool_words
 from prefixembed._quantization import OUTPUT_DTYPES, output_width, quantize
+from prefixembed._texts import Text, vector_counts
 from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone
 from prefixembed.cache import Representation, VectorCache
@@ -85,7 +87,7 @@ def embed_tokens(
     batch_tokens: int,
     progress: Callable[[int], Any] = int,
 ) -> NDArray[np.float32]:
-    """Give one vector a text; a device out of memory halves the budget and goes on.
+    """Give one vector a text or a word; a device out of memory halves the budget and goes on.
 
     Parameters
     ----------
@@ -104,7 +106,7 @@ def embed_tokens(
 
     Returns
     -------
-    vectors : ndarray of shape (n_texts, n_features)
+    vectors : ndarray of shape (n_texts, n_features), or (n_words, n_features)
         In the order of `tokens`.
 
     Raises
@@ -113,7 +115,8 @@ def embed_tokens(
         If a single text does not fit.
     """
     lengths = tokens.lengths
-    vectors = np.empty((len(lengths), backbone.n_features), dtype=np.float32)
+    ends = np.cumsum(tokens.n_vectors)
+    vectors = np.empty((ends[-1] if len(ends) else 0, backbone.n_features), dtype=np.float32)
     batches = plan_batches(lengths, batch_tokens)[::-1]  # popped from the end: longest first
     done = []
     while batches:
@@ -132,7 +135,7 @@ def embed_tokens(
         progress(len(positions))
     # Fetched last: a device works on its queue while the next batches are laid out.
     for positions, pooled in done:
-        vectors[positions] = pooled.cpu().numpy()
+        vectors[expand(positions, ends)] = pooled.cpu().numpy()
     return vectors
 
 
@@ -144,8 +147,41 @@ def _embed_batch(
     prefix: Attend | None,
     pooling: str,
 ) -> torch.Tensor:
+    return encode_batch(backbone, tokens, positions, prefix, pooling)
+
+
+def encode_batch(
+    backbone: Backbone,
+    tokens: Tokens,
+    positions: NDArray[np.intp],
+    prefix: Attend | None,
+    pooling: str,
+) -> torch.Tensor:
+    """Run some texts through a backbone, gradients and all.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        The encoder.
+    tokens : Tokens
+        Tokenized texts.
+    positions : ndarray of shape (batch,)
+        Which of them.
+    prefix : Attend or None
+        What every layer attends to beside the tokens.
+    pooling : {"cls", "mean", "max", "last"}
+        How token vectors become one; those of a word are averaged.
+
+    Returns
+    -------
+    vectors : Tensor of shape (batch, feature), or (word, feature) of sentences in words
+        In float32, text by text.
+    """
     hidden, mask = backbone.forward(pad_batch(tokens, positions, backbone.pad_id), prefix)
-    return pool(hidden, mask, pooling)
+    if tokens.words is None:
+        return pool(hidden, mask, pooling)
+    slots = torch.from_numpy(word_slots(tokens, positions, hidden.shape[1])).to(hidden.device)
+    return pool_words(hidden, slots, int(tokens.n_vectors[positions].sum()))
 
 
 @dataclass(frozen=True)
@@ -182,13 +218,13 @@ class Embedder:
     def embed(
         self, texts: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
     ) -> NDArray[np.bool_]:
-        """Write one vector a text, encoding repeated texts once.
+        """Write one vector a text or a word, encoding repeated texts once.
 
         Parameters
         ----------
-        texts : sequence of str or of (str, str)
+        texts : sequence of str, of (str, str) or of Words
             Checked texts.
-        vectors : ndarray of shape (n_texts, width)
+        vectors : ndarray of shape (n_vectors, width)
             Filled in the order of `texts`; it may lie on a disk.
         bar : tqdm
             Counts texts.
@@ -207,17 +243,19 @@ class Embedder:
         repeated = first != np.arange(len(texts))
         unique = np.flatnonzero(~repeated)
         truncated = np.zeros(len(texts), dtype=np.bool_)
+        ends = np.cumsum(vector_counts(texts))
         chunks = list(_growing_chunks(unique))
         for k, chunk in enumerate(self._prepared(texts, chunks)):
             truncated[chunk.positions] = chunk.truncated
             if self.on_truncate == "raise":
                 end = int(chunks[k + 1][0]) if k + 1 < len(chunks) else len(texts)
                 self.report(truncated[first[:end]])
-            vectors[chunk.positions] = quantize(self._fill(chunk, bar), self.output_dtype)
+            filled = quantize(self._fill(chunk, bar), self.output_dtype)
+            vectors[expand(chunk.positions, ends)] = filled
         repetitions = np.flatnonzero(repeated)
         for start in range(0, len(repetitions), CHUNK):
             some = repetitions[start : start + CHUNK]
-            vectors[some] = vectors[first[some]]
+            vectors[expand(some, ends)] = vectors[expand(first[some], ends)]
             bar.update(len(some))
         return truncated[first]
 
@@ -245,20 +283,24 @@ class Embedder:
 
     def _look_up(self, some: Sequence[Text], positions: NDArray[np.intp]) -> _Chunk:
         """Find what the cache knows of a chunk, and load the backbone if that is not all."""
-        vectors = np.empty((len(some), self.n_features), dtype=np.float32)
+        counts = vector_counts(some)
+        ends = np.cumsum(counts)
+        vectors = np.empty((counts.sum(), self.n_features), dtype=np.float32)
         truncated = np.zeros(len(some), dtype=np.bool_)
-        missing = np.ones(len(some), dtype=np.bool_)
+        unknown = np.ones(len(vectors), dtype=np.bool_)
+        owners = np.repeat(np.arange(len(some)), counts)
         keys: list[bytes] = []
         if self.cache is not None:
             keys = self.representation.keys(some)
             for k, row in enumerate(self.cache.get(keys)):
                 # A row of another length is none of ours, whatever its key says.
                 if row is not None and row[0].shape == (self.n_features,):
-                    vectors[k], truncated[k] = row
-                    missing[k] = False
-        if missing.any():
+                    vectors[k], truncated[owners[k]] = row
+                    unknown[k] = False
+        missing = np.unique(owners[unknown])
+        if len(missing):
             self.load()
-        return _Chunk(positions, vectors, truncated, np.flatnonzero(missing), keys)
+        return _Chunk(positions, vectors, ends, truncated, missing, keys)
 
     def _tokenized(self, texts: Sequence[Text], chunk: _Chunk) -> _Chunk:
         if not len(chunk.missing):
@@ -278,17 +320,19 @@ class Embedder:
         encoded = embed_tokens(
             backbone, chunk.tokens, prefix, self.representation.pooling, budget, bar.update
         )
-        chunk.vectors[chunk.missing] = encoded
+        rows = expand(chunk.missing, chunk.ends)
+        chunk.vectors[rows] = encoded
         if self.cache is not None:
-            keys = [chunk.keys[k] for k in chunk.missing]
-            self.cache.put(keys, encoded, chunk.tokens.truncated)
+            truncated = np.repeat(chunk.tokens.truncated, chunk.tokens.n_vectors)
+            self.cache.put([chunk.keys[k] for k in rows], encoded, truncated)
         return chunk.vectors
 
 
 @dataclass(frozen=True)
 class _Chunk:
     positions: NDArray[np.intp]  # (chunk,) into all texts
-    vectors: NDArray[np.float32]  # (chunk, feature), filled where nothing is missing
+    vectors: NDArray[np.float32]  # (vector, feature), filled where nothing is missing
+    ends: NDArray[np.intp]  # (chunk,) behind the last vector of each text
     truncated: NDArray[np.bool_]  # (chunk,)
     missing: NDArray[np.intp]  # into the chunk
     keys: list[bytes]
@@ -308,22 +352,22 @@ def embed(
     out: NDArray[Any] | None = None,
     progress: bool = False,
 ) -> NDArray[Any]:
-    """Give one vector a text.
+    """Give one vector a text or a word.
 
     Parameters
     ----------
     embedder : Embedder
         How.
-    texts : sequence of str or of (str, str), or iterator of lists of them
+    texts : sequence of str, of (str, str) or of Words, or iterator of lists of them
         Checked texts. Of an iterator, one list is held at a time.
-    out : ndarray of shape (n_texts, width), default=None
+    out : ndarray of shape (n_vectors, width), default=None
         Where to write. None for a new array.
     progress : bool, default=False
         Show a progress bar.
 
     Returns
     -------
-    vectors : ndarray of shape (n_texts, width)
+    vectors : ndarray of shape (n_vectors, width)
         In the order of `texts`; `out` itself, or its part that was written to.
 
     Raises
@@ -334,24 +378,26 @@ def embed(
     width = output_width(embedder.n_features, embedder.output_dtype)
     dtype = np.dtype(OUTPUT_DTYPES[embedder.output_dtype])
     n_texts, lists = (None, texts) if isinstance(texts, Iterator) else (len(texts), [texts])
+    n_vectors = None if isinstance(texts, Iterator) else int(vector_counts(texts).sum())
     if out is not None:
-        _check_out(out, (n_texts, width), dtype)
-    elif n_texts is not None:
-        out = np.empty((n_texts, width), dtype=dtype)
+        _check_out(out, (n_vectors, width), dtype)
+    elif n_vectors is not None:
+        out = np.empty((n_vectors, width), dtype=dtype)
     parts = [np.empty((0, width), dtype=dtype)]
     cut = [np.zeros(0, dtype=np.bool_)]
     n_done = 0
     with tqdm(total=n_texts, desc="transform", unit="text", disable=not progress) as bar:
         for some in lists:
+            n_some = int(vector_counts(some).sum())
             if out is None:
-                part = np.empty((len(some), width), dtype=dtype)
+                part = np.empty((n_some, width), dtype=dtype)
                 parts.append(part)
             else:
-                part = out[n_done : n_done + len(some)]
-                if len(part) < len(some):
+                part = out[n_done : n_done + n_some]
+                if len(part) < n_some:
                     raise ValueError(f"out has {len(out)} rows, and X has more texts")
             cut.append(embedder.embed(some, part, bar))
-            n_done += len(some)
+            n_done += n_some
     embedder.report(np.concatenate(cut))
     if out is None:
         return np.concatenate(parts)

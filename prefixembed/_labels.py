@@ -10,6 +10,8 @@ from sklearn.utils import column_or_1d, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
+_NO_Y = "requires y to be passed, but the target y is None: PrefixEncoder learns from labels"
+
 
 def stratified_split(
     labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
@@ -59,9 +61,7 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
         If labels are missing, continuous or of types that do not sort.
     """
     if y is None:
-        raise ValueError(
-            "requires y to be passed, but the target y is None: PrefixEncoder learns from labels"
-        )
+        raise ValueError(_NO_Y)
     array = column_or_1d(y, warn=True)
     if array.dtype == object:
         for position, label in enumerate(array):
@@ -128,3 +128,74 @@ def check_weights(
     if class_weight is not None:
         weights = weights * compute_sample_weight(class_weight, classes[labels])
     return np.asarray(weights, dtype=np.float64)
+
+
+def check_numbers(y: ArrayLike) -> NDArray[np.float64]:
+    """Check the numbers that a regression is to give.
+
+    Parameters
+    ----------
+    y : array-like of shape (n_texts,)
+        Finite numbers.
+
+    Returns
+    -------
+    numbers : float64 ndarray of shape (n_texts,)
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If one is missing, not finite or no number.
+    """
+    if y is None:
+        raise ValueError(_NO_Y)
+    array = column_or_1d(y, warn=True)
+    try:
+        numbers = array.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"y must hold numbers for objective='regression': {error}") from error
+    if not np.isfinite(numbers).all():
+        position = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise ValueError(f"y[{position}] must be a finite number, got {array[position]}")
+    return numbers
+
+
+def check_sequences(y: Any, counts: NDArray[np.intp]) -> NDArray[Any]:
+    """Check that there is one label a word, and lay them behind each other.
+
+    Parameters
+    ----------
+    y : sequence of sequences
+        Labels of each row's words.
+    counts : ndarray of shape (n_rows,)
+        Words of each row.
+
+    Returns
+    -------
+    labels : ndarray of shape (n_words,)
+        Row by row.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ; the message has the position.
+    """
+    if y is None:
+        raise ValueError(_NO_Y)
+    rows = list(y)
+    if len(rows) != len(counts):
+        raise ValueError(
+            f"y must have one row of labels a sentence: {len(counts)}, got {len(rows)}"
+        )
+    for position, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        if isinstance(row, (str, bytes)) or not hasattr(row, "__len__") or len(row) != count:
+            raise ValueError(f"y[{position}] must have one label a word, {count}, got {row!r}")
+    labels = [label for row in rows for label in row]
+    array = np.array(labels)
+    # A mixture, such as of None and str, is left for check_labels to find.
+    return array if array.dtype.kind in "biufU" and not _mixed(labels) else np.array(labels, object)
+
+
+def _mixed(labels: list[Any]) -> bool:
+    return len({isinstance(label, str) for label in labels}) > 1

@@ -65,3 +65,28 @@ def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         In float32, whatever the dtype of `hidden`.
     """
     return _POOLINGS[pooling](hidden, mask)
+
+
+def pool_words(hidden: Tensor, slots: Tensor, n_words: int) -> Tensor:
+    """Average the token vectors of each word.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (batch, position, feature)
+        The backbone's last layer.
+    slots : int64 Tensor of shape (batch, position)
+        Number of each token's word in the batch; -1 for none.
+    n_words : int
+        Words of the batch.
+
+    Returns
+    -------
+    vectors : Tensor of shape (n_words, feature)
+        In float32; zeros for a word that has no token.
+    """
+    belongs = slots >= 0
+    slot = slots[belongs]  # (token,)
+    sums = hidden.new_zeros((n_words, hidden.shape[-1]), dtype=torch.float32)
+    sums = sums.index_add(0, slot, hidden[belongs].float())
+    sizes = torch.bincount(slot, minlength=n_words).clamp(min=1)
+    return sums / sizes.unsqueeze(-1)

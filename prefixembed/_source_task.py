@@ -2,53 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from prefixembed._attention import Attend, Record, combined_attention
-from prefixembed._batching import Tokens, pad_batch, plan_batches
-from prefixembed._embedding import embed_tokens, is_out_of_memory
-from prefixembed._pooling import pool
-from prefixembed._training import History, Recipe, optimise
-from prefixembed._warnings import warn
+from prefixembed._batching import Tokens, pad_batch, shuffle_batches
+from prefixembed._embedding import embed_tokens, encode_batch
+from prefixembed._examples import Examples
+from prefixembed._learning import Learner, learn
+from prefixembed._training import History, Recipe, Step
 from prefixembed.backbone import Backbone
 
 _NORMAL_SCALE = 0.02
-# A final training loss above this share of the labels' entropy means that nothing was learned.
-_STUCK = 0.98
 # Share of the learning rate that an MLP gets: at the full rate of bare keys and values its layers
 # saturate in the first steps, and the loss stays at chance.
 _MLP_RATE = 0.1
-
-
-@dataclass(frozen=True)
-class LabelledTokens:
-    """Tokenized texts of one source task with their labels.
-
-    Parameters
-    ----------
-    tokens : Tokens
-        Of all texts.
-    labels : int64 ndarray of shape (n_texts,)
-        Positions into the classes.
-    weights : float32 ndarray of shape (n_texts,)
-        Weight of each text in the loss, 1 on average.
-    train, valid : ndarray
-        Positions of texts to learn from and to validate on; the latter may be empty.
-    """
-
-    tokens: Tokens
-    labels: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    train: NDArray[np.intp]
-    valid: NDArray[np.intp]
 
 
 class PrefixModel(nn.Module):
@@ -162,7 +132,7 @@ def initial_keys_values(
 
 def learn_prefix(
     backbone: Backbone,
-    data: LabelledTokens,
+    data: Examples,
     model: PrefixModel,
     recipe: Recipe,
     *,
@@ -177,7 +147,7 @@ def learn_prefix(
     ----------
     backbone : Backbone
         The frozen encoder; prefixes enter as an argument, so it does not change.
-    data : LabelledTokens
+    data : Examples
         What to learn from.
     model : PrefixModel
         What is learned.
@@ -186,8 +156,7 @@ def learn_prefix(
     pooling : {"cls", "mean", "max", "last"}
         How token vectors become one.
     batch_tokens : int
-        Most tokens that go through the backbone at once; a step's gradient is summed over as
-        many parts as that takes. A device out of memory halves it.
+        Most tokens that go through the backbone at once.
     rng : numpy.random.Generator
         Order of the texts.
     progress : bool
@@ -196,114 +165,22 @@ def learn_prefix(
     Returns
     -------
     history : dict of str to list of float
-        As :func:`~prefixembed._training.optimise` gives it.
-
-    Raises
-    ------
-    FloatingPointError
-        If a loss is not finite.
+        As :func:`~prefixembed._learning.learn` gives it.
     """
-    parameters = list(model.parameters())
-    lengths = data.tokens.lengths
-    labels = torch.from_numpy(data.labels).to(backbone.device)
-    weights = torch.from_numpy(data.weights).to(backbone.device)
-    budget = batch_tokens
 
-    def loss_of(positions: NDArray[np.intp]) -> Tensor:
-        batch = pad_batch(data.tokens, positions, backbone.pad_id)
-        hidden, mask = backbone.forward(batch, model.attention())
-        logits = model.head(pool(hidden, mask, pooling))  # (batch, class)
-        where = torch.from_numpy(positions).to(backbone.device)
-        losses = nn.functional.cross_entropy(logits, labels[where], reduction="none")
-        return (losses * weights[where]).sum()
+    def encode(tokens: Tokens, texts: NDArray[np.intp]) -> Tensor:
+        return encode_batch(backbone, tokens, texts, model.attention(), pooling)
 
-    def backward(batch: NDArray[np.intp]) -> float:
-        nonlocal budget
-        positions = data.train[batch]
-        while True:
-            parts = [positions[part] for part in plan_batches(lengths[positions], budget)]
-            try:
-                return _backward_parts(parts, loss_of, len(positions))
-            except (RuntimeError, MemoryError) as error:
-                if max(len(part) for part in parts) == 1 or not is_out_of_memory(error):
-                    raise
-            for parameter in parameters:
-                parameter.grad = None
-            budget = max(1, min(budget, int(lengths[positions].max()) * len(positions)) // 2)
+    def embed(tokens: Tokens, budget: int) -> NDArray[np.float32]:
+        with torch.no_grad():
+            prefix = model.attention()
+        return embed_tokens(backbone, tokens, prefix, pooling, budget)
 
-    def validate() -> dict[str, float]:
-        return _validate(backbone, data, model, pooling, budget)
+    def draw(rng: np.random.Generator) -> list[Step]:
+        sizes = data.sizes[data.train]
+        return [Step(0, data.train[b]) for b in shuffle_batches(sizes, recipe.batch_size, rng)]
 
-    return optimise(
-        model.groups(),
-        backward,
-        lengths[data.train],
-        recipe,
-        validate if len(data.valid) else None,
-        rng,
-        progress,
-    )
-
-
-def _backward_parts(
-    parts: Sequence[NDArray[np.intp]],
-    loss_of: Callable[[NDArray[np.intp]], Tensor],
-    n_texts: int,
-) -> float:
-    total = 0.0
-    for part in parts:
-        loss = loss_of(part) / n_texts
-        torch.autograd.backward(loss)
-        total += float(loss.detach())
-    return total
-
-
-def _validate(
-    backbone: Backbone, data: LabelledTokens, model: PrefixModel, pooling: str, budget: int
-) -> dict[str, float]:
-    tokens = data.tokens.take(data.valid)
-    with torch.no_grad():
-        prefix = combined_attention([model.prefix()], [1.0], "concat")
-    vectors = torch.from_numpy(embed_tokens(backbone, tokens, prefix, pooling, budget))
-    labels, weights = torch.from_numpy(data.labels), torch.from_numpy(data.weights)
-    labels, weights = labels[data.valid], weights[data.valid]
-    with torch.no_grad():
-        logits = model.head(vectors.to(backbone.device)).cpu()
-    losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-    right = (logits.argmax(dim=1) == labels).float()
-    return {
-        "valid_loss": float((losses * weights).sum() / weights.sum()),
-        "valid_accuracy": float((right * weights).sum() / weights.sum()),
-    }
-
-
-def warn_if_stuck(history: History, data: LabelledTokens, learning_rate: float) -> None:
-    """Warn if the loss says that nothing was learned."""
-    mass = np.bincount(data.labels[data.train], weights=data.weights[data.train])
-    share = mass[mass > 0] / mass.sum()
-    chance = -float((share * np.log(share)).sum())
-    loss = min(history["train_loss"])
-    if loss > _STUCK * chance:
-        warn(
-            f"the training loss is stuck at chance or above ({loss:.3g}, and guessing by class "
-            f"frequency gives {chance:.3g}): try another learning_rate than {learning_rate}, more "
-            "max_epochs, or init='text'",
-            ConvergenceWarning,
-        )
-
-
-def training_facts(data: LabelledTokens, recipe: Recipe, history: History) -> dict[str, Any]:
-    """Tell how a prefix was trained, as its file will say."""
-    facts: dict[str, Any] = {
-        "n_texts": len(data.train),
-        "n_validation_texts": len(data.valid),
-        "n_truncated": int(data.tokens.truncated.sum()),
-        "learning_rate": float(recipe.learning_rate),
-        "batch_size": int(recipe.batch_size),
-        "n_epochs": len(history["epoch"]),
-        "seconds": history["seconds"][-1],
-    }
-    # Of the epoch whose state was kept.
-    kept = int(np.argmin(history["valid_loss"])) if "valid_loss" in history else -1
-    figures = ("train_loss", "valid_loss", "valid_accuracy")
-    return facts | {name: history[name][kept] for name in figures if name in history}
+    return learn(
+        {"": data}, Learner(encode, embed, [model.head], model.groups()), draw, recipe,
+        batch_tokens=batch_tokens, rng=rng, progress=progress,
+    )  # fmt: skip

@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from prefixembed._batching import shuffle_batches
-
 WARMUP_FRACTION = 0.1
 MAX_GRADIENT_NORM = 1.0
 
@@ -47,10 +45,26 @@ class Recipe:
     patience: int | None
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step learns from.
+
+    Parameters
+    ----------
+    task : int
+        Which of the tasks.
+    rows : ndarray of shape (batch,)
+        Positions of some of its rows.
+    """
+
+    task: int
+    rows: NDArray[np.intp]
+
+
 def optimise(
     groups: Sequence[tuple[Sequence[Tensor], float]],
-    backward: Callable[[NDArray[np.intp]], float],
-    lengths: NDArray[np.intp],
+    backward: Callable[[Step], float],
+    draw: Callable[[np.random.Generator], list[Step]],
     recipe: Recipe,
     validate: Callable[[], dict[str, float]] | None,
     rng: np.random.Generator,
@@ -63,10 +77,9 @@ def optimise(
     groups : sequence of (sequence of Tensor, float)
         Leaves that require gradients, and the share of the learning rate that they get.
     backward : callable
-        Given the positions of a batch, adds the gradient of its mean loss to the parameters
-        and returns that loss.
-    lengths : ndarray of shape (n_texts,)
-        Tokens of each training text.
+        Adds the gradient of a step's mean loss to the parameters and returns that loss.
+    draw : callable
+        Gives the steps of an epoch, always as many.
     recipe : Recipe
         How.
     validate : callable or None
@@ -92,8 +105,8 @@ def optimise(
         [{"params": list(some), "lr": share * recipe.learning_rate} for some, share in groups],
         weight_decay=recipe.weight_decay,
     )
-    steps_an_epoch = math.ceil(len(lengths) / recipe.batch_size)
-    n_steps = steps_an_epoch * recipe.max_epochs
+    steps = draw(rng)
+    n_steps = len(steps) * recipe.max_epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, n_steps))
 
     history: History = {}
@@ -102,9 +115,9 @@ def optimise(
     with tqdm(total=n_steps, desc="fit", unit="step", disable=not progress) as bar:
         for epoch in range(1, recipe.max_epochs + 1):
             total = 0.0
-            for positions in shuffle_batches(lengths, recipe.batch_size, rng):
+            for step in steps:
                 optimizer.zero_grad(set_to_none=True)
-                loss = backward(positions)
+                loss = backward(step)
                 if not math.isfinite(loss):
                     raise FloatingPointError(
                         f"the loss became {loss} in epoch {epoch} at "
@@ -114,22 +127,24 @@ def optimise(
                 rate = recipe.learning_rate * _rate(schedule.last_epoch, n_steps)
                 optimizer.step()
                 schedule.step()
-                total += loss * len(positions)
+                total += loss * len(step.rows)
                 bar.update()
-            figures = {"epoch": epoch, "train_loss": total / len(lengths), "learning_rate": rate}
+            mean = total / sum(len(step.rows) for step in steps)
+            figures = {"epoch": epoch, "train_loss": mean, "learning_rate": rate}
             if validate is not None:
                 figures |= validate()
             figures["seconds"] = time.perf_counter() - started
             for name, figure in figures.items():
                 history.setdefault(name, []).append(figure)
             bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items() if k.endswith("loss")})
-            if validate is None:
-                continue
-            if figures["valid_loss"] < best_loss:
-                best_loss, best_epoch = figures["valid_loss"], epoch
-                best_state = [p.detach().clone() for p in parameters]
-            elif recipe.patience is not None and epoch - best_epoch >= recipe.patience:
-                break
+            if validate is not None:
+                if figures["valid_loss"] < best_loss:
+                    best_loss, best_epoch = figures["valid_loss"], epoch
+                    best_state = [p.detach().clone() for p in parameters]
+                elif recipe.patience is not None and epoch - best_epoch >= recipe.patience:
+                    break
+            if epoch < recipe.max_epochs:
+                steps = draw(rng)
     if validate is not None:
         with torch.no_grad():
             for parameter, best in zip(parameters, best_state, strict=True):

@@ -15,7 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from prefixembed._base import TextTransformer
-from prefixembed._batching import check_texts
+from prefixembed._texts import check_sentences
 from prefixembed.backbone import Backbone, backbone_n_features, load_backbone
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.encoder import PrefixEncoder
@@ -68,6 +68,10 @@ class PrefixBank(TextTransformer):
         ``"auto"`` takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
         What the backbone computes in. ``"auto"`` takes bfloat16 where the hardware has it.
+    output : {"texts", "words"}, default="texts"
+        Whether :meth:`transform` takes texts and gives one vector a text, or takes sentences in
+        words and gives one vector a word: the mean over its tokens, and zeros for a word that
+        has none or was cut.
     output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
         What :meth:`transform` gives vectors as, for a store of many of them. ``"int8"`` scales
         each vector by itself, 127 for four times its root mean square. ``"binary"`` packs the
@@ -144,6 +148,7 @@ class PrefixBank(TextTransformer):
         on_truncate: str = "warn",
         device: str = "auto",
         dtype: str = "auto",
+        output: str = "texts",
         output_dtype: str = "float32",
         cache: str | os.PathLike[str] | VectorCache | None = "memory",
         verbose: bool | int = False,
@@ -160,6 +165,7 @@ class PrefixBank(TextTransformer):
         self.on_truncate = on_truncate
         self.device = device
         self.dtype = dtype
+        self.output = output
         self.output_dtype = output_dtype
         self.cache = cache
         self.verbose = verbose
@@ -186,7 +192,7 @@ class PrefixBank(TextTransformer):
             If prefixes do not fit each other, names are unknown, or X holds what is no text.
         """
         self._check()
-        check_texts(X)
+        check_sentences(X, self.output == "words")
         return self
 
     def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -195,14 +201,15 @@ class PrefixBank(TextTransformer):
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2), or iterator
-            Texts, or pairs of texts. Of an iterator, a bounded number is held at a time.
+            Texts, or pairs of texts; with ``output="words"`` sentences as sequences of words. Of
+            an iterator, a bounded number is held at a time.
         out : ndarray of shape (n_texts, n_features), default=None
             Where to write, such as a :class:`numpy.memmap`. Beside an iterator it may have
             rows to spare. Binary vectors have ``ceil(n_features / 8)`` columns.
 
         Returns
         -------
-        vectors : ndarray of shape (n_texts, n_features)
+        vectors : ndarray of shape (n_texts, n_features), or (n_words, n_features)
             In `output_dtype` and input order; independent of what else is in `X`, to rounding
             in `dtype`. Where `out` is given, its rows that were written to.
 
@@ -237,8 +244,9 @@ class PrefixBank(TextTransformer):
             dtype=self._dtype_name(),
         )
         prefixes = [known[key] for key in active]
+        words = self.output == "words"
         return self._embed(
-            X, representation, prefixes, facts.n_features, load, out, self.output_dtype
+            X, representation, prefixes, facts.n_features, load, words, out, self.output_dtype
         )
 
     def add(self, name: str, prefix: PrefixEncoder | Prefix) -> Self:

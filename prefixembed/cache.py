@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixembed._batching import Text
+from prefixembed._texts import Text, Words
 from prefixembed._vector_store import DiskStore, Row, at_work
 
 # What Python needs for a row beside its numbers: key, dict entry, tuple, array header.
@@ -65,19 +65,33 @@ class Representation:
         object.__setattr__(self, "_seed", seed)
 
     def keys(self, texts: Sequence[Text]) -> list[bytes]:
-        """Give the key of each text's vector in this representation.
+        """Give the key of each vector of texts in this representation.
 
         Parameters
         ----------
-        texts : sequence of str or of (str, str)
+        texts : sequence of str, of (str, str) or of Words
             Checked texts.
 
         Returns
         -------
         keys : list of bytes
-            Equal for equal texts only.
+            One a text, or one a word of sentences in words. Equal for equal texts only.
         """
+        if len(texts) and isinstance(texts[0], Words):
+            return [key for sentence in texts for key in self._word_keys(sentence)]
         return [self._key(text) for text in texts]
+
+    def _word_keys(self, sentence: Text) -> list[bytes]:
+        hashed = self._seed.copy()
+        for word in sentence:
+            content = word.encode("utf-8", "surrogatepass")
+            hashed.update(b"word%d:" % len(content) + content)
+        keys = []
+        for k in range(len(sentence)):
+            one = hashed.copy()
+            one.update(b"%d" % k)
+            keys.append(bytes(one.digest()))
+        return keys
 
     def _key(self, text: Text) -> bytes:
         hashed = self._seed.copy()

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
 from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.utils import check_random_state
+from sklearn.utils import ClassifierTags, RegressorTags, Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._base import TextTransformer
-from prefixembed._batching import check_texts, tokenize
 from prefixembed._embedding import report_truncated, resolve_batch_tokens
-from prefixembed._labels import check_labels, check_weights, stratified_split
-from prefixembed._source_task import (
-    LabelledTokens,
-    PrefixModel,
-    initial_keys_values,
-    learn_prefix,
-    training_facts,
-    warn_if_stuck,
-)
+from prefixembed._examples import Examples, prepare, read_rows
+from prefixembed._learning import training_facts, warn_if_stuck
+from prefixembed._objectives import OBJECTIVES
+from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix
+from prefixembed._texts import check_rows
 from prefixembed._training import Recipe
-from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.prefix import POOLINGS, Prefix
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+def _objective_is_not(name: str) -> Callable[[PrefixEncoder], bool]:
+    return lambda encoder: encoder.objective != name
 
 
 class PrefixEncoder(ClassifierMixin, TextTransformer):
@@ -52,6 +51,10 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         :func:`~prefixembed.backbone.load_backbone`. It is loaded on first use, once a process.
     revision : str, default=None
         Revision of the backbone on the Hub.
+    objective : {"classification", "regression", "multilabel", "multiple_choice", \
+            "token_classification"}, default="classification"
+        What the source task asks for: one class a text, a number, any number of labels, the
+        right one of each row's choices, or one class a word.
     prefix_length : int, default=5
         Number of key and value vectors a layer and head.
     init : {"text", "normal"}, default="text"
@@ -82,7 +85,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
     n_iter_no_change : int, default=2
         Epochs to wait.
     class_weight : dict or "balanced", default=None
-        Weights of classes in the loss, as scikit-learn has them.
+        Weights of classes in the loss, as scikit-learn has them. For classification alone.
     batch_tokens : int or "auto", default="auto"
         Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes
         by the device. It changes speed and memory alone, to rounding in `dtype`.
@@ -97,6 +100,10 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         What the backbone computes in, in fit and transform; prefix, head and vectors are
         float32. ``"auto"`` takes bfloat16 where the hardware has it. Gradients do not fit
         into float16: fit then computes in float32.
+    output : {"texts", "words"}, default="texts"
+        Whether :meth:`transform` takes texts and gives one vector a text, or takes sentences in
+        words and gives one vector a word: the mean over its tokens, and zeros for a word that
+        has none or was cut.
     output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
         What :meth:`transform` gives vectors as, for a store of many of them. ``"int8"`` scales
         each vector by itself, 127 for four times its root mean square. ``"binary"`` packs the
@@ -113,10 +120,11 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
     prefix_ : Prefix
         What was learned, ready to be saved or put into a :class:`PrefixBank`.
     classes_ : ndarray of shape (n_classes,)
-        Labels of the source task.
+        Labels of the source task; of several labels a text, their positions. Not there for
+        regression and multiple choice.
     history_ : dict of str to list of float
         One entry an epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
-        early stopping, ``valid_loss`` and ``valid_accuracy``.
+        early stopping, ``valid_loss`` and ``valid_accuracy``, or ``valid_r2`` of a regression.
     n_features_out_ : int
         Length of a vector.
 
@@ -154,6 +162,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **TextTransformer._parameter_constraints,
         "backbone": [str],
+        "objective": [StrOptions(set(OBJECTIVES))],
         "prefix_length": [Interval(Integral, 1, None, closed="left")],
         "init": [StrOptions({"text", "normal"})],
         "reparameterize": [Interval(Integral, 1, None, closed="left"), None],
@@ -174,6 +183,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         backbone: str = "roberta-large",
         *,
         revision: str | None = None,
+        objective: str = "classification",
         prefix_length: int = 5,
         init: str = "text",
         reparameterize: int | None = None,
@@ -192,12 +202,14 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        output: str = "texts",
         output_dtype: str = "float32",
         cache: str | os.PathLike[str] | VectorCache | None = "memory",
         verbose: bool | int = False,
     ) -> None:
         self.backbone = backbone
         self.revision = revision
+        self.objective = objective
         self.prefix_length = prefix_length
         self.init = init
         self.reparameterize = reparameterize
@@ -216,6 +228,7 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         self.random_state = random_state
         self.device = device
         self.dtype = dtype
+        self.output = output
         self.output_dtype = output_dtype
         self.cache = cache
         self.verbose = verbose
@@ -227,9 +240,13 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
+            Texts, or pairs of texts. For multiple choice, rows of a context and a sequence of
+            choices; for token classification, sentences as sequences of words.
         y : array-like of shape (n_texts,)
-            Labels: two classes or more; integers, booleans, strings or whole floats.
+            Labels: two classes or more; integers, booleans, strings or whole floats. For
+            regression numbers, for several labels an indicator matrix of shape (n_texts,
+            n_labels), for multiple choice the position of the right one, for token
+            classification one sequence of labels a sentence.
         sample_weight : array-like of shape (n_texts,), default=None
             Weights of texts in the loss. A text of weight zero is left out.
 
@@ -251,29 +268,17 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         ConvergenceWarning
             If the loss is still at chance at the end.
         """
-        texts = check_texts(X)
-        labels, classes = check_labels(y)
-        check_consistent_length(texts, labels)
-        if len(classes) < 2:
-            raise ValueError(f"y must have two classes or more, got {len(classes)} class")
-        weights = check_weights(sample_weight, self.class_weight, labels, classes)
-        kept = np.flatnonzero(weights)
-        if len(np.unique(labels[kept])) < 2:
-            raise ValueError("y must have two classes or more whose weight is not zero, got 1")
+        rows = read_rows(self.objective, X, y, sample_weight, self.class_weight)
         random = check_random_state(self.random_state)
         rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
-
         dtype = "float32" if self.dtype == "float16" else self.dtype
         backbone = load_backbone(self.backbone, self.revision, dtype, self.device)
         max_length = int(self.max_length or backbone.max_length)
-        tokens = tokenize(backbone.tokenizer(max_length), [texts[k] for k in kept])
-        report_truncated(int(tokens.truncated.sum()), len(kept), max_length, self.on_truncate)
-        labels, weights = labels[kept], weights[kept]
-        train, valid = self._split(labels, rng)
-        data = LabelledTokens(
-            tokens, labels, (weights / weights.mean()).astype(np.float32), train, valid
-        )
-        model = self._initial_model(backbone, data, len(classes), rng)
+        fraction = self.validation_fraction if self.early_stopping else None
+        data = prepare(rows, backbone.tokenizer(max_length), fraction, rng)
+        cut = data.tokens.truncated
+        report_truncated(int(cut.sum()), len(cut), max_length, self.on_truncate)
+        model = self._initial_model(backbone, data, rng)
         recipe = Recipe(
             max_epochs=self.max_epochs,
             batch_size=self.batch_size,
@@ -295,6 +300,10 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
 
         with torch.no_grad():
             keys_values = model.prefix().cpu().numpy()
+        head = (model.head.weight, model.head.bias)
+        weight, bias = data.objective.finish(
+            *(p.detach().cpu().numpy() for p in head), data.targets
+        )
         self._adopt(
             Prefix(
                 keys_values=keys_values,
@@ -304,10 +313,10 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
                 pooling=self.pooling,
                 max_length=max_length,
                 n_features=backbone.n_features,
-                objective="classification",
-                classes=classes,
-                head_weight=model.head.weight.detach().cpu().numpy(),
-                head_bias=model.head.bias.detach().cpu().numpy(),
+                objective=self.objective,
+                classes=data.targets.classes,
+                head_weight=weight,
+                head_bias=bias,
                 training=training_facts(data, recipe, history),
             )
         )
@@ -320,14 +329,15 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2), or iterator
-            Texts, or pairs of texts. Of an iterator, a bounded number is held at a time.
+            Texts, or pairs of texts; with ``output="words"`` sentences as sequences of words. Of
+            an iterator, a bounded number is held at a time.
         out : ndarray of shape (n_texts, n_features), default=None
             Where to write, such as a :class:`numpy.memmap`. Beside an iterator it may have
             rows to spare. Binary vectors have ``ceil(n_features / 8)`` columns.
 
         Returns
         -------
-        vectors : ndarray of shape (n_texts, n_features)
+        vectors : ndarray of shape (n_texts, n_features), or (n_words, n_features)
             In `output_dtype` and input order; independent of what else is in `X`, to rounding
             in `dtype`. Where `out` is given, its rows that were written to.
 
@@ -337,56 +347,84 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             If X holds what is no text, `out` does not fit, or the backbone is not the one that
             was fitted with.
         """
-        return self._vectors(X, out, self.output_dtype)
+        return self._vectors(X, self.output == "words", out, self.output_dtype)
 
-    def decision_function(self, X: Any) -> NDArray[np.float64]:
+    @available_if(_objective_is_not("regression"))
+    def decision_function(self, X: Any) -> Any:
         """Score the classes of the source task.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
+            Texts, or pairs of texts; or what else :meth:`fit` took.
 
         Returns
         -------
         scores : ndarray of shape (n_texts,) or (n_texts, n_classes)
-            Logits of the head; of two classes, how far the second is ahead.
+            Logits of the head; of two classes, how far the second is ahead. For multiple
+            choice one column a choice, minus infinity where a row has fewer; for token
+            classification a list of one array of shape (n_words, n_classes) a sentence.
         """
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        logits, counts = self._logits(X)
+        return OBJECTIVES[self.prefix_.objective].decision(logits, counts)
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+    @available_if(_objective_is_not("regression"))
+    def predict_proba(self, X: Any) -> Any:
         """Give the probability of each class of the source task.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
+            Texts, or pairs of texts; or what else :meth:`fit` took.
 
         Returns
         -------
         probabilities : ndarray of shape (n_texts, n_classes)
-            In the order of ``classes_``.
+            In the order of ``classes_``. For multiple choice one column a choice, zero where a
+            row has fewer; for token classification a list of one array of shape (n_words,
+            n_classes) a sentence.
         """
-        probabilities: NDArray[np.float64] = softmax(self._logits(X), axis=1)
-        return probabilities
+        logits, counts = self._logits(X)
+        return OBJECTIVES[self.prefix_.objective].probabilities(logits, counts)
 
-    def predict(self, X: Any) -> NDArray[Any]:
-        """Predict labels of the source task.
+    def predict(self, X: Any) -> Any:
+        """Predict what the source task asks for.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
+            Texts, or pairs of texts; or what else :meth:`fit` took.
 
         Returns
         -------
         labels : ndarray of shape (n_texts,)
-            Of the type that y had.
+            Of the type that y had: of shape (n_texts, n_labels) where a text has several
+            labels, and a list of one array a sentence for token classification.
         """
-        logits = self._logits(X)
-        labels: NDArray[Any] = self.classes_[logits.argmax(axis=1)]
-        return labels
+        logits, counts = self._logits(X)
+        prefix = self.prefix_
+        return OBJECTIVES[prefix.objective].predict(logits, prefix.classes, counts)
+
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Compare predictions with labels.
+
+        Parameters
+        ----------
+        X : array-like of str of shape (n_texts,) or (n_texts, 2)
+            Texts, or pairs of texts; or what else :meth:`fit` took.
+        y : array-like of shape (n_texts,)
+            Labels, as :meth:`fit` takes them.
+        sample_weight : array-like of shape (n_texts,), default=None
+            Weights of texts.
+
+        Returns
+        -------
+        score : float
+            Accuracy: of whole sets of labels where a text has several, of words for token
+            classification. The coefficient of determination for regression.
+        """
+        predicted = self.predict(X)
+        return OBJECTIVES[self.prefix_.objective].score(y, predicted, sample_weight)
 
     @classmethod
     def from_prefix(cls, prefix: Prefix, **params: Any) -> Self:
@@ -418,11 +456,12 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
         known = {
             "backbone": prefix.backbone,
             "revision": prefix.revision,
+            "objective": prefix.objective,
             "prefix_length": prefix.length,
             "pooling": prefix.pooling,
             "max_length": prefix.max_length,
         }
-        for name in ("prefix_length", "pooling", "max_length"):
+        for name in ("objective", "prefix_length", "pooling", "max_length"):
             if params.get(name, known[name]) != known[name]:
                 raise ValueError(
                     f"{name} is {known[name]!r} in the prefix, got {name}={params[name]!r}"
@@ -437,12 +476,24 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             self.classes_ = prefix.classes
         self.n_features_out_ = prefix.n_features
 
-    def _logits(self, X: Any) -> NDArray[np.float64]:
-        vectors = self._vectors(X)
-        return self.prefix_.decision_function(vectors)
+    def _logits(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        """Score every unit of each row, and tell how many units each has."""
+        check_is_fitted(self)
+        row = OBJECTIVES[self.prefix_.objective].row
+        counts: NDArray[np.intp] | None = None
+        if row != "text":
+            X, counts = check_rows(X, row)
+        vectors = self._vectors(X, words=row == "words")
+        if counts is None:
+            counts = np.ones(len(vectors), dtype=np.intp)
+        return self.prefix_.decision_function(vectors), counts
 
     def _vectors(
-        self, X: Any, out: NDArray[Any] | None = None, output_dtype: str = "float32"
+        self,
+        X: Any,
+        words: bool = False,
+        out: NDArray[Any] | None = None,
+        output_dtype: str = "float32",
     ) -> NDArray[Any]:
         # transform without set_output's container.
         check_is_fitted(self)
@@ -456,37 +507,41 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             dtype=self._dtype_name(),
         )
         return self._embed(
-            X, representation, [prefix], prefix.n_features, self._load_checked, out, output_dtype
-        )
+            X, representation, [prefix], prefix.n_features, self._load_checked, words, out,
+            output_dtype,
+        )  # fmt: skip
 
     def _load_checked(self) -> Backbone:
         backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)
         backbone.check(self.prefix_, "this encoder's prefix")
         return backbone
 
-    def _split(
-        self, labels: NDArray[np.int64], rng: np.random.Generator
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        if not self.early_stopping:
-            return np.arange(len(labels)), np.arange(0)
-        train, valid = stratified_split(labels, self.validation_fraction, rng)
-        if not len(valid):
-            warn(
-                f"{len(labels)} texts are too few to set validation_fraction="
-                f"{self.validation_fraction} of each class aside: no early stopping"
-            )
-        return train, valid
-
     def _initial_model(
-        self, backbone: Backbone, data: LabelledTokens, n_outputs: int, rng: np.random.Generator
+        self, backbone: Backbone, data: Examples, rng: np.random.Generator
     ) -> PrefixModel:
-        tokens = data.tokens.take(data.train)
+        tokens = data.tokens.take(data.texts(data.train))
         start = initial_keys_values(backbone, tokens, self.prefix_length, self.init, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         model = PrefixModel(
-            start.cpu(), backbone.n_features, n_outputs, self.reparameterize, generator
+            start.cpu(),
+            backbone.n_features,
+            data.targets.n_outputs,
+            self.reparameterize,
+            generator,
         )
         return model.to(backbone.device)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        if self.objective == "regression":
+            tags.estimator_type = "regressor"
+            tags.classifier_tags, tags.regressor_tags = None, RegressorTags()
+        elif self.objective in ("multiple_choice", "token_classification"):
+            # Their rows have no label that folds could be stratified by.
+            tags.estimator_type, tags.classifier_tags = None, None
+        elif self.objective == "multilabel":
+            tags.classifier_tags = ClassifierTags(multi_class=False, multi_label=True)
+        return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prefix_")

@@ -12,7 +12,7 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from prefixembed._base import TextTransformer
-from prefixembed._batching import check_texts
+from prefixembed._texts import check_sentences, vector_counts
 from prefixembed._warnings import warn
 from prefixembed.cache import VectorCache, open_cache
 from prefixembed.encoder import PrefixEncoder
@@ -129,7 +129,6 @@ def fill_cache(search: Any, X: Any) -> int:
     is_search = hasattr(search, "estimator") and not isinstance(search, FrozenEstimator)
     if is_search and not hasattr(search, "param_grid"):
         raise ValueError(f"search must have a param_grid, and {type(search).__name__} has none")
-    texts = check_texts(X)
     searched = search.estimator if is_search else search
     seen: set[str] = set()
     needed: dict[VectorCache, int] = {}
@@ -144,9 +143,11 @@ def fill_cache(search: Any, X: Any) -> int:
             if transformer.cache is None:
                 raise ValueError(f"cache of {type(transformer).__name__} is None: nothing to fill")
             seen.add(key)
+            texts = check_sentences(X, transformer.output == "words")
             transformer.transform(texts)
             cache = open_cache(transformer.cache)
-            needed[cache] = needed.get(cache, 0) + len(set(texts))
+            distinct = list(dict.fromkeys(texts))
+            needed[cache] = needed.get(cache, 0) + int(vector_counts(distinct).sum())
     has_workers = is_search and search.n_jobs not in (None, 1)
     if has_workers and any(cache.path is None for cache in needed):
         warn("workers cannot see a cache in memory: set cache to the path of a file")

@@ -28,6 +28,7 @@ _TYPES = {
     "max_length": int,
     "n_features": int,
 }
+_WITHOUT_CLASSES = ("regression", "multiple_choice")
 POOLINGS = ("cls", "mean", "max", "last")
 _SHAPE_WORDS = "(layer, 2, head, position, head_dim)"
 
@@ -59,7 +60,8 @@ class Prefix:
     objective : str, default="classification"
         What the head was trained for.
     classes : ndarray of shape (n_classes,), default=None
-        Labels of the source task, in the order of the head's outputs.
+        Labels of the source task, in the order of the head's outputs. None for an objective
+        that has none: regression and multiple choice.
     head_weight : ndarray of shape (n_classes, n_features), default=None
         Weight of the source task's linear head.
     head_bias : ndarray of shape (n_classes,), default=None
@@ -141,7 +143,8 @@ class Prefix:
                 )
             if self.head_bias is None or self.head_bias.shape != (n_outputs,):
                 raise ValueError(f"head_bias must have shape {(n_outputs,)}")
-            if self.classes is None or self.classes.shape != (n_outputs,):
+            needs_classes = self.objective not in _WITHOUT_CLASSES
+            if needs_classes and (self.classes is None or self.classes.shape != (n_outputs,)):
                 raise ValueError(f"classes must have shape {(n_outputs,)}")
         object.__setattr__(self, "training", MappingProxyType(dict(self.training)))
 

@@ -217,8 +217,8 @@ def test_a_loss_stuck_at_chance_is_reported(tiny):
 
 
 def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_fit(tiny, monkeypatch):
-    real = _source_task.pool
-    monkeypatch.setattr(_source_task, "pool", lambda *args: real(*args) * float("nan"))
+    real = _source_task.encode_batch
+    monkeypatch.setattr(_source_task, "encode_batch", lambda *args: real(*args) * float("nan"))
     encoder = make(tiny(), learning_rate=0.5)
     with pytest.raises(FloatingPointError, match=r"nan in epoch 1 at learning_rate=0\.5"):
         encoder.fit(*reviews())

@@ -5,8 +5,9 @@ from conftest import TEXTS
 
 from prefixembed import _source_task, load_backbone
 from prefixembed._batching import pad_batch, tokenize
+from prefixembed._examples import Examples
+from prefixembed._objectives import OBJECTIVES, Targets
 from prefixembed._source_task import (
-    LabelledTokens,
     PrefixModel,
     initial_keys_values,
     learn_prefix,
@@ -32,9 +33,10 @@ def make_model(backbone, hidden_size=None, seed=0, init="normal"):
 def make_data(backbone, n_valid=0):
     texts = [f"{'good' if k % 2 else 'bad'} {k}" for k in range(16)]
     tokens = tokenize(backbone.tokenizer(64), texts)
-    return LabelledTokens(
-        tokens, np.arange(16) % 2, np.ones(16, dtype=np.float32),
-        np.arange(16 - n_valid), np.arange(16 - n_valid, 16),
+    targets = Targets(np.arange(16) % 2, np.arange(2), 2)
+    return Examples(
+        tokens, np.ones(16, dtype=np.intp), OBJECTIVES["classification"], targets,
+        np.ones(16, dtype=np.float32), np.arange(16 - n_valid), np.arange(16 - n_valid, 16),
     )  # fmt: skip
 
 
@@ -132,16 +134,16 @@ def test_small_budgets_give_the_same_training(backbone):
 def test_out_of_memory_halves_and_repeats_the_step(backbone, monkeypatch):
     expected, model = make_model(backbone), make_model(backbone)
     learn(backbone, expected)
-    real = _source_task.pool
+    real = _source_task.encode_batch
     failures = []
 
-    def small_device(hidden, mask, pooling):
-        if hidden.shape[0] > 1 and len(failures) < 3:
-            failures.append(hidden.shape)
+    def small_device(backbone, tokens, positions, *args):
+        if len(positions) > 1 and len(failures) < 3:
+            failures.append(len(positions))
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(hidden, mask, pooling)
+        return real(backbone, tokens, positions, *args)
 
-    monkeypatch.setattr(_source_task, "pool", small_device)
+    monkeypatch.setattr(_source_task, "encode_batch", small_device)
     learn(backbone, model)
     assert len(failures) >= 2
     torch.testing.assert_close(model.prefix(), expected.prefix(), atol=1e-3, rtol=1e-3)
@@ -151,7 +153,7 @@ def test_other_errors_of_a_step_are_raised(backbone, monkeypatch):
     def broken(*args):
         raise RuntimeError("device-side assert")
 
-    monkeypatch.setattr(_source_task, "pool", broken)
+    monkeypatch.setattr(_source_task, "encode_batch", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         learn(backbone, make_model(backbone))
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from prefixembed import load_backbone, tasks
-from prefixembed._batching import check_texts
+from prefixembed._texts import check_texts
 from prefixembed.tasks import DOCSTRING_TASKS, demo_backbone, load_docstring_task
 
 

@@ -23,9 +23,10 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from prefixembed import load_backbone
 from prefixembed._batching import pad_batch, shuffle_batches, tokenize
 from prefixembed._embedding import resolve_batch_tokens
+from prefixembed._examples import Examples
+from prefixembed._objectives import OBJECTIVES, Targets
 from prefixembed._pooling import pool
 from prefixembed._source_task import (
-    LabelledTokens,
     PrefixModel,
     initial_keys_values,
     learn_prefix,
@@ -64,12 +65,12 @@ def peft_model(folder: str) -> torch.nn.Module | None:
 
 
 def loop(
-    model: torch.nn.Module, data: LabelledTokens, pad_id: int, bfloat16: bool
+    model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool
 ) -> Callable[[], None]:
     """Make an epoch of a plain training loop."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    labels = torch.from_numpy(data.labels)
+    labels = torch.from_numpy(data.targets.values)
     model.train()
 
     def epoch() -> None:
@@ -94,7 +95,7 @@ def loop(
     return epoch
 
 
-def own(folder: str, data: LabelledTokens, dtype: str) -> Callable[[], None]:
+def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
     """Make an epoch of ours."""
     backbone = load_backbone(folder, dtype=dtype, device="cpu")
     start = initial_keys_values(backbone, data.tokens, 5, "text", np.random.default_rng(0))
@@ -125,12 +126,14 @@ def main() -> None:
     backbone = load_backbone(folder, device="cpu")
     texts = read_texts(args.data, "short", args.steps * BATCH)
     n = len(texts)
-    data = LabelledTokens(
-        tokenize(backbone.tokenizer(128), texts),
-        np.random.default_rng(0).integers(2, size=n),
-        np.ones(n, np.float32),
-        np.arange(n),
-        np.arange(0),
+    data = Examples(
+        tokens=tokenize(backbone.tokenizer(128), texts),
+        counts=np.ones(n, dtype=np.intp),
+        objective=OBJECTIVES["classification"],
+        targets=Targets(np.random.default_rng(0).integers(2, size=n), np.arange(2), 2),
+        weights=np.ones(n, dtype=np.float32),
+        train=np.arange(n),
+        valid=np.arange(0),
     )
     sides = {}
     for bfloat16, dtype in ((False, "float32"), (True, "bfloat16")):

@@ -1,0 +1,186 @@
+"""Learning from labelled rows of one task or several: steps, validation, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor, nn
+
+from prefixembed._batching import Tokens, plan_batches
+from prefixembed._embedding import is_out_of_memory
+from prefixembed._examples import Examples
+from prefixembed._training import History, Recipe, Step, optimise
+from prefixembed._warnings import warn
+
+# A final training loss above this share of the labels' entropy means that nothing was learned.
+_STUCK = 0.98
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What is trained, and how it reads texts.
+
+    Parameters
+    ----------
+    encode : callable
+        Gives the vectors of some of the texts that were tokenized, gradients and all.
+    embed : callable
+        Gives the vectors of all texts within a budget of tokens a batch, without gradients.
+    heads : sequence of torch.nn.Linear
+        One a task.
+    groups : sequence of (sequence of Parameter, float)
+        What is trained, with the share of the learning rate that it gets.
+    """
+
+    encode: Callable[[Tokens, NDArray[np.intp]], Tensor]
+    embed: Callable[[Tokens, int], NDArray[np.float32]]
+    heads: Sequence[nn.Linear]
+    groups: Sequence[tuple[Sequence[nn.Parameter], float]]
+
+
+def learn(
+    tasks: Mapping[str, Examples],
+    learner: Learner,
+    draw: Callable[[np.random.Generator], list[Step]],
+    recipe: Recipe,
+    *,
+    batch_tokens: int,
+    rng: np.random.Generator,
+    progress: bool,
+) -> History:
+    """Train in place.
+
+    Parameters
+    ----------
+    tasks : mapping of str to Examples
+        What to learn from. One task needs no name.
+    learner : Learner
+        What is trained.
+    draw : callable
+        Gives the steps of an epoch.
+    recipe : Recipe
+        How.
+    batch_tokens : int
+        Most tokens that go through the backbone at once; a step's gradient is summed over as
+        many parts as that takes. A device out of memory halves it.
+    rng : numpy.random.Generator
+        Order of the texts.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    history : dict of str to list of float
+        As :func:`~prefixembed._training.optimise` gives it. ``valid_loss`` is the mean over
+        tasks; of several tasks, each has its own figures too, with its name in brackets.
+
+    Raises
+    ------
+    FloatingPointError
+        If a loss is not finite.
+    """
+    parameters = [parameter for some, _ in learner.groups for parameter in some]
+    all_data = list(tasks.values())
+    budget = batch_tokens
+
+    def backward(step: Step) -> float:
+        nonlocal budget
+        data, head = all_data[step.task], learner.heads[step.task]
+        sizes = data.sizes[step.rows]
+
+        def loss_of(rows: NDArray[np.intp]) -> Tensor:
+            vectors = learner.encode(data.tokens, data.texts(rows))
+            return data.losses(head(vectors), rows).sum()
+
+        while True:
+            parts = [step.rows[part] for part in plan_batches(sizes, budget)]
+            try:
+                return _backward_parts(parts, loss_of, len(step.rows))
+            except (RuntimeError, MemoryError) as error:
+                if max(len(part) for part in parts) == 1 or not is_out_of_memory(error):
+                    raise
+            for parameter in parameters:
+                parameter.grad = None
+            budget = max(1, min(budget, int(sizes.max()) * len(sizes)) // 2)
+
+    def validate() -> dict[str, float]:
+        validated = {
+            name: _validate(data, head, learner, budget)
+            for (name, data), head in zip(tasks.items(), learner.heads, strict=True)
+            if len(data.valid)
+        }
+        if len(tasks) == 1:
+            return next(iter(validated.values()))
+        mean = float(np.mean([figures["valid_loss"] for figures in validated.values()]))
+        own = {f"{k}[{name}]": v for name, some in validated.items() for k, v in some.items()}
+        return {"valid_loss": mean, **own}
+
+    can_validate = any(len(data.valid) for data in all_data)
+    return optimise(
+        learner.groups, backward, draw, recipe, validate if can_validate else None, rng, progress
+    )
+
+
+def _backward_parts(
+    parts: Sequence[NDArray[np.intp]],
+    loss_of: Callable[[NDArray[np.intp]], Tensor],
+    n_texts: int,
+) -> float:
+    total = 0.0
+    for part in parts:
+        loss = loss_of(part) / n_texts
+        torch.autograd.backward(loss)
+        total += float(loss.detach())
+    return total
+
+
+def _validate(data: Examples, head: nn.Linear, learner: Learner, budget: int) -> dict[str, float]:
+    rows = data.valid
+    tokens = data.tokens.take(data.texts(rows))
+    vectors = torch.from_numpy(learner.embed(tokens, budget))
+    with torch.no_grad():
+        logits = head(vectors.to(head.weight.device)).cpu()
+    weights, counts = data.weights[rows], data.counts[rows]
+    predicted = data.objective.predict(
+        logits.double().numpy(), np.arange(data.targets.n_outputs), counts
+    )
+    truth = data.objective.take(data.targets.values, rows)
+    return {
+        "valid_loss": float(data.losses(logits, rows).sum() / weights.sum()),
+        f"valid_{data.objective.metric}": data.objective.score(truth, predicted, weights),
+    }
+
+
+def warn_if_stuck(history: History, data: Examples, learning_rate: float) -> None:
+    """Warn if the loss says that nothing was learned."""
+    loss = min(history["train_loss"])
+    if loss > _STUCK * data.chance:
+        warn(
+            f"the training loss is stuck at chance or above ({loss:.3g}, and the best guess that "
+            f"looks at no text gives {data.chance:.3g}): try another learning_rate than "
+            f"{learning_rate}, more max_epochs, or init='text'",
+            ConvergenceWarning,
+        )
+
+
+def training_facts(data: Examples, recipe: Recipe, history: History) -> dict[str, Any]:
+    """Tell how a prefix was trained, as its file will say."""
+    facts: dict[str, Any] = {
+        "n_texts": len(data.train),
+        "n_validation_texts": len(data.valid),
+        "n_truncated": int(data.tokens.truncated.sum()),
+        "learning_rate": float(recipe.learning_rate),
+        "batch_size": int(recipe.batch_size),
+        "n_epochs": len(history["epoch"]),
+        "seconds": history["seconds"][-1],
+    }
+    # Of the epoch whose state was kept.
+    kept = int(np.argmin(history["valid_loss"])) if "valid_loss" in history else -1
+    figures = ("train_loss", "valid_loss", f"valid_{data.objective.metric}")
+    return facts | {name: history[name][kept] for name in figures if name in history}

@@ -1,0 +1,294 @@
+"""What counts as text, as a pair, as a context with choices and as a sentence in words."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Text = str | tuple[str, ...]  # a text, a pair of texts, or Words
+Choices = tuple[str, tuple[str, ...]]
+
+
+def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
+    """Turn what a user of scikit-learn may pass into a list of texts or of pairs.
+
+    Parameters
+    ----------
+    X : array-like of str of shape (n_texts,), (n_texts, 1) or (n_texts, 2)
+        List, tuple, ndarray, Series or frame of pandas or polars, column of ``datasets``.
+    name : str, default="X"
+        What messages call it.
+    start : int, default=0
+        Position of the first text, where `X` is part of something longer.
+
+    Returns
+    -------
+    texts : list of str, or list of (str, str)
+        In input order.
+
+    Raises
+    ------
+    ValueError
+        With position and value of what is no text: None, NaN, bytes, a number, a ragged
+        pair; or if `X` is a bare string or no sequence at all.
+    """
+    if isinstance(X, (str, bytes, Mapping, set, frozenset)) or not isinstance(X, Iterable):
+        raise ValueError(
+            f"{name} must be a sequence of texts or of pairs of texts, got {show(X)}; "
+            "wrap a single text in a list"
+        )
+    if isinstance(X, Iterator):
+        raise ValueError(
+            f"{name} must be a sequence, got a {type(X).__name__}: an iterator can be read once, "
+            "and only transform and predict take one"
+        )
+    rows = _rows(X, name)
+    if not rows:
+        return []
+    if isinstance(rows[0], (list, tuple, np.ndarray)):
+        width = len(rows[0])
+        if width not in (1, 2):
+            raise ValueError(
+                f"{name}[{start}] must be a text or a pair of texts, got {show(rows[0])}"
+            )
+        return [_check_row(row, position, width, name) for position, row in enumerate(rows, start)]
+    return [_check_text(row, f"{name}[{position}]") for position, row in enumerate(rows, start)]
+
+
+def check_sentences(X: Any, words: bool, start: int = 0) -> list[Text]:
+    """Check texts as :func:`check_texts`, or sentences in words as :func:`check_words`."""
+    return list(check_words(X, start=start)) if words else check_texts(X, start=start)
+
+
+def iterate_texts(X: Iterator[Any], size: int, words: bool = False) -> Iterator[list[Text]]:
+    """Check what an iterator gives, a bounded number of texts at a time.
+
+    Parameters
+    ----------
+    X : iterator of str, of rows of one or two str, or of sequences of words
+        Any number of texts.
+    size : int
+        How many at a time.
+    words : bool, default=False
+        Whether each row is a sentence in words.
+
+    Yields
+    ------
+    texts : list of str, of (str, str) or of Words
+        As :func:`check_texts` or :func:`check_words` gives them.
+
+    Raises
+    ------
+    ValueError
+        As :func:`check_texts`, and if there are pairs among texts.
+    """
+    start, is_pair = 0, None
+    while rows := list(itertools.islice(X, size)):
+        texts = check_sentences(rows, words, start)
+        if is_pair not in (None, isinstance(texts[0], tuple)):
+            raise ValueError(f"X[{start}] must be of the kind of X[0], got {show(texts[0])}")
+        is_pair = isinstance(texts[0], tuple)
+        yield texts
+        start += len(texts)
+
+
+def _rows(X: Iterable[Any], name: str) -> list[Any]:
+    if isinstance(X, (list, tuple)):
+        return list(X)
+    if not hasattr(X, "__array__"):
+        return list(X)
+    array = np.asarray(X, dtype=object)
+    if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] not in (1, 2)):
+        raise ValueError(
+            f"{name} must have shape (n_texts,), or (n_texts, 2) for pairs, got {array.shape}"
+        )
+    return array.tolist()
+
+
+def _check_row(row: Any, position: int, width: int, name: str) -> Text:
+    if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != width:
+        raise ValueError(
+            f"{name}[{position}] must have {width} text{'s' * (width > 1)} as {name}[0] has, "
+            f"got {show(row)}"
+        )
+    texts = [_check_text(text, f"{name}[{position}][{k}]") for k, text in enumerate(row)]
+    return texts[0] if width == 1 else (texts[0], texts[1])
+
+
+def _check_text(text: Any, where: str) -> str:
+    if not isinstance(text, str):
+        hint = "; decode it first" if isinstance(text, bytes) else ""
+        raise ValueError(f"{where} must be a str, got {show(text)}{hint}")
+    return text
+
+
+def show(value: Any) -> str:
+    """Show a value and its type in a message."""
+    shown = repr(value)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return f"{shown} of type {type(value).__name__}"
+
+
+class Words(tuple[str, ...]):
+    """A sentence that was split into words by whoever labelled them.
+
+    The backbone reads :attr:`text`; each of its tokens belongs to the word that it lies in.
+    """
+
+    __slots__ = ()
+
+    @property
+    def text(self) -> str:
+        """The words with a space between them."""
+        return " ".join(self)
+
+    def of_characters(self) -> NDArray[np.intp]:
+        """Give the word of each character of :attr:`text`, -1 for the spaces between them."""
+        parts = []
+        for k, word in enumerate(self):
+            parts += [np.full(len(word), k), np.array([-1])]
+        return np.concatenate(parts[:-1]).astype(np.intp) if parts else np.zeros(0, np.intp)
+
+
+def vector_counts(texts: Sequence[Text]) -> NDArray[np.intp]:
+    """Give the number of vectors of each text: one, or one a word of a sentence in words."""
+    if len(texts) and isinstance(texts[0], Words):
+        return np.array([len(sentence) for sentence in texts], dtype=np.intp)
+    return np.ones(len(texts), dtype=np.intp)
+
+
+def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:
+    """Turn sentences in words into a list of :class:`Words`.
+
+    Parameters
+    ----------
+    X : sequence of sequences of str
+        One sequence of words a sentence. A sentence may be empty.
+    name : str, default="X"
+        What messages call it.
+    start : int, default=0
+        Position of the first sentence, where `X` is part of something longer.
+
+    Returns
+    -------
+    sentences : list of Words
+        In input order. Lone surrogates, which are no Unicode text, are U+FFFD in them.
+
+    Raises
+    ------
+    ValueError
+        With position and value of what is no sequence of words.
+    """
+    sentences = []
+    for position, row in enumerate(_rows_of(X, name, "sentences, each a sequence of words"), start):
+        where = f"{name}[{position}]"
+        if not isinstance(row, (list, tuple, np.ndarray)):
+            raise ValueError(f"{where} must be a sequence of words, got {show(row)}")
+        sentences.append(Words(_strings(row, where)))
+    return sentences
+
+
+def check_choices(X: Any, name: str = "X") -> list[Choices]:
+    """Turn rows of a context and its choices into a list.
+
+    Parameters
+    ----------
+    X : sequence of (str, sequence of str), or frame of two columns
+        One choice or more a row; rows may differ in how many.
+    name : str, default="X"
+        What messages call it.
+
+    Returns
+    -------
+    rows : list of (str, tuple of str)
+        In input order.
+
+    Raises
+    ------
+    ValueError
+        With position and value of what is no such row.
+    """
+    rows: list[Choices] = []
+    for position, row in enumerate(_rows_of(X, name, "rows of a context and its choices")):
+        where = f"{name}[{position}]"
+        if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != 2:
+            raise ValueError(f"{where} must be a context and its choices, got {show(row)}")
+        context, choices = row
+        if not isinstance(context, str):
+            raise ValueError(f"{where}[0] must be a str, the context, got {show(context)}")
+        if not isinstance(choices, (list, tuple, np.ndarray)) or not len(choices):
+            raise ValueError(f"{where}[1] must be a sequence of choices, got {show(choices)}")
+        rows.append((context, _strings(choices, f"{where}[1]")))
+    return rows
+
+
+def check_rows(X: Any, row: str) -> tuple[list[Text], NDArray[np.intp]]:
+    """Check the rows of a source task, and lay out what the backbone is to read.
+
+    Parameters
+    ----------
+    X : sequence
+        As :func:`check_texts`, :func:`check_choices` or :func:`check_words` take it.
+    row : {"text", "choices", "words"}
+        What a row is.
+
+    Returns
+    -------
+    texts : list of str, of (str, str) or of Words
+        One a row, or one a choice.
+    counts : ndarray of shape (n_rows,)
+        How many units of each row a head scores: itself, its choices or its words.
+
+    Raises
+    ------
+    ValueError
+        With position and value of what is no such row.
+    """
+    if row == "choices":
+        return choice_pairs(check_choices(X))
+    texts = check_sentences(X, row == "words")
+    return texts, vector_counts(texts)
+
+
+def choice_pairs(rows: Sequence[Choices]) -> tuple[list[Text], NDArray[np.intp]]:
+    """Give the pair of context and choice for every choice, and how many a row has.
+
+    Parameters
+    ----------
+    rows : sequence of (str, tuple of str)
+        As :func:`check_choices` gives them.
+
+    Returns
+    -------
+    pairs : list of (str, str)
+        Row by row.
+    counts : ndarray of shape (n_rows,)
+        Choices of each row.
+    """
+    pairs: list[Text] = [(context, choice) for context, choices in rows for choice in choices]
+    return pairs, np.array([len(choices) for _, choices in rows], dtype=np.intp)
+
+
+def clean(text: str) -> str:
+    """Put U+FFFD for lone surrogates, which are no Unicode text."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _rows_of(X: Any, name: str, what: str) -> Iterable[Any]:
+    bare = isinstance(X, (str, bytes, Mapping, set, frozenset, Iterator))
+    if bare or not isinstance(X, Iterable):
+        raise ValueError(f"{name} must be a sequence of {what}, got {show(X)}")
+    if hasattr(X, "__array__") and not isinstance(X, np.ndarray):
+        return np.asarray(X, dtype=object).tolist()
+    return X
+
+
+def _strings(values: Iterable[Any], where: str) -> tuple[str, ...]:
+    for k, value in enumerate(values):
+        if not isinstance(value, str):
+            raise ValueError(f"{where}[{k}] must be a str, got {show(value)}")
+    return tuple(clean(str(value)) for value in values)
