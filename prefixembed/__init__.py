@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefixembed.bank import PrefixBank
     from prefixembed.cache import VectorCache
     from prefixembed.encoder import PrefixEncoder
+    from prefixembed.multitask import MultiTaskEncoder
     from prefixembed.parallel import fill_cache, fit_prefixes
     from prefixembed.prefix import Prefix
     from prefixembed.selection import prefix_subsets
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "backbone",
+    "MultiTaskEncoder": "multitask",
     "Prefix": "prefix",
     "PrefixBank": "bank",
     "PrefixEncoder": "encoder",
@@ -35,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "Backbone",
+    "MultiTaskEncoder",
     "Prefix",
     "PrefixBank",
     "PrefixEncoder",

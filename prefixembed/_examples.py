@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from prefixembed._batching import Tokens, expand, tokenize
 from prefixembed._labels import check_weights
 from prefixembed._objectives import OBJECTIVES, Objective, Targets
-from prefixembed._texts import Text, check_rows
+from prefixembed._texts import Text, check_rows, show
 from prefixembed._warnings import warn
 
 
@@ -45,11 +46,24 @@ class LabelledRows:
     weights: NDArray[np.float32]
 
 
+def check_tasks(tasks: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
+    """Refuse what is no mapping of names to ``(X, y)`` or ``(X, y, sample_weight)``."""
+    if not isinstance(tasks, Mapping) or not tasks:
+        raise ValueError(f"tasks must be a dict of names to tuples (X, y), got {show(tasks)}")
+    for name, task in tasks.items():
+        if not isinstance(task, tuple) or len(task) not in (2, 3):
+            raise ValueError(
+                f"tasks[{name!r}] must be a tuple (X, y) or (X, y, sample_weight), got "
+                f"{type(task).__name__}" + (f" of {len(task)}" if isinstance(task, tuple) else "")
+            )
+    return tasks
+
+
 def read_rows(
     objective: str,
     X: Any,
     y: ArrayLike,
-    sample_weight: ArrayLike | None,
+    sample_weight: ArrayLike | None = None,
     class_weight: dict[Any, float] | str | None = None,
 ) -> LabelledRows:
     """Check rows, labels and weights, without a backbone.

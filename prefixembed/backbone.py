@@ -238,7 +238,7 @@ def load_backbone(
     with _lock:
         if key not in _loaded:
             _warn_of_company(where)
-            _loaded[key] = _load(name, revision, numbers, where)
+            _loaded[key] = read_backbone(name, revision, numbers, where)
         return _loaded[key]
 
 
@@ -282,7 +282,10 @@ def _warn_of_company(device: torch.device) -> None:
         )
 
 
-def _load(name: str, revision: str | None, dtype: torch.dtype, device: torch.device) -> Backbone:
+def read_backbone(
+    name: str, revision: str | None, dtype: torch.dtype, device: torch.device
+) -> Backbone:
+    """Load a backbone that is not shared with the rest of the process."""
     with _naming(name):
         raw_config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     family = raw_config.get("model_type")
@@ -293,7 +296,7 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, device: torch.dev
             f"families {', '.join(SUPPORTED)}"
         )
     register()
-    with _naming(name), _quiet_transformers():
+    with _naming(name), quiet_transformers():
         model, report = AutoModel.from_pretrained(
             name,
             revision=revision,
@@ -390,7 +393,8 @@ def _naming(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from reporting and from drawing bars."""
     # Its report lists pooler and language-model head, which are not used; what is missing and
     # used is refused above.
     verbosity = transformers_logging.get_verbosity()

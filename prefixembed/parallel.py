@@ -12,6 +12,7 @@ from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import FeatureUnion, Pipeline
 
 from prefixembed._base import TextTransformer
+from prefixembed._examples import check_tasks
 from prefixembed._texts import check_sentences, vector_counts
 from prefixembed._warnings import warn
 from prefixembed.cache import VectorCache, open_cache
@@ -63,12 +64,7 @@ def fit_prefixes(
     >>> PrefixBank(fit_prefixes(tasks, encoder)).transform(["a fine film"]).shape
     (1, 384)
     """
-    for name, task in tasks.items():
-        if not isinstance(task, tuple) or len(task) not in (2, 3):
-            raise ValueError(
-                f"tasks[{name!r}] must be a tuple (X, y) or (X, y, sample_weight), got "
-                f"{type(task).__name__}" + (f" of {len(task)}" if isinstance(task, tuple) else "")
-            )
+    check_tasks(tasks)
     encoder = PrefixEncoder() if encoder is None else encoder
     fits = joblib.Parallel(n_jobs=n_jobs, verbose=verbose)(
         joblib.delayed(clone(encoder).fit)(*task) for task in tasks.values()

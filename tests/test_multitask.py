@@ -1,0 +1,194 @@
+import pickle
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from test_examples import labels, ratings, tags
+from transformers import AutoModel
+
+from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, load_backbone
+from prefixembed._examples import prepare, read_rows
+from prefixembed.multitask import mixed_steps
+
+
+def make(folder, **params):
+    settings = {
+        "max_epochs": 4,
+        "batch_size": 8,
+        "learning_rate": 2e-3,
+        "head_learning_rate": 2e-2,
+        "max_length": 64,
+        "random_state": 0,
+        "dtype": "float32",
+        "device": "cpu",
+    }
+    return MultiTaskEncoder(folder, **(settings | params))
+
+
+def three_tasks():
+    texts, has = labels(80)
+    return {"good": (texts, has[:, 0]), "stars": ratings(80), "words": tags(40)}
+
+
+OBJECTIVES = {"stars": "regression", "words": "token_classification"}
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny):
+    return make(tiny("bert"), objectives=OBJECTIVES, max_epochs=8).fit(three_tasks())
+
+
+def test_tasks_of_several_kinds_are_learned_together(fitted):
+    texts, has = labels(40, seed=1)
+    assert fitted.score(texts, has[:, 0], "good") > 0.9
+    assert fitted.score(*ratings(40, seed=1), "stars") > 0.5
+    assert fitted.score(*tags(20, seed=1), "words") > 0.9
+    assert fitted.predict_proba(texts, "good").shape == (40, 2)
+    for name, metric in (("good", "accuracy"), ("stars", "r2"), ("words", "accuracy")):
+        for figure in ("valid_loss", f"valid_{metric}"):
+            assert len(fitted.history_[f"{figure}[{name}]"]) == len(fitted.history_["epoch"])
+    own = [fitted.history_[f"valid_loss[{name}]"] for name in fitted.heads_]
+    np.testing.assert_allclose(fitted.history_["valid_loss"], np.mean(own, axis=0))
+
+
+def test_the_original_backbone_is_left_alone(fitted, tiny):
+    original = load_backbone(tiny("bert"), dtype="float32", device="cpu")
+    before = AutoModel.from_pretrained(tiny("bert"), add_pooling_layer=False).state_dict()
+    assert all(torch.equal(v, before[k]) for k, v in original.model.state_dict().items())
+    assert not original.model.training
+    assert not any(p.requires_grad for p in original.model.parameters())
+    mine = fitted.backbone_
+    assert mine.fingerprint != original.fingerprint
+    assert not mine.model.training
+    assert not any(p.requires_grad for p in mine.model.parameters())
+    moved = [
+        name for name, v in mine.model.state_dict().items() if not torch.equal(v, before[name])
+    ]
+    assert len(moved) > 0.9 * len(before)
+
+
+def test_it_is_saved_as_a_backbone_that_prefixes_sit_on(fitted, tmp_path):
+    folder = tmp_path / "tuned"
+    fitted.save(folder)
+    backbone = load_backbone(folder, dtype="float32", device="cpu")
+    assert backbone.fingerprint == fitted.backbone_.fingerprint
+    texts = ["a joy", "", "dull mess"]
+    bare = PrefixBank({}, backbone=str(folder), dtype="float32", device="cpu", max_length=64)
+    np.testing.assert_allclose(bare.transform(texts), fitted.transform(texts), atol=1e-6)
+    encoder = PrefixEncoder(
+        str(folder), max_epochs=2, max_length=64, learning_rate=0.05, random_state=0,
+        dtype="float32", device="cpu",
+    )  # fmt: skip
+    data, has = labels(40)
+    bank = PrefixBank({"a": encoder.fit(data, has[:, 1])}, dtype="float32", device="cpu")
+    assert bank.transform(texts).shape == (3, 32)
+    assert not np.allclose(bank.transform(texts), fitted.transform(texts), atol=1e-3)
+
+
+def test_random_state_repeats_and_dropout_leaves_the_global_state_alone(tiny):
+    tasks = {"good": three_tasks()["good"]}
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    one, same, other = (
+        make(tiny("bert"), max_epochs=1, random_state=seed).fit(tasks) for seed in (0, 0, 1)
+    )
+    assert torch.equal(torch.rand(2), expected)
+    texts = ["a joy", "a bore"]
+    np.testing.assert_array_equal(one.transform(texts), same.transform(texts))
+    assert not np.allclose(one.transform(texts), other.transform(texts))
+    assert one.history_["train_loss"] == same.history_["train_loss"]
+
+
+def test_one_task_is_plain_fine_tuning(tiny):
+    texts, has = labels(80)
+    encoder = make(tiny("bert")).fit({"good": (texts, has[:, 0])})
+    assert encoder.score(texts, has[:, 0]) > 0.9
+    assert "valid_accuracy" in encoder.history_
+    np.testing.assert_array_equal(encoder.predict(texts), encoder.predict(texts, "good"))
+
+
+def test_it_begins_a_pipeline_and_survives_files(fitted, tmp_path):
+    texts, has = labels(40)
+    vectors = fitted.transform(texts)
+    for copied in (
+        pickle.loads(pickle.dumps(fitted)),
+        joblib.load(joblib.dump(fitted, tmp_path / "a.joblib")[0]),
+    ):
+        np.testing.assert_allclose(copied.transform(texts), vectors, atol=1e-6)
+        np.testing.assert_array_equal(copied.predict(texts, "good"), fitted.predict(texts, "good"))
+    head = make_pipeline(fitted, LogisticRegression())
+    head[-1].fit(head[:-1].transform(texts), has[:, 0])
+    assert head.score(texts, has[:, 0]) > 0.9
+    fresh = clone(fitted)
+    with pytest.raises(NotFittedError):
+        fresh.transform(texts)
+    assert list(fitted.get_feature_names_out())[:2] == ["multitaskencoder0", "multitaskencoder1"]
+
+
+def test_mixed_precision_is_close_to_float32(tiny):
+    tasks = {"good": three_tasks()["good"]}
+    exact, mixed = (
+        make(tiny("bert"), max_epochs=1, dtype=dtype).fit(tasks)
+        for dtype in ("float32", "bfloat16")
+    )
+    np.testing.assert_allclose(
+        exact.history_["train_loss"], mixed.history_["train_loss"], rtol=0.05
+    )
+
+
+def examples(tiny, sizes):
+    backbone = load_backbone(tiny(), dtype="float32", device="cpu")
+    return [
+        prepare(
+            read_rows("classification", [f"text {k}" for k in range(n)], np.arange(n) % 2),
+            backbone.tokenizer(64), None, np.random.default_rng(0),
+        )
+        for n in sizes
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1.0, [20, 5, 1]), (np.inf, [9, 9, 9]), (2.0, [15, 8, 3])]
+)
+def test_tasks_are_mixed_as_asked(tiny, temperature, expected):
+    tasks = examples(tiny, [160, 40, 3])
+    steps = mixed_steps(tasks, temperature, 8, np.random.default_rng(0))
+    counts = np.bincount([step.task for step in steps])
+    np.testing.assert_array_equal(counts, expected)
+    if temperature == 1:
+        for k, data in enumerate(tasks):
+            rows = np.concatenate([step.rows for step in steps if step.task == k])
+            np.testing.assert_array_equal(np.sort(rows), data.train)
+    again = mixed_steps(tasks, temperature, 8, np.random.default_rng(1))
+    assert len(again) == len(steps)
+    assert [step.task for step in again] != [step.task for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("params", "tasks", "message"),
+    [
+        ({}, {}, "tasks must be a dict of names to tuples"),
+        ({}, [1], r"tasks must be a dict of names to tuples \(X, y\), got \[1\]"),
+        ({}, {"a": (["x"],)}, r"tasks\['a'\] must be a tuple .* got tuple of 1"),
+        ({"objectives": {"b": "regression"}}, {"a": (["x"], [1])}, "objectives has 'b'"),
+        ({"objectives": {"a": "nothing"}}, {"a": (["x"], [1])}, "objectives has 'a': 'nothing'"),
+        ({"temperature": 0.5}, {"a": (["x", "y"], [0, 1])}, "'temperature' parameter"),
+        ({}, {"a": (["x", 3], [0, 1])}, r"X\[1\] must be a str, got 3"),
+    ],
+)
+def test_wrong_tasks_are_named(tiny, params, tasks, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make(tiny("bert"), **params).fit(tasks)
+
+
+def test_an_unknown_task_is_named(fitted):
+    with pytest.raises(ValueError, match=r"task must be one of \['good', 'stars', 'words'\], got"):
+        fitted.predict(["a"], "nothing")
+    with pytest.raises(ValueError, match="got None"):
+        fitted.predict(["a"])
