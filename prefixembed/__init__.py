@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prefixembed.backbone import Backbone, load_backbone, release_backbones
     from prefixembed.bank import PrefixBank
     from prefixembed.cache import VectorCache
+    from prefixembed.choice import ChoiceRanker
     from prefixembed.encoder import PrefixEncoder
     from prefixembed.multitask import MultiTaskEncoder
     from prefixembed.parallel import fill_cache, fit_prefixes
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "backbone",
+    "ChoiceRanker": "choice",
     "MultiTaskEncoder": "multitask",
     "Prefix": "prefix",
     "PrefixBank": "bank",
@@ -37,6 +39,7 @@ _HOMES = {
 
 __all__ = [
     "Backbone",
+    "ChoiceRanker",
     "MultiTaskEncoder",
     "Prefix",
     "PrefixBank",
