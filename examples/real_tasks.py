@@ -13,31 +13,25 @@ or the folder ``shared/data`` beside the checkout is used.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
-import numpy as np
 from quickstart import compare, learn, save_and_reload, update
 
 from prefixembed import PrefixBank
-from prefixembed.tasks import Task, demo_backbone
+from prefixembed.tasks import Task, demo_backbone, fetch_task
 
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def load_task(folder: Path, name: str, n_train: int, n_test: int) -> Task:
     """Read a task and keep a random part of either split."""
-    sides = []
-    for split, limit in (("train", n_train), ("test", n_test)):
-        with open(folder / f"{name}.{split}.jsonl", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        rows = [rows[k] for k in np.random.default_rng(0).permutation(len(rows))[:limit]]
-        columns = ("text", "text_b") if "text_b" in rows[0] else ("text",)
-        X = [tuple(row[c] for c in columns) if len(columns) == 2 else row["text"] for row in rows]
-        sides += [X, np.array([row["label"] for row in rows])]
-    return Task(name, *sides)
+    train, test = (
+        fetch_task(name, split, limit, folder, random_state=0)
+        for split, limit in (("train", n_train), ("test", n_test))
+    )
+    return Task(name, train.X, train.y, test.X, test.y)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from prefixembed._batching import Tokens, plan_batches
+from prefixembed._batching import Tokens, plan_batches, shuffle_batches
 from prefixembed._embedding import is_out_of_memory
 from prefixembed._examples import Examples
 from prefixembed._training import History, Recipe, Step, optimise
@@ -125,6 +125,40 @@ def learn(
     return optimise(
         learner.groups, backward, draw, recipe, validate if can_validate else None, rng, progress
     )
+
+
+def mixed_steps(
+    tasks: Sequence[Examples], temperature: float, batch_size: int, rng: np.random.Generator
+) -> list[Step]:
+    """Give the steps of an epoch over several tasks.
+
+    Parameters
+    ----------
+    tasks : sequence of Examples
+        What to learn from.
+    temperature : float
+        Each task gets a share of the steps in proportion to its number of batches to the power
+        ``1 / temperature``.
+    batch_size : int
+        Rows a step, of one task.
+    rng : numpy.random.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    steps : list of Step
+        In random order; as many as there are batches, or a few more, so that each task has one.
+    """
+    batches = [shuffle_batches(data.sizes[data.train], batch_size, rng) for data in tasks]
+    sizes = np.array([len(some) for some in batches])
+    shares = sizes ** (1 / temperature)
+    counts = np.maximum(1, np.rint(shares / shares.sum() * sizes.sum()).astype(int))
+    steps = []
+    for k, (data, some, count) in enumerate(zip(tasks, batches, counts, strict=True)):
+        while len(some) < count:
+            some = some + shuffle_batches(data.sizes[data.train], batch_size, rng)
+        steps += [Step(k, data.train[batch]) for batch in some[:count]]
+    return [steps[k] for k in rng.permutation(len(steps))]
 
 
 def _backward_parts(

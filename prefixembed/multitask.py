@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from prefixembed._base import TextTransformer
-from prefixembed._batching import Tokens, shuffle_batches
+from prefixembed._batching import Tokens
 from prefixembed._device import resolve_device, resolve_dtype
 from prefixembed._embedding import (
     embed_tokens,
@@ -31,10 +31,10 @@ from prefixembed._embedding import (
     resolve_batch_tokens,
 )
 from prefixembed._examples import Examples, check_tasks, prepare, read_rows
-from prefixembed._learning import Learner, learn
+from prefixembed._learning import Learner, learn, mixed_steps
 from prefixembed._objectives import OBJECTIVES
 from prefixembed._texts import check_rows
-from prefixembed._training import History, Recipe, Step
+from prefixembed._training import History, Recipe
 from prefixembed.backbone import Backbone, load_backbone, quiet_transformers, read_backbone
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.prefix import POOLINGS
@@ -518,40 +518,6 @@ class MultiTaskEncoder(TextTransformer):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "heads_")
-
-
-def mixed_steps(
-    tasks: Sequence[Examples], temperature: float, batch_size: int, rng: np.random.Generator
-) -> list[Step]:
-    """Give the steps of an epoch over several tasks.
-
-    Parameters
-    ----------
-    tasks : sequence of Examples
-        What to learn from.
-    temperature : float
-        Each task gets a share of the steps in proportion to its number of batches to the power
-        ``1 / temperature``.
-    batch_size : int
-        Rows a step, of one task.
-    rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    steps : list of Step
-        In random order; as many as there are batches, or a few more, so that each task has one.
-    """
-    batches = [shuffle_batches(data.sizes[data.train], batch_size, rng) for data in tasks]
-    sizes = np.array([len(some) for some in batches])
-    shares = sizes ** (1 / temperature)
-    counts = np.maximum(1, np.rint(shares / shares.sum() * sizes.sum()).astype(int))
-    steps = []
-    for k, (data, some, count) in enumerate(zip(tasks, batches, counts, strict=True)):
-        while len(some) < count:
-            some = some + shuffle_batches(data.sizes[data.train], batch_size, rng)
-        steps += [Step(k, data.train[batch]) for batch in some[:count]]
-    return [steps[k] for k in rng.permutation(len(steps))]
 
 
 def _head(backbone: Backbone, data: Examples) -> nn.Linear:

@@ -12,8 +12,6 @@ from test_examples import labels, ratings, tags
 from transformers import AutoModel
 
 from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, load_backbone
-from prefixembed._examples import prepare, read_rows
-from prefixembed.multitask import mixed_steps
 
 
 def make(folder, **params):
@@ -141,34 +139,6 @@ def test_mixed_precision_is_close_to_float32(tiny):
     np.testing.assert_allclose(
         exact.history_["train_loss"], mixed.history_["train_loss"], rtol=0.05
     )
-
-
-def examples(tiny, sizes):
-    backbone = load_backbone(tiny(), dtype="float32", device="cpu")
-    return [
-        prepare(
-            read_rows("classification", [f"text {k}" for k in range(n)], np.arange(n) % 2),
-            backbone.tokenizer(64), None, np.random.default_rng(0),
-        )
-        for n in sizes
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("temperature", "expected"), [(1.0, [20, 5, 1]), (np.inf, [9, 9, 9]), (2.0, [15, 8, 3])]
-)
-def test_tasks_are_mixed_as_asked(tiny, temperature, expected):
-    tasks = examples(tiny, [160, 40, 3])
-    steps = mixed_steps(tasks, temperature, 8, np.random.default_rng(0))
-    counts = np.bincount([step.task for step in steps])
-    np.testing.assert_array_equal(counts, expected)
-    if temperature == 1:
-        for k, data in enumerate(tasks):
-            rows = np.concatenate([step.rows for step in steps if step.task == k])
-            np.testing.assert_array_equal(np.sort(rows), data.train)
-    again = mixed_steps(tasks, temperature, 8, np.random.default_rng(1))
-    assert len(again) == len(steps)
-    assert [step.task for step in again] != [step.task for step in steps]
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,17 @@
 """Real source and target tasks, where their data is at hand."""
 
-import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from prefixembed import PrefixBank, PrefixEncoder
+from prefixembed import ChoiceRanker, PrefixBank, PrefixEncoder
+from prefixembed._objectives import OBJECTIVES
+from prefixembed._texts import check_rows
+from prefixembed.tasks import fetch_task, list_tasks
 
 DEFAULT = Path(__file__).parents[2] / "shared" / "data"
 DATA = Path(os.environ.get("PREFIXEMBED_DATA", DEFAULT))
@@ -22,11 +23,9 @@ pytestmark = pytest.mark.skipif(
 
 
 def read(name, limit):
-    with open(DATA / f"{name}.jsonl", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file][:limit]
-    pairs = "text_b" in rows[0]
-    X = [(row["text"], row["text_b"]) if pairs else row["text"] for row in rows]
-    return X, np.array([row["label"] for row in rows])
+    task, split = name.split(".")
+    rows = fetch_task(task, split, data_dir=DATA)
+    return rows.X[:limit], rows.y[:limit]
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +59,43 @@ def test_a_prefix_of_sentiment_helps_a_target_of_sentiment(encoders):
     assert helped > bare + 0.02
     # Halving what each of two prefixes weighs keeps some of it, in one pass.
     assert score(PrefixBank(encoders, weights=0.5)) > bare
+
+
+def test_every_file_is_read_and_scored():
+    seen = []
+    for info in list_tasks():
+        for split in ("train", "test"):
+            if not (DATA / f"{info.name}.{split}.jsonl").exists():
+                continue
+            rows = fetch_task(info.name, split, data_dir=DATA)
+            _, counts = check_rows(rows.X, OBJECTIVES[info.objective].row)
+            targets = OBJECTIVES[info.objective].read(rows.y, counts)
+            assert len(targets.values) == len(rows.X) > 200
+            scores = rows.score(rows.y)
+            assert scores == pytest.approx(dict.fromkeys(info.metrics, 1))
+            seen.append(info.name)
+    assert {"mr", "multirc", "cosmosqa", "stsb"} <= set(seen)
+
+
+def test_records_own_form(tmp_path):
+    lines = (DATA / "record32.train.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "record.train.jsonl").write_text(lines, encoding="utf-8")
+    record = fetch_task("record", data_dir=tmp_path)
+    assert len(record.X) >= 32
+    for (passage, choices), right in zip(record.X, record.y, strict=True):
+        assert "@placeholder" not in "".join(choices)
+        assert len(set(choices)) == len(choices) > right >= 0
+        assert passage
+
+
+def test_scores_of_likeness_and_choices_of_stories(minilm):
+    params = {"max_length": 128, "on_truncate": "ignore", "random_state": 0}
+    likeness = PrefixEncoder(minilm, objective="regression", learning_rate=0.02, **params)
+    likeness.fit(*read("stsb.train", 800))
+    rows = fetch_task("stsb", "test", 300, DATA, 0)
+    assert rows.score(likeness.predict(rows.X))["pearson"] > 0.5
+    bank = PrefixBank({"stsb": likeness}, max_length=128, on_truncate="ignore")
+    stories = fetch_task("cosmosqa", "train", 300, DATA, 0)
+    ranker = ChoiceRanker(bank).fit(stories.X, stories.y)
+    test = fetch_task("cosmosqa", "test", 300, DATA, 0)
+    assert test.score(ranker.predict(test.X))["accuracy"] > 0.3

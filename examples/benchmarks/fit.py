@@ -64,9 +64,7 @@ def peft_model(folder: str) -> torch.nn.Module | None:
     return get_peft_model(body, config)
 
 
-def loop(
-    model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool
-) -> Callable[[], None]:
+def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) -> Callable[[], None]:
     """Make an epoch of a plain training loop."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)

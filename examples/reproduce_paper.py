@@ -1,0 +1,295 @@
+r"""The paper's main table: source tasks, ways to make one representation of them, target tasks.
+
+For each seed: learn a prefix for every source task, and fine-tune the whole backbone on all of
+them; turn the texts of every target task into vectors in each representation; fit a standardised
+logistic regression on the training texts, its C chosen by cross-validation there, and score it on
+the test texts. What is done is kept, and the same call again does only what is missing. At the size
+of the paper, from the Hub::
+
+    python examples/reproduce_paper.py --backbone roberta-large --max-length 512 \\
+        --source-texts 1000000 --target-texts 1000000 --seeds 0 1 2
+
+and at a size that two cores bear, from a folder of JSONL files, on the demo backbone::
+
+    python examples/reproduce_paper.py --data DIR --sources sst2 qnli sick cola stsb \\
+        --targets mr cr mpqa rte mrpc boolq multirc cosmosqa --source-texts 6000 \\
+        --target-texts 1000 --seeds 0 1 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from prefixembed import (
+    ChoiceRanker,
+    MultiTaskEncoder,
+    Prefix,
+    PrefixBank,
+    PrefixEncoder,
+    release_backbones,
+)
+from prefixembed.tasks import TaskSplit, demo_backbone, fetch_task, list_tasks
+
+BARE, MULTITASK = "bare backbone", "multi-task fine-tuning"
+CHOSEN = "chosen on training texts"
+
+
+class Results:
+    """Scores by seed, target and representation, kept in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scores: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, *key: Any) -> Any:
+        """Give what was kept under a key, or None."""
+        return self.scores.get("|".join(map(str, key)))
+
+    def keep(self, value: Any, *key: Any) -> None:
+        """Keep a value."""
+        self.scores["|".join(map(str, key))] = value
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text(json.dumps(self.scores, indent=1))
+        scratch.replace(self.path)
+
+
+def fetch(args: argparse.Namespace, name: str, split: str, limit: int, seed: int) -> TaskSplit:
+    """Fetch a split, at most so many rows of it."""
+    return fetch_task(name, split, limit, args.data, seed)
+
+
+def learn_prefixes(args: argparse.Namespace, seed: int, results: Results) -> dict[str, Prefix]:
+    """Learn the prefix of every source task, or read it where it has been saved."""
+    prefixes = {}
+    for name in args.sources:
+        path = args.out / f"{name}-{seed}.safetensors"
+        if not path.exists():
+            train = fetch(args, name, "train", args.source_texts, seed)
+            encoder = PrefixEncoder(
+                args.backbone,
+                objective=train.info.objective,
+                prefix_length=args.prefix_length,
+                learning_rate=args.learning_rate,
+                max_epochs=args.epochs,
+                max_length=args.max_length,
+                on_truncate="ignore",
+                random_state=seed,
+            ).fit(train.X, train.y)
+            test = fetch(args, name, "test", args.source_texts, 0)
+            results.keep(encoder.score(test.X, test.y), seed, name, "prefix, own task")
+            results.keep(encoder.history_["seconds"][-1], seed, name, "prefix, seconds")
+            encoder.prefix_.save(path)
+            print(f"seed {seed} {name}: own score {results.get(seed, name, 'prefix, own task'):.3f}"
+                  f", {encoder.history_['seconds'][-1]:.0f} s", flush=True)  # fmt: skip
+        prefixes[name] = Prefix.load(path)
+    return prefixes
+
+
+def fine_tune(args: argparse.Namespace, seed: int, results: Results) -> str:
+    """Fine-tune the whole backbone on all source tasks, or name the folder where it is."""
+    folder = args.out / f"multitask-{seed}"
+    if not (folder / "config.json").exists():
+        splits = {
+            name: fetch(args, name, "train", args.source_texts, seed) for name in args.sources
+        }
+        encoder = MultiTaskEncoder(
+            args.backbone,
+            objectives={name: split.info.objective for name, split in splits.items()},
+            learning_rate=args.multitask_learning_rate,
+            max_epochs=args.multitask_epochs,
+            max_length=args.max_length,
+            on_truncate="ignore",
+            random_state=seed,
+        ).fit({name: (split.X, split.y) for name, split in splits.items()})
+        for name in splits:
+            test = fetch(args, name, "test", args.source_texts, 0)
+            results.keep(encoder.score(test.X, test.y, name), seed, name, "multi-task, own task")
+        results.keep(encoder.history_["seconds"][-1], seed, "", "multi-task, seconds")
+        encoder.save(folder)
+        print(f"seed {seed} multi-task: {encoder.history_['seconds'][-1]:.0f} s", flush=True)
+    return str(folder)
+
+
+def representations(
+    args: argparse.Namespace, prefixes: dict[str, Prefix], tuned: str | None
+) -> dict[str, PrefixBank]:
+    """Name each representation, and give the bank that makes it."""
+    common = {"max_length": args.max_length, "on_truncate": "ignore", "cache": None}
+    bank = {"prefixes": prefixes, "backbone": args.backbone, **common}
+    found = {BARE: PrefixBank(**bank, active=[])}
+    found |= {f"{name} alone": PrefixBank(**bank, active=[name]) for name in prefixes}
+    found["bank, concatenated (the paper)"] = PrefixBank(**bank)
+    found["bank, weights 1/n"] = PrefixBank(**bank, weights=1 / len(prefixes))
+    found["bank, mean"] = PrefixBank(**bank, combine="mean")
+    if tuned is not None:
+        found[MULTITASK] = PrefixBank({}, backbone=tuned, **common)
+    return found
+
+
+def make_head() -> Any:
+    """Make what is trained on vectors."""
+    return make_pipeline(
+        StandardScaler(),
+        LogisticRegressionCV(
+            Cs=[1e-3, 1e-2, 1e-1, 1.0], l1_ratios=[0], cv=3, max_iter=2000, scoring="accuracy",
+            use_legacy_attributes=False,
+        ),
+    )  # fmt: skip
+
+
+def run_target(
+    args: argparse.Namespace,
+    seed: int,
+    target: str,
+    banks: Mapping[str, PrefixBank],
+    results: Results,
+) -> None:
+    """Fill in the scores of a target task: on test texts, and by cross-validation on training."""
+    missing = [name for name in banks if results.get(seed, target, name) is None]
+    if not missing:
+        return
+    limit = args.target_texts
+    train = fetch(args, target, "train", limit, seed)
+    test = fetch(args, target, "test", limit, 0)
+    for name in missing:
+        bank = banks[name]
+        if train.info.objective == "multiple_choice":
+            head: Any = ChoiceRanker(bank, make_head()).fit(train.X, train.y)
+            inner = head.head_[-1]
+            predicted = head.predict(test.X)
+        else:
+            head = make_head().fit(bank.transform(train.X), train.y)
+            inner = head[-1]
+            predicted = head.predict(bank.transform(test.X))
+        scores = test.score(predicted)
+        results.keep(
+            {**scores, "accuracy": float(np.mean(predicted == test.y)),
+             "training": float(inner.scores_.mean(axis=0).max())},
+            seed, target, name,
+        )  # fmt: skip
+    print(f"seed {seed} {target}: done", flush=True)
+
+
+def main_score(result: dict[str, float], target: str) -> float:
+    """Give the score that stands in the table: the literature's first one."""
+    (info,) = (info for info in list_tasks() if info.name == target)
+    return result[info.metrics[0]]
+
+
+def collect(
+    results: Results, seeds: list[int], targets: list[str], names: list[str]
+) -> dict[str, np.ndarray]:
+    """Give scores of shape (seed, target) by representation, and of the one that is chosen.
+
+    Chosen is, for each target, the bank or single prefix that cross-validation on its training
+    texts finds best.
+    """
+    found = {
+        name: np.array([[main_score(results.get(s, t, name), t) for t in targets] for s in seeds])
+        for name in names
+    }
+    own = [name for name in names if name != MULTITASK]
+    chosen = [
+        [
+            main_score(
+                max((results.get(s, t, name) for name in own), key=lambda r: r["training"]), t
+            )
+            for t in targets
+        ]
+        for s in seeds
+    ]
+    return {**found, CHOSEN: np.array(chosen)}
+
+
+def table(scores: Mapping[str, np.ndarray], targets: list[str]) -> str:
+    """Lay scores out: a row a representation, mean and standard deviation over seeds."""
+    lines = [f"| representation | {' | '.join(targets)} | average |"]
+    lines.append("|---" * (len(targets) + 2) + "|")
+    for name, some in scores.items():
+        averages = some.mean(axis=1)
+        cells = " | ".join(f"{value:.3f}" for value in some.mean(axis=0))
+        spread = f" ± {averages.std(ddof=1):.3f}" if len(averages) > 1 else ""
+        lines.append(f"| {name} | {cells} | {averages.mean():.3f}{spread} |")
+    return "\n".join(lines)
+
+
+def plot(scores: Mapping[str, np.ndarray], n_targets: int, path: Path) -> None:
+    """Draw the average over targets of each representation, a dot a seed."""
+    import matplotlib.pyplot as plt
+
+    names = list(scores)[::-1]
+    averages = [scores[name].mean(axis=1) for name in names]
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
+    for row, (name, some) in enumerate(zip(names, averages, strict=True)):
+        color = "tab:orange" if name == MULTITASK else "tab:blue"
+        axes.scatter(some, np.full(len(some), row), s=18, color=color)
+        axes.scatter(some.mean(), row, marker="|", s=260, color="black")
+    axes.axvline(scores[BARE].mean(), color="0.7", linestyle="--")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel(f"score on test texts, average over {n_targets} target tasks")
+    axes.set_title("Dots: seeds; bars: their mean; dashed: bare backbone", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run what is missing, write the table and draw the plot."""
+    sources, targets = ([info.name for info in list_tasks(role)] for role in ("source", "target"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: the Hub")
+    parser.add_argument("--out", type=Path, default=Path("results/paper"))
+    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--sources", nargs="+", default=sources)
+    parser.add_argument("--targets", nargs="+", default=targets)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--source-texts", type=int, default=6000)
+    parser.add_argument("--target-texts", type=int, default=1000)
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--prefix-length", type=int, default=5)
+    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--multitask-learning-rate", type=float, default=5e-5)
+    parser.add_argument("--multitask-epochs", type=int, default=2)
+    parser.add_argument("--no-multitask", action="store_true")
+    args = parser.parse_args()
+    args.backbone = args.backbone or demo_backbone()
+    args.out.mkdir(parents=True, exist_ok=True)
+    results = Results(args.out / "results.json")
+    started = time.perf_counter()
+    names: list[str] = []
+    for seed in args.seeds:
+        prefixes = learn_prefixes(args, seed, results)
+        tuned = None if args.no_multitask else fine_tune(args, seed, results)
+        banks = representations(args, prefixes, tuned)
+        names = list(banks)
+        for target in args.targets:
+            run_target(args, seed, target, banks, results)
+        if tuned is not None:
+            release_backbones(tuned)
+    scores = collect(results, args.seeds, args.targets, names)
+    laid_out = table(scores, args.targets)
+    (args.out / "table.md").write_text(laid_out + "\n")
+    plot(scores, len(args.targets), args.out / "paper.png")
+    print(
+        f"{time.perf_counter() - started:.0f} s, {torch.get_num_threads()} threads, "
+        f"{platform.machine()}, torch {torch.__version__}, "
+        f"transformers {transformers.__version__}\n\n{laid_out}"
+    )
+
+
+if __name__ == "__main__":
+    main()
