@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import ClassifierMixin, _fit_context
-from sklearn.utils import ClassifierTags, RegressorTags, Tags, check_random_state
+from sklearn.base import _fit_context
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._base import TextTransformer
@@ -21,8 +19,8 @@ from prefixembed._embedding import report_truncated, resolve_batch_tokens
 from prefixembed._examples import Examples, prepare, read_rows
 from prefixembed._learning import training_facts, warn_if_stuck
 from prefixembed._objectives import OBJECTIVES
+from prefixembed._source_head import SourceHeadMixin
 from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix
-from prefixembed._texts import check_rows
 from prefixembed._training import Recipe
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.cache import Representation, VectorCache
@@ -32,11 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-def _objective_is_not(name: str) -> Callable[[PrefixEncoder], bool]:
-    return lambda encoder: encoder.objective != name
-
-
-class PrefixEncoder(ClassifierMixin, TextTransformer):
+class PrefixEncoder(SourceHeadMixin, TextTransformer):
     """Learn a prefix from one labelled source task on a frozen backbone.
 
     In every attention layer, tokens also attend to ``prefix_length`` trainable keys and
@@ -300,9 +294,10 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
 
         with torch.no_grad():
             keys_values = model.prefix().cpu().numpy()
-        head = (model.head.weight, model.head.bias)
         weight, bias = data.objective.finish(
-            *(p.detach().cpu().numpy() for p in head), data.targets
+            model.head.weight.detach().cpu().numpy(),
+            model.head.bias.detach().cpu().numpy(),
+            data.targets,
         )
         self._adopt(
             Prefix(
@@ -348,83 +343,6 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             was fitted with.
         """
         return self._vectors(X, self.output == "words", out, self.output_dtype)
-
-    @available_if(_objective_is_not("regression"))
-    def decision_function(self, X: Any) -> Any:
-        """Score the classes of the source task.
-
-        Parameters
-        ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else :meth:`fit` took.
-
-        Returns
-        -------
-        scores : ndarray of shape (n_texts,) or (n_texts, n_classes)
-            Logits of the head; of two classes, how far the second is ahead. For multiple
-            choice one column a choice, minus infinity where a row has fewer; for token
-            classification a list of one array of shape (n_words, n_classes) a sentence.
-        """
-        logits, counts = self._logits(X)
-        return OBJECTIVES[self.prefix_.objective].decision(logits, counts)
-
-    @available_if(_objective_is_not("regression"))
-    def predict_proba(self, X: Any) -> Any:
-        """Give the probability of each class of the source task.
-
-        Parameters
-        ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else :meth:`fit` took.
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n_texts, n_classes)
-            In the order of ``classes_``. For multiple choice one column a choice, zero where a
-            row has fewer; for token classification a list of one array of shape (n_words,
-            n_classes) a sentence.
-        """
-        logits, counts = self._logits(X)
-        return OBJECTIVES[self.prefix_.objective].probabilities(logits, counts)
-
-    def predict(self, X: Any) -> Any:
-        """Predict what the source task asks for.
-
-        Parameters
-        ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else :meth:`fit` took.
-
-        Returns
-        -------
-        labels : ndarray of shape (n_texts,)
-            Of the type that y had: of shape (n_texts, n_labels) where a text has several
-            labels, and a list of one array a sentence for token classification.
-        """
-        logits, counts = self._logits(X)
-        prefix = self.prefix_
-        return OBJECTIVES[prefix.objective].predict(logits, prefix.classes, counts)
-
-    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Compare predictions with labels.
-
-        Parameters
-        ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else :meth:`fit` took.
-        y : array-like of shape (n_texts,)
-            Labels, as :meth:`fit` takes them.
-        sample_weight : array-like of shape (n_texts,), default=None
-            Weights of texts.
-
-        Returns
-        -------
-        score : float
-            Accuracy: of whole sets of labels where a text has several, of words for token
-            classification. The coefficient of determination for regression.
-        """
-        predicted = self.predict(X)
-        return OBJECTIVES[self.prefix_.objective].score(y, predicted, sample_weight)
 
     @classmethod
     def from_prefix(cls, prefix: Prefix, **params: Any) -> Self:
@@ -476,18 +394,6 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             self.classes_ = prefix.classes
         self.n_features_out_ = prefix.n_features
 
-    def _logits(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Score every unit of each row, and tell how many units each has."""
-        check_is_fitted(self)
-        row = OBJECTIVES[self.prefix_.objective].row
-        counts: NDArray[np.intp] | None = None
-        if row != "text":
-            X, counts = check_rows(X, row)
-        vectors = self._vectors(X, words=row == "words")
-        if counts is None:
-            counts = np.ones(len(vectors), dtype=np.intp)
-        return self.prefix_.decision_function(vectors), counts
-
     def _vectors(
         self,
         X: Any,
@@ -530,18 +436,6 @@ class PrefixEncoder(ClassifierMixin, TextTransformer):
             generator,
         )
         return model.to(backbone.device)
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        if self.objective == "regression":
-            tags.estimator_type = "regressor"
-            tags.classifier_tags, tags.regressor_tags = None, RegressorTags()
-        elif self.objective in ("multiple_choice", "token_classification"):
-            # Their rows have no label that folds could be stratified by.
-            tags.estimator_type, tags.classifier_tags = None, None
-        elif self.objective == "multilabel":
-            tags.classifier_tags = ClassifierTags(multi_class=False, multi_label=True)
-        return tags
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prefix_")

@@ -294,10 +294,12 @@ class MultiTaskEncoder(TextTransformer):
 
         self.heads_ = {}
         for (name, some), head in zip(data.items(), heads, strict=True):
-            numbers = (p.detach().cpu().numpy() for p in (head.weight, head.bias))
-            weight, bias = some.objective.finish(*numbers, some.targets)
+            weight, bias = some.objective.finish(
+                head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy(), some.targets
+            )
             self.heads_[name] = TaskHead(objectives[name], some.targets.classes, weight, bias)
-        self._files, self._loaded = self._packed(backbone), None
+        self._files = self._packed(backbone)
+        self._loaded: tuple[tuple[torch.device, torch.dtype], Backbone] | None = None
         self.n_features_out_ = original.n_features
         return self
 

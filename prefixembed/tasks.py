@@ -126,6 +126,7 @@ class TaskSplit:
 
 
 def _exact_match(y: NDArray[Any], predicted: NDArray[Any], groups: NDArray[Any] | None) -> float:
+    assert groups is not None
     _, group = np.unique(groups, return_inverse=True)
     wrong = np.bincount(group, weights=y != predicted)
     return float(np.mean(wrong == 0))
