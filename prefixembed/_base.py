@@ -61,6 +61,7 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         @functools.cache
         def load_with_prefix() -> tuple[Backbone, Attend | None]:
             backbone = load()
+            backbone.check_pooled_layers(representation.pooled_layers)
             dtype = attention_dtype(backbone.device, backbone.dtype)
             parts = [
                 torch.tensor(prefix.keys_values, device=backbone.device, dtype=dtype)

@@ -22,7 +22,7 @@ from prefixembed._batching import (
     tokenize,
     word_slots,
 )
-from prefixembed._pooling import pool, pool_words
+from prefixembed._pooling import Pooling, pool, pool_words
 from prefixembed._quantization import OUTPUT_DTYPES, output_width, quantize
 from prefixembed._texts import Text, vector_counts
 from prefixembed._warnings import warn
@@ -83,7 +83,7 @@ def embed_tokens(
     backbone: Backbone,
     tokens: Tokens,
     prefix: Attend | None,
-    pooling: str,
+    pooling: Pooling,
     batch_tokens: int,
     progress: Callable[[int], Any] = int,
 ) -> NDArray[np.float32]:
@@ -97,7 +97,7 @@ def embed_tokens(
         Tokenized texts.
     prefix : Attend or None
         What every layer attends to beside the tokens.
-    pooling : {"cls", "mean", "max", "last"}
+    pooling : Pooling
         How token vectors become one.
     batch_tokens : int
         Budget of a batch.
@@ -145,7 +145,7 @@ def _embed_batch(
     tokens: Tokens,
     positions: NDArray[np.intp],
     prefix: Attend | None,
-    pooling: str,
+    pooling: Pooling,
 ) -> torch.Tensor:
     return encode_batch(backbone, tokens, positions, prefix, pooling)
 
@@ -155,7 +155,7 @@ def encode_batch(
     tokens: Tokens,
     positions: NDArray[np.intp],
     prefix: Attend | None,
-    pooling: str,
+    pooling: Pooling,
 ) -> torch.Tensor:
     """Run some texts through a backbone, gradients and all.
 
@@ -169,7 +169,7 @@ def encode_batch(
         Which of them.
     prefix : Attend or None
         What every layer attends to beside the tokens.
-    pooling : {"cls", "mean", "max", "last"}
+    pooling : Pooling
         How token vectors become one; those of a word are averaged.
 
     Returns
@@ -177,9 +177,10 @@ def encode_batch(
     vectors : Tensor of shape (batch, feature), or (word, feature) of sentences in words
         In float32, text by text.
     """
-    hidden, mask = backbone.forward(pad_batch(tokens, positions, backbone.pad_id), prefix)
+    batch = pad_batch(tokens, positions, backbone.pad_id)
+    hidden, mask = backbone.forward(batch, prefix, pooling.layers)
     if tokens.words is None:
-        return pool(hidden, mask, pooling)
+        return pool(hidden, mask, pooling.how)
     slots = torch.from_numpy(word_slots(tokens, positions, hidden.shape[1])).to(hidden.device)
     return pool_words(hidden, slots, int(tokens.n_vectors[positions].sum()))
 
@@ -259,6 +260,10 @@ class Embedder:
             bar.update(len(some))
         return truncated[first]
 
+    @property
+    def _pooling(self) -> Pooling:
+        return Pooling(self.representation.pooling, self.representation.pooled_layers)
+
     def report(self, truncated: NDArray[np.bool_]) -> None:
         """Say how many texts were cut, as :func:`report_truncated` does."""
         max_length = self.representation.max_length
@@ -317,9 +322,7 @@ class Embedder:
             return chunk.vectors
         backbone, prefix = self.load()
         budget = resolve_batch_tokens(self.batch_tokens, backbone.device)
-        encoded = embed_tokens(
-            backbone, chunk.tokens, prefix, self.representation.pooling, budget, bar.update
-        )
+        encoded = embed_tokens(backbone, chunk.tokens, prefix, self._pooling, budget, bar.update)
         rows = expand(chunk.missing, chunk.ends)
         chunk.vectors[rows] = encoded
         if self.cache is not None:

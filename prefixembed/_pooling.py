@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Mask = Tensor | None
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """How one vector a text is made of token vectors.
+
+    Parameters
+    ----------
+    how : {"cls", "mean", "max", "last"}
+        As :func:`pool` has it.
+    layers : int, default=1
+        Number of last layers whose token vectors are averaged first.
+    """
+
+    how: str
+    layers: int = 1
 
 
 def _cls(hidden: Tensor, mask: Mask) -> Tensor:

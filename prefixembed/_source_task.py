@@ -12,6 +12,7 @@ from prefixembed._batching import Tokens, pad_batch, shuffle_batches
 from prefixembed._embedding import embed_tokens, encode_batch
 from prefixembed._examples import Examples
 from prefixembed._learning import Learner, learn
+from prefixembed._pooling import Pooling
 from prefixembed._training import History, Recipe, Step
 from prefixembed.backbone import Backbone
 
@@ -136,7 +137,7 @@ def learn_prefix(
     model: PrefixModel,
     recipe: Recipe,
     *,
-    pooling: str,
+    pooling: Pooling,
     batch_tokens: int,
     rng: np.random.Generator,
     progress: bool,
@@ -153,7 +154,7 @@ def learn_prefix(
         What is learned.
     recipe : Recipe
         How.
-    pooling : {"cls", "mean", "max", "last"}
+    pooling : Pooling
         How token vectors become one.
     batch_tokens : int
         Most tokens that go through the backbone at once.

@@ -128,7 +128,9 @@ class Backbone:
             self._tokenizers[max_length] = tokenizer
         return self._tokenizers[max_length]
 
-    def forward(self, batch: Batch, prefix: Attend | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, batch: Batch, prefix: Attend | None = None, pooled_layers: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the encoder once.
 
         Parameters
@@ -137,11 +139,13 @@ class Backbone:
             Padded on the right.
         prefix : Attend, default=None
             What every layer attends to beside the tokens.
+        pooled_layers : int, default=1
+            Number of last layers to average.
 
         Returns
         -------
         hidden : Tensor of shape (batch, position, feature)
-            The last layer, in the backbone's dtype.
+            The last layer, in the backbone's dtype, or the mean over the last ones, in float32.
         mask : bool Tensor of shape (batch, position) or None
             The batch's mask, on the device.
         """
@@ -152,7 +156,19 @@ class Backbone:
             inputs["attention_mask"] = mask
         if self.has_segments:
             inputs["token_type_ids"] = self._send(batch.type_ids)
-        return self.model(**inputs, prefix=prefix).last_hidden_state, mask
+        if pooled_layers == 1:
+            return self.model(**inputs, prefix=prefix).last_hidden_state, mask
+        output = self.model(**inputs, prefix=prefix, output_hidden_states=True)
+        last = output.hidden_states[-pooled_layers:]
+        return torch.stack(last).float().mean(dim=0), mask  # (batch, position, feature)
+
+    def check_pooled_layers(self, pooled_layers: int) -> None:
+        """Refuse to average more layers than there are, the embeddings not counted."""
+        if pooled_layers > self.layout[0]:
+            raise ValueError(
+                f"pooled_layers must be at most the {self.layout[0]} layers of backbone "
+                f"{self.name!r}, got {pooled_layers}"
+            )
 
     def _send(self, array: Any) -> Tensor:
         tensor = torch.from_numpy(array)

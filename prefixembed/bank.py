@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
@@ -36,7 +36,8 @@ class PrefixBank(TextTransformer):
     ----------
     prefixes : dict of str to PrefixEncoder or Prefix
         Name of a source task to its fitted encoder or its prefix. All must come from one
-        backbone and one pooling; lengths may differ. Clones hold the prefixes of encoders.
+        backbone and one pooling of as many layers; lengths may differ. Clones hold the prefixes
+        of encoders.
     active : list or tuple of str, default=None
         Which of them take part. None for all; an empty selection gives the bare backbone.
     combine : {"concat", "mean"}, default="concat"
@@ -56,6 +57,9 @@ class PrefixBank(TextTransformer):
     pooling : {"mean", "cls", "max", "last"}, default=None
         How token vectors become one vector a text. None for that of the prefixes, or
         ``"mean"`` where there is none.
+    pooled_layers : int, default=None
+        Number of last layers whose token vectors are averaged before they are pooled. None for
+        that of the prefixes, or one where there is none.
     max_length : int, default=None
         Longest text in tokens. None for the largest among the prefixes, or as much as the
         backbone takes where there is none.
@@ -131,6 +135,7 @@ class PrefixBank(TextTransformer):
         "weights": [Interval(Real, 0, None, closed="neither"), dict, None],
         "backbone": [str, None],
         "pooling": [StrOptions(set(POOLINGS)), None],
+        "pooled_layers": [Interval(Integral, 1, None, closed="left"), None],
     }
 
     def __init__(
@@ -143,6 +148,7 @@ class PrefixBank(TextTransformer):
         backbone: str | None = None,
         revision: str | None = None,
         pooling: str | None = None,
+        pooled_layers: int | None = None,
         max_length: int | None = None,
         batch_tokens: int | str = "auto",
         on_truncate: str = "warn",
@@ -160,6 +166,7 @@ class PrefixBank(TextTransformer):
         self.backbone = backbone
         self.revision = revision
         self.pooling = pooling
+        self.pooled_layers = pooled_layers
         self.max_length = max_length
         self.batch_tokens = batch_tokens
         self.on_truncate = on_truncate
@@ -237,6 +244,9 @@ class PrefixBank(TextTransformer):
             prefixes=tuple((known[key].digest, self._weight(key)) for key in active),
             combine=self.combine,
             pooling=self.pooling or next((p.pooling for p in known.values()), "mean"),
+            pooled_layers=int(
+                self.pooled_layers or next((p.pooled_layers for p in known.values()), 1)
+            ),
             max_length=int(
                 self.max_length
                 or max((p.max_length for p in known.values()), default=facts.max_length)

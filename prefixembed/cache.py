@@ -37,6 +37,8 @@ class Representation:
         How they are combined.
     pooling : {"cls", "mean", "max", "last"}
         How token vectors become one.
+    pooled_layers : int
+        How many last layers are averaged.
     max_length : int
         Where texts are cut, in tokens.
     dtype : str
@@ -47,6 +49,7 @@ class Representation:
     prefixes: tuple[tuple[str, float], ...]
     combine: str
     pooling: str
+    pooled_layers: int
     max_length: int
     dtype: str
     _seed: Any = field(init=False, repr=False, compare=False)
@@ -58,6 +61,7 @@ class Representation:
             # One prefix is combined with nothing.
             self.combine if len(self.prefixes) > 1 else "",
             self.pooling,
+            self.pooled_layers,
             self.max_length,
             self.dtype,
         ]

@@ -19,6 +19,7 @@ from prefixembed._embedding import report_truncated, resolve_batch_tokens
 from prefixembed._examples import Examples, prepare, read_rows
 from prefixembed._learning import training_facts, warn_if_stuck
 from prefixembed._objectives import OBJECTIVES
+from prefixembed._pooling import Pooling
 from prefixembed._source_head import SourceHeadMixin
 from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix
 from prefixembed._training import Recipe
@@ -59,6 +60,8 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         P-Tuning v2. It is folded away afterwards. None for no MLP.
     pooling : {"mean", "cls", "max", "last"}, default="mean"
         How token vectors become one vector a text.
+    pooled_layers : int, default=1
+        Number of last layers whose token vectors are averaged before they are pooled.
     max_length : int, default=None
         Longest text in tokens, special tokens included and prefix not. None for as much as
         the backbone takes.
@@ -161,6 +164,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         "init": [StrOptions({"text", "normal"})],
         "reparameterize": [Interval(Integral, 1, None, closed="left"), None],
         "pooling": [StrOptions(set(POOLINGS))],
+        "pooled_layers": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -182,6 +186,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         init: str = "text",
         reparameterize: int | None = None,
         pooling: str = "mean",
+        pooled_layers: int = 1,
         max_length: int | None = None,
         learning_rate: float = 0.01,
         weight_decay: float = 0.0,
@@ -208,6 +213,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         self.init = init
         self.reparameterize = reparameterize
         self.pooling = pooling
+        self.pooled_layers = pooled_layers
         self.max_length = max_length
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -267,6 +273,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
         dtype = "float32" if self.dtype == "float16" else self.dtype
         backbone = load_backbone(self.backbone, self.revision, dtype, self.device)
+        backbone.check_pooled_layers(self.pooled_layers)
         max_length = int(self.max_length or backbone.max_length)
         fraction = self.validation_fraction if self.early_stopping else None
         data = prepare(rows, backbone.tokenizer(max_length), fraction, rng)
@@ -285,7 +292,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             data,
             model,
             recipe,
-            pooling=self.pooling,
+            pooling=Pooling(self.pooling, self.pooled_layers),
             batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
             rng=rng,
             progress=bool(self.verbose),
@@ -308,6 +315,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
                 pooling=self.pooling,
                 max_length=max_length,
                 n_features=backbone.n_features,
+                pooled_layers=int(self.pooled_layers),
                 objective=self.objective,
                 classes=data.targets.classes,
                 head_weight=weight,
@@ -377,9 +385,10 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             "objective": prefix.objective,
             "prefix_length": prefix.length,
             "pooling": prefix.pooling,
+            "pooled_layers": prefix.pooled_layers,
             "max_length": prefix.max_length,
         }
-        for name in ("objective", "prefix_length", "pooling", "max_length"):
+        for name in ("objective", "prefix_length", "pooling", "pooled_layers", "max_length"):
             if params.get(name, known[name]) != known[name]:
                 raise ValueError(
                     f"{name} is {known[name]!r} in the prefix, got {name}={params[name]!r}"
@@ -409,6 +418,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             prefixes=((prefix.digest, 1.0),),
             combine="concat",
             pooling=prefix.pooling,
+            pooled_layers=prefix.pooled_layers,
             max_length=prefix.max_length,
             dtype=self._dtype_name(),
         )

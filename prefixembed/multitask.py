@@ -33,6 +33,7 @@ from prefixembed._embedding import (
 from prefixembed._examples import Examples, check_tasks, prepare, read_rows
 from prefixembed._learning import Learner, learn, mixed_steps
 from prefixembed._objectives import OBJECTIVES
+from prefixembed._pooling import Pooling
 from prefixembed._texts import check_rows
 from prefixembed._training import History, Recipe
 from prefixembed.backbone import Backbone, load_backbone, quiet_transformers, read_backbone
@@ -88,6 +89,8 @@ class MultiTaskEncoder(TextTransformer):
         each task as many steps.
     pooling : {"mean", "cls", "max", "last"}, default="mean"
         How token vectors become one vector a text.
+    pooled_layers : int, default=1
+        Number of last layers whose token vectors are averaged before they are pooled.
     max_length : int, default=None
         Longest text in tokens. None for as much as the backbone takes.
     learning_rate : float, default=5e-5
@@ -178,6 +181,7 @@ class MultiTaskEncoder(TextTransformer):
         "objectives": [dict, None],
         "temperature": [Interval(Real, 1, None, closed="left")],
         "pooling": [StrOptions(set(POOLINGS))],
+        "pooled_layers": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -197,6 +201,7 @@ class MultiTaskEncoder(TextTransformer):
         objectives: dict[str, str] | None = None,
         temperature: float = 1.0,
         pooling: str = "mean",
+        pooled_layers: int = 1,
         max_length: int | None = None,
         learning_rate: float = 5e-5,
         head_learning_rate: float = 1e-3,
@@ -221,6 +226,7 @@ class MultiTaskEncoder(TextTransformer):
         self.objectives = objectives
         self.temperature = temperature
         self.pooling = pooling
+        self.pooled_layers = pooled_layers
         self.max_length = max_length
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
@@ -271,6 +277,7 @@ class MultiTaskEncoder(TextTransformer):
         random = check_random_state(self.random_state)
         rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
         original = load_backbone(self.backbone, self.revision, "float32", self.device)
+        original.check_pooled_layers(self.pooled_layers)
         max_length = int(self.max_length or original.max_length)
         tokenizer = original.tokenizer(max_length)
         fraction = self.validation_fraction if self.early_stopping else None
@@ -436,6 +443,7 @@ class MultiTaskEncoder(TextTransformer):
             prefixes=(),
             combine="concat",
             pooling=self.pooling,
+            pooled_layers=int(self.pooled_layers),
             max_length=int(self.max_length or backbone.max_length),
             dtype=self._dtype_name(),
         )
@@ -478,7 +486,7 @@ class MultiTaskEncoder(TextTransformer):
         body = backbone.model.requires_grad_(True).train()
         mixed = self._dtype_name() == "bfloat16"
         device = backbone.device.type
-        pooling = self.pooling
+        pooling = Pooling(self.pooling, self.pooled_layers)
 
         def encode(tokens: Tokens, texts: NDArray[np.intp]) -> Tensor:
             with torch.autocast(device, torch.bfloat16, enabled=mixed):

@@ -27,6 +27,7 @@ _TYPES = {
     "objective": str,
     "max_length": int,
     "n_features": int,
+    "pooled_layers": int,
 }
 _WITHOUT_CLASSES = ("regression", "multiple_choice")
 POOLINGS = ("cls", "mean", "max", "last")
@@ -55,6 +56,8 @@ class Prefix:
         Longest text in tokens, special tokens included, but not the prefix.
     n_features : int
         Length of a vector.
+    pooled_layers : int, default=1
+        Number of last layers whose token vectors were averaged.
     revision : str, default=None
         Revision of the backbone on the Hub.
     objective : str, default="classification"
@@ -109,6 +112,7 @@ class Prefix:
     pooling: str
     max_length: int
     n_features: int
+    pooled_layers: int = 1
     revision: str | None = None
     objective: str = "classification"
     classes: NDArray[Any] | None = None  # (class,)
@@ -279,6 +283,7 @@ class Prefix:
             "pooling": self.pooling,
             "max_length": self.max_length,
             "n_features": self.n_features,
+            "pooled_layers": self.pooled_layers,
             "objective": self.objective,
             "classes": None if self.classes is None else _encode_classes(self.classes),
             "training": dict(self.training),
@@ -340,12 +345,12 @@ def check_compatible(prefixes: Mapping[str, Prefix]) -> None:
     Raises
     ------
     ValueError
-        If two of them differ in backbone, pooling or shape; the message names both.
+        If two of them differ in backbone, pooling, pooled layers or shape; the message names both.
     """
     names = list(prefixes)
     for name in names[1:]:
         one, other = prefixes[names[0]], prefixes[name]
-        for attribute in ("fingerprint", "pooling", "layout", "n_features"):
+        for attribute in ("fingerprint", "pooling", "pooled_layers", "layout", "n_features"):
             if getattr(one, attribute) != getattr(other, attribute):
                 raise ValueError(
                     f"prefixes {names[0]!r} and {name!r} cannot be combined, "

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import FAMILIES, TEXTS, make_backbone
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, BertConfig
+from transformers import AutoModel, AutoModelForMaskedLM, BertConfig
 
 from prefixembed import backbone as module
 from prefixembed import load_backbone, release_backbones
@@ -34,8 +34,8 @@ def test_families_load_frozen_and_in_eval_mode(tiny, family):
 
 def test_is_loaded_once_by_many_threads(tiny, fresh_backbones, monkeypatch):
     loads = []
-    real = module._load
-    monkeypatch.setattr(module, "_load", lambda *args: loads.append(args) or real(*args))
+    real = module.read_backbone
+    monkeypatch.setattr(module, "read_backbone", lambda *args: loads.append(args) or real(*args))
     with ThreadPoolExecutor(8) as threads:
         backbones = list(threads.map(lambda _: load(tiny("bert")), range(16)))
     assert len(loads) == 1
@@ -262,3 +262,21 @@ def test_workers_on_one_device_are_told_what_to_do(monkeypatch, device, in_worke
     assert bool(caught) == (device == "cuda" and in_worker)
     if caught:
         assert "n_jobs=1" in str(caught[0].message) and "fill_cache" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_last_layers_are_averaged(tiny, family, n):
+    backbone = load_backbone(tiny(family), dtype="float32", device="cpu")
+    tokens = tokenize(backbone.tokenizer(64), ["one two three", "four"])
+    batch = pad_batch(tokens, np.arange(2), backbone.pad_id)
+    with torch.no_grad():
+        hidden, _ = backbone.forward(batch, None, n)
+        plain = AutoModel.from_pretrained(tiny(family), attn_implementation="eager").eval()
+        layers = plain(
+            torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), output_hidden_states=True
+        )
+    expected = torch.stack(layers.hidden_states[-n:]).mean(dim=0)
+    assert torch.equal(layers.hidden_states[-1], layers.last_hidden_state)
+    kept = torch.from_numpy(batch.mask)
+    torch.testing.assert_close(hidden[kept], expected[kept], atol=2e-5, rtol=1e-4)

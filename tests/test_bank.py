@@ -87,6 +87,7 @@ def test_active_weights_and_combine_all_matter(bank):
         {"weights": {"b": 0.5}},
         {"combine": "mean", "weights": 0.5},
         {"pooling": "cls"},
+        {"pooled_layers": 2},
         {"max_length": 8},
     ]
     vectors = [
@@ -144,6 +145,7 @@ def test_reads_like_a_dict(bank, prefixes):
     [
         ({"fingerprint": "0" * 64, "backbone": "else"}, "'a' and 'odd' .*fingerprint .*'else'"),
         ({"pooling": "cls"}, "'a' and 'odd' .*pooling"),
+        ({"pooled_layers": 2}, "'a' and 'odd' .*pooled_layers"),
         ({"keys_values": np.ones((3, 2, 2, 5, 16))}, "'a' and 'odd' .*layout"),
     ],
 )
@@ -185,6 +187,8 @@ def test_another_backbone_is_refused_and_the_same_elsewhere_taken(tiny, bank, tm
         ({"backbone": 3}, "'backbone' parameter .* Got 3"),
         ({"revision": 3}, "'revision' parameter .* Got 3"),
         ({"pooling": "sum"}, "'pooling' parameter .* Got 'sum'"),
+        ({"pooled_layers": 0}, "'pooled_layers' parameter .* Got 0"),
+        ({"pooled_layers": 4}, "pooled_layers must be at most the 3 layers .* got 4"),
         ({"max_length": 2}, "'max_length' parameter .* Got 2"),
         ({"max_length": 81}, "max_length must lie between .* got 81"),
         ({"batch_tokens": -1}, "'batch_tokens' parameter .* Got -1"),

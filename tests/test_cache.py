@@ -31,6 +31,7 @@ BASE = {
     "prefixes": (("a", 1.0), ("b", 1.0)),
     "combine": "concat",
     "pooling": "mean",
+    "pooled_layers": 1,
     "max_length": 64,
     "dtype": "float32",
 }
@@ -89,6 +90,7 @@ def test_pairs_are_told_apart_by_where_they_are_split():
         {"prefixes": (("a", 0.5), ("b", 1.0))},
         {"combine": "mean"},
         {"pooling": "cls"},
+        {"pooled_layers": 2},
         {"max_length": 63},
         {"dtype": "bfloat16"},
     ],
@@ -559,6 +561,7 @@ def test_a_text_is_encoded_once(bank, encoded, X):
         {"weights": {"b": 0.5}},
         {"combine": "mean"},
         {"pooling": "cls"},
+        {"pooled_layers": 2},
         {"max_length": 32},
         {"dtype": "bfloat16"},
     ],

@@ -18,7 +18,7 @@ def make_embedder(folder, pooling="mean", max_length=64, dtype="float32", **kwar
     backbone = load_backbone(folder, dtype=dtype, device="cpu")
     settings = {"cache": None, "batch_tokens": 1024, "on_truncate": "warn"}
     return Embedder(
-        Representation(backbone.fingerprint, (), "concat", pooling, max_length, dtype),
+        Representation(backbone.fingerprint, (), "concat", pooling, 1, max_length, dtype),
         lambda: (backbone, None),
         backbone.n_features,
         **(settings | kwargs),

@@ -9,7 +9,14 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from prefixembed import Prefix, PrefixEncoder, _source_task, load_backbone, release_backbones
+from prefixembed import (
+    Prefix,
+    PrefixBank,
+    PrefixEncoder,
+    _source_task,
+    load_backbone,
+    release_backbones,
+)
 
 # A few steps on a few texts leave the loss at chance, as the encoder rightly says.
 at_chance = pytest.mark.filterwarnings("ignore:the training loss is stuck")
@@ -361,3 +368,19 @@ def test_float16_is_trained_in_float32(tiny):
     assert (
         half.prefix_ == PrefixEncoder(tiny(), dtype="float32", **params).fit(texts, labels).prefix_
     )
+
+
+def test_layers_are_pooled_in_fit_and_after_it(tiny):
+    texts, labels = reviews()
+    encoder = make(tiny(), pooled_layers=2, max_epochs=12).fit(texts, labels)
+    assert encoder.prefix_.pooled_layers == 2
+    assert encoder.score(*reviews(seed=1)) > 0.85
+    again = PrefixEncoder.from_prefix(encoder.prefix_, dtype="float32", device="cpu")
+    assert again.pooled_layers == 2
+    np.testing.assert_array_equal(again.transform(texts), encoder.transform(texts))
+    bank = PrefixBank({"a": encoder}, dtype="float32", device="cpu")
+    np.testing.assert_array_equal(bank.transform(texts), encoder.transform(texts))
+    one = bank.set_params(pooled_layers=1).transform(texts)
+    assert np.abs(one - encoder.transform(texts)).max() > 0.01
+    with pytest.raises(ValueError, match="pooled_layers must be at most the 3 layers .* got 4"):
+        make(tiny(), pooled_layers=4).fit(texts, labels)
