@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -136,6 +137,11 @@ def representations(
     found["bank, mean"] = PrefixBank(**bank, combine="mean")
     if tuned is not None:
         found[MULTITASK] = PrefixBank({}, backbone=tuned, **common)
+    if args.pooled_layers > 1:
+        for name in (BARE, "bank, mean", MULTITASK):
+            if name in found:
+                more = clone(found[name]).set_params(pooled_layers=args.pooled_layers)
+                found[f"{name}, last {args.pooled_layers} layers"] = more
     return found
 
 
@@ -201,7 +207,7 @@ def collect(
         name: np.array([[main_score(results.get(s, t, name), t) for t in targets] for s in seeds])
         for name in names
     }
-    own = [name for name in names if name != MULTITASK]
+    own = [name for name in names if not name.startswith(MULTITASK)]
     chosen = [
         [
             main_score(
@@ -234,7 +240,7 @@ def plot(scores: Mapping[str, np.ndarray], n_targets: int, path: Path) -> None:
     averages = [scores[name].mean(axis=1) for name in names]
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
     for row, (name, some) in enumerate(zip(names, averages, strict=True)):
-        color = "tab:orange" if name == MULTITASK else "tab:blue"
+        color = "tab:orange" if name.startswith(MULTITASK) else "tab:blue"
         axes.scatter(some, np.full(len(some), row), s=18, color=color)
         axes.scatter(some.mean(), row, marker="|", s=260, color="black")
     axes.axvline(scores[BARE].mean(), color="0.7", linestyle="--")
@@ -259,6 +265,9 @@ def main() -> None:
     parser.add_argument("--source-texts", type=int, default=6000)
     parser.add_argument("--target-texts", type=int, default=1000)
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument(
+        "--pooled-layers", type=int, default=1, help="also read so many last layers"
+    )
     parser.add_argument("--prefix-length", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=0.01)
     parser.add_argument("--epochs", type=int, default=3)
