@@ -282,6 +282,9 @@ def _rows_of(X: Any, name: str, what: str) -> Iterable[Any]:
     bare = isinstance(X, (str, bytes, Mapping, set, frozenset, Iterator))
     if bare or not isinstance(X, Iterable):
         raise ValueError(f"{name} must be a sequence of {what}, got {show(X)}")
+    if hasattr(X, "to_list"):  # of a Series, whose rows may be Series themselves
+        rows: list[Any] = X.to_list()
+        return rows
     if hasattr(X, "__array__") and not isinstance(X, np.ndarray):
         return np.asarray(X, dtype=object).tolist()
     return X

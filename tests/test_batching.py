@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from prefixembed import load_backbone
 from prefixembed._batching import (
     Tokens,
+    expand,
     first_positions,
     pad_batch,
     plan_batches,
     shuffle_batches,
     tokenize,
+    word_slots,
 )
+from prefixembed._texts import Words
 
 
 def test_first_positions_tell_repetitions():
@@ -128,3 +131,38 @@ def test_a_forked_child_tokenizes_without_a_warning(tiny, said):
     assert done.returncode == 0, done.stderr
     assert "forked" not in done.stderr
     assert done.stdout.splitlines()[-1] == str(said), "the parent's environment is left alone"
+
+
+@given(
+    sizes=st.lists(st.integers(0, 4), max_size=8),
+    data=st.data(),
+)
+@settings(max_examples=80, deadline=None)
+def test_expand_gives_every_vector_of_each_text(sizes, data):
+    ends = np.cumsum(sizes, dtype=np.intp)
+    picked = data.draw(st.lists(st.integers(0, len(sizes) - 1), max_size=10)) if sizes else []
+    expected = [row for k in picked for row in range(ends[k] - sizes[k], ends[k])]
+    assert list(expand(np.array(picked, dtype=np.intp), ends)) == expected
+
+
+@given(st.lists(st.lists(st.text(max_size=6), max_size=5), min_size=1, max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_every_token_belongs_to_the_word_that_it_lies_in(tiny, sentences):
+    backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
+    tokenizer = backbone.tokenizer(64)
+    rows = [Words(words) for words in sentences]
+    tokens = tokenize(tokenizer, rows)
+    plain = tokenize(tokenizer, [row.text for row in rows])
+    for k, row in enumerate(rows):
+        np.testing.assert_array_equal(tokens.ids[k], plain.ids[k])
+        spans, start = [], 0
+        for word in row:
+            spans.append(range(start, start + len(word)))
+            start += len(word) + 1
+        encoding = tokenizer.encode(row.text)
+        for (begin, end), word in zip(encoding.offsets, tokens.words[k], strict=True):
+            inside = [n for n, span in enumerate(spans) if end > begin and end - 1 in span]
+            assert ([word] if word >= 0 else []) == inside
+    slots = word_slots(tokens, np.arange(len(rows)), int(tokens.lengths.max()))
+    assert slots.max() < sum(map(len, rows))
+    assert tokens.n_vectors.tolist() == [len(row) for row in rows]

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefixembed._pooling import pool
+from prefixembed._pooling import pool, pool_words
 
 REFERENCE = {
     "cls": lambda rows: rows[0],
@@ -40,3 +40,16 @@ def test_no_mask_is_a_full_mask_and_vectors_are_float32(pooling):
     vectors = pool(hidden, None, pooling)
     assert vectors.dtype == torch.float32
     torch.testing.assert_close(vectors, pool(hidden, torch.ones(3, 5).bool(), pooling))
+
+
+@given(words=st.lists(st.lists(st.integers(-1, 3), min_size=5, max_size=5), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_a_word_is_the_mean_of_its_tokens_and_zero_without(words):
+    slots = np.array(words)
+    slots[slots >= 0] += (4 * np.arange(len(words))[:, None] + np.zeros(5, int))[slots >= 0]
+    hidden = np.random.default_rng(0).standard_normal((*slots.shape, 3)).astype(np.float32)
+    vectors = pool_words(torch.tensor(hidden), torch.tensor(slots), 4 * len(words)).numpy()
+    for k, vector in enumerate(vectors):
+        tokens = hidden[slots == k]
+        expected = tokens.mean(axis=0) if len(tokens) else np.zeros(3)
+        np.testing.assert_allclose(vector, expected, atol=1e-6)

@@ -4,7 +4,15 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from prefixembed._texts import check_texts, iterate_texts
+from prefixembed._texts import (
+    Words,
+    check_choices,
+    check_rows,
+    check_texts,
+    check_words,
+    iterate_texts,
+    vector_counts,
+)
 
 SINGLE = ["a", "b c", ""]
 PAIRS = [("a", "b"), ("c", ""), ("", "")]
@@ -114,3 +122,47 @@ def test_what_is_no_text_in_an_iterator_is_named_with_its_place():
         list(iterate_texts(iter(["a"] * 5 + [None]), 2))
     with pytest.raises(ValueError, match=r"X\[4\] must be of the kind of X\[0\]"):
         list(iterate_texts(iter(["a"] * 4 + [("a", "b")]), 2))
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        [["a", "b"], ["c"]],
+        (("a", "b"), ("c",)),
+        [np.array(["a", "b"]), np.array(["c"], dtype=object)],
+        pd.Series([["a", "b"], ["c"]], index=[3, 3]),
+        pl.Series([["a", "b"], ["c"]]),
+        datasets.Dataset.from_dict({"words": [["a", "b"], ["c"]]})["words"],
+    ],
+)
+def test_sentences_in_words_of_every_container(X):
+    rows = check_words(X)
+    assert rows == [("a", "b"), ("c",)]
+    assert all(isinstance(row, Words) for row in rows)
+    assert rows[0].text == "a b"
+    assert vector_counts(rows).tolist() == [2, 1]
+    assert [list(part) for part in iterate_texts(iter(list(X)), 1, words=True)] == [
+        [("a", "b")],
+        [("c",)],
+    ]
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        [("a", ["b", "c"]), ("d", ["e"])],
+        [["a", ("b", "c")], ["d", np.array(["e"])]],
+        pd.DataFrame({"context": ["a", "d"], "choices": [["b", "c"], ["e"]]}, index=[1, 1]),
+    ],
+)
+def test_choices_of_every_container(X):
+    assert check_choices(X) == [("a", ("b", "c")), ("d", ("e",))]
+    texts, counts = check_rows(X, "choices")
+    assert texts == [("a", "b"), ("a", "c"), ("d", "e")]
+    assert counts.tolist() == [2, 1]
+
+
+def test_a_character_is_of_its_word():
+    assert Words(["ab", "", "c"]).of_characters().tolist() == [0, 0, -1, -1, 2]
+    assert Words([]).of_characters().tolist() == []
+    assert len(Words(["ab", "", "c"]).text) == 5
