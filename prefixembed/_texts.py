@@ -186,6 +186,8 @@ def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:
     sentences = []
     for position, row in enumerate(_rows_of(X, name, "sentences, each a sequence of words"), start):
         where = f"{name}[{position}]"
+        if hasattr(row, "to_list"):  # a Series of polars gives its rows as Series
+            row = row.to_list()
         if not isinstance(row, (list, tuple, np.ndarray)):
             raise ValueError(f"{where} must be a sequence of words, got {show(row)}")
         sentences.append(Words(_strings(row, where)))
@@ -282,7 +284,7 @@ def _rows_of(X: Any, name: str, what: str) -> Iterable[Any]:
     bare = isinstance(X, (str, bytes, Mapping, set, frozenset, Iterator))
     if bare or not isinstance(X, Iterable):
         raise ValueError(f"{name} must be a sequence of {what}, got {show(X)}")
-    if hasattr(X, "to_list"):  # of a Series, whose rows may be Series themselves
+    if hasattr(X, "to_list"):
         rows: list[Any] = X.to_list()
         return rows
     if hasattr(X, "__array__") and not isinstance(X, np.ndarray):
