@@ -95,6 +95,7 @@ def plot(found: dict[int, dict[str, float]], path: Path) -> None:
         axes.plot(list(found), [some[name] for some in found.values()], marker="o",
                   color=color, label=name)  # fmt: skip
     axes.set(xlabel="source tasks", ylabel="seconds", ylim=(0, None))
+    axes.set_xticks(list(found))
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
