@@ -40,7 +40,7 @@ def load_tasks(args: argparse.Namespace) -> dict[str, Task]:
 
 def learn(args: argparse.Namespace, task: Task) -> PrefixEncoder:
     """Learn a prefix, or read it where it has been saved."""
-    path = args.out / f"{task.name}.safetensors"
+    path = args.out / f"{task.name}-{len(task.y_train)}.safetensors"
     if not path.exists():
         encoder = PrefixEncoder(
             args.backbone, learning_rate=0.02, max_length=128, on_truncate="ignore", random_state=0
@@ -55,7 +55,7 @@ def own_score(encoder: PrefixEncoder, bank: PrefixBank, task: Task) -> float:
     return float(np.mean(encoder.classes_[logits.argmax(axis=1)] == task.y_test))
 
 
-def difference_of_orders(prefixes: list[Prefix], texts: Any) -> float:
+def difference_of_orders(prefixes: list[Prefix], texts: Any) -> tuple[int, float]:
     """Concatenate prefixes in several orders, and compare what comes out."""
     vectors = []
     for order in itertools.islice(itertools.permutations(prefixes), 24):
@@ -66,7 +66,7 @@ def difference_of_orders(prefixes: list[Prefix], texts: Any) -> float:
         )  # fmt: skip
         bank = PrefixBank({"all": whole}, dtype="float32", cache=None, on_truncate="ignore")
         vectors.append(bank.transform(texts[:50]))
-    return max(float(np.abs(other - vectors[0]).max()) for other in vectors)
+    return len(vectors), max(float(np.abs(other - vectors[0]).max()) for other in vectors)
 
 
 def heatmap(names: list[str], scores: np.ndarray, path: Path) -> None:
@@ -120,8 +120,9 @@ def main() -> None:
     for name, row, last in zip(names, scores, whole, strict=True):
         print(f"| {name} | {' | '.join(f'{value:.3f}' for value in row)} | {last:.3f} |")
 
-    apart = difference_of_orders([e.prefix_ for e in encoders.values()], tasks[names[0]].X_test)
-    print(f"\nlargest difference between vectors of 24 orders of concatenation: {apart:.1e}")
+    prefixes = [encoder.prefix_ for encoder in encoders.values()]
+    n_orders, apart = difference_of_orders(prefixes, tasks[names[0]].X_test)
+    print(f"\nlargest difference between vectors of {n_orders} orders: {apart:.1e}")
     heatmap(names, scores, args.out / "interference.png")
     found = {"names": names, "scores": scores.tolist(), "all": whole, "orders": apart}
     (args.out / "interference.json").write_text(json.dumps(found, indent=1))

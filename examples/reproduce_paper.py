@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +31,8 @@ import numpy as np
 import torch
 import transformers
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegressionCV
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -40,20 +42,34 @@ from prefixembed import (
     Prefix,
     PrefixBank,
     PrefixEncoder,
+    VectorCache,
     release_backbones,
 )
 from prefixembed.tasks import TaskSplit, demo_backbone, fetch_task, list_tasks
 
+GRID = [1e-3, 1e-2, 1e-1, 1.0]
 BARE, MULTITASK = "bare backbone", "multi-task fine-tuning"
 CHOSEN = "chosen on training texts"
 
 
-class Results:
-    """Scores by seed, target and representation, kept in a file."""
+# Arguments that do not change what has been done: they add to it, or say where it lies.
+OPEN = ("data", "out", "seeds", "targets", "no_multitask")
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.scores: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+class Results:
+    """Scores by seed, target and representation, kept in a file with what they were made with."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.path = args.out / "results.json"
+        fixed = {key: value for key, value in vars(args).items() if key not in OPEN}
+        self.scores: dict[str, Any] = {"arguments": fixed}
+        if self.path.exists():
+            self.scores = json.loads(self.path.read_text())
+        if self.scores["arguments"] != fixed:
+            sys.exit(
+                f"{self.path} was made with {self.scores['arguments']}, not with {fixed}: name "
+                "another folder with --out"
+            )
 
     def get(self, *key: Any) -> Any:
         """Give what was kept under a key, or None."""
@@ -102,6 +118,7 @@ def learn_prefixes(args: argparse.Namespace, seed: int, results: Results) -> dic
 def fine_tune(args: argparse.Namespace, seed: int, results: Results) -> str:
     """Fine-tune the whole backbone on all source tasks, or name the folder where it is."""
     folder = args.out / f"multitask-{seed}"
+    # save() writes the configuration last.
     if not (folder / "config.json").exists():
         splits = {
             name: fetch(args, name, "train", args.source_texts, seed) for name in args.sources
@@ -147,13 +164,18 @@ def representations(
 
 def make_head() -> Any:
     """Make what is trained on vectors."""
-    return make_pipeline(
-        StandardScaler(),
-        LogisticRegressionCV(
-            Cs=[1e-3, 1e-2, 1e-1, 1.0], l1_ratios=[0], cv=3, max_iter=2000, scoring="accuracy",
-            use_legacy_attributes=False,
-        ),
-    )  # fmt: skip
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+
+
+def search_head() -> Any:
+    """Choose C by accuracy on folds of the training texts."""
+    return GridSearchCV(make_head(), {"logisticregression__C": GRID}, cv=3)
+
+
+def search_ranker(bank: PrefixBank) -> Any:
+    """Choose C by the share of rows whose right choice is picked, on folds of rows."""
+    ranker = ChoiceRanker(clone(bank).set_params(cache=VectorCache()), make_head())
+    return GridSearchCV(ranker, {"head__logisticregression__C": GRID}, cv=3)
 
 
 def run_target(
@@ -173,19 +195,13 @@ def run_target(
     for name in missing:
         bank = banks[name]
         if train.info.objective == "multiple_choice":
-            head: Any = ChoiceRanker(bank, make_head()).fit(train.X, train.y)
-            inner = head.head_[-1]
-            predicted = head.predict(test.X)
+            search: Any = search_ranker(bank).fit(train.X, train.y)
+            predicted, training = search.predict(test.X), search.best_score_
         else:
-            head = make_head().fit(bank.transform(train.X), train.y)
-            inner = head[-1]
-            predicted = head.predict(bank.transform(test.X))
-        scores = test.score(predicted)
-        results.keep(
-            {**scores, "accuracy": float(np.mean(predicted == test.y)),
-             "training": float(inner.scores_.mean(axis=0).max())},
-            seed, target, name,
-        )  # fmt: skip
+            search = search_head().fit(bank.transform(train.X), train.y)
+            predicted, training = search.predict(bank.transform(test.X)), search.best_score_
+        scores = test.score(predicted) | {"training": float(training)}
+        results.keep(scores, seed, target, name)
     print(f"seed {seed} {target}: done", flush=True)
 
 
@@ -277,7 +293,7 @@ def main() -> None:
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
     args.out.mkdir(parents=True, exist_ok=True)
-    results = Results(args.out / "results.json")
+    results = Results(args)
     started = time.perf_counter()
     names: list[str] = []
     for seed in args.seeds:

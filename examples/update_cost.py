@@ -113,7 +113,8 @@ def main() -> None:
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
     args.out.mkdir(parents=True, exist_ok=True)
-    PrefixBank({}, backbone=args.backbone).transform(["a text"])  # loaded before clocks run
+    for dtype in ("auto", "float32"):  # loaded before clocks run
+        PrefixBank({}, backbone=args.backbone, dtype=dtype).transform(["a text"])
     found = {n: measure(args, n) for n in args.tasks}
     print("| source tasks | multi-task, s | bank, add or update, s | bank, remove, s | "
           "times, in s | times, in FLOPs |\n|---|---|---|---|---|---|")  # fmt: skip

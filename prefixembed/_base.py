@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.metadata_routing import UNUSED
 
 from prefixembed._attention import Attend, attention_dtype, combined_attention
@@ -80,6 +81,23 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             output_dtype=output_dtype,
         )
         return embed(embedder, texts, out, bool(self.verbose))
+
+    def _representation(self) -> Representation:
+        """Tell what decides the vectors that transform gives."""
+        raise NotImplementedError
+
+    def _in_container(self, vectors: NDArray[Any]) -> Any:
+        """Give vectors of words the frame that set_output asks for.
+
+        scikit-learn would give it the index of X, which has a row a sentence.
+        """
+        if self.output != "words":
+            return vectors
+        if _get_output_config("transform", self)["dense"] != "pandas":
+            return vectors
+        import pandas as pd
+
+        return pd.DataFrame(vectors, columns=self.get_feature_names_out())
 
     def _dtype_name(self) -> str:
         return str(resolve_dtype(self.dtype, resolve_device(self.device))).removeprefix("torch.")

@@ -209,7 +209,9 @@ def _without_surrogates(text: Text) -> Text:
     return clean(text)
 
 
-def plan_batches(lengths: NDArray[np.intp], batch_tokens: int) -> list[NDArray[np.intp]]:
+def plan_batches(
+    lengths: NDArray[np.intp], batch_tokens: int, n_texts: NDArray[np.intp] | None = None
+) -> list[NDArray[np.intp]]:
     """Group texts of like length so that no padded batch holds more than a budget of tokens.
 
     Parameters
@@ -218,6 +220,9 @@ def plan_batches(lengths: NDArray[np.intp], batch_tokens: int) -> list[NDArray[n
         Tokens of each text.
     batch_tokens : int
         Budget. A text longer than it gets a batch of its own.
+    n_texts : ndarray of shape (n_texts,), default=None
+        Where rows of several texts stay together: how many each has, `lengths` being those of
+        their longest. None for one each.
 
     Returns
     -------
@@ -225,12 +230,14 @@ def plan_batches(lengths: NDArray[np.intp], batch_tokens: int) -> list[NDArray[n
         Positions into `lengths`, longest texts first: what does not fit into memory shows early.
     """
     order = np.argsort(-lengths, kind="stable")
+    ends = np.arange(1, len(order) + 1) if n_texts is None else np.cumsum(n_texts[order])
     batches: list[NDArray[np.intp]] = []
-    start = 0
+    start, done = 0, 0
     while start < len(order):
-        size = max(1, batch_tokens // max(1, int(lengths[order[start]])))
-        batches.append(order[start : start + size])
-        start += size
+        most = batch_tokens // max(1, int(lengths[order[start]]))
+        stop = max(start + 1, int(np.searchsorted(ends, done + most, side="right")))
+        batches.append(order[start:stop])
+        start, done = stop, int(ends[stop - 1])
     return batches
 
 

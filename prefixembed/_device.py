@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -41,3 +44,26 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Seed torch's generators of the CPU and of a device, and put their states back afterwards."""
+    kept = torch.get_rng_state()
+    on_device = None
+    torch.default_generator.manual_seed(seed)  # of the CPU alone, unlike torch.manual_seed
+    if device.type == "cuda":
+        on_device = torch.cuda.get_rng_state(device)
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        on_device = torch.mps.get_rng_state()
+        torch.mps.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept)
+        if on_device is not None and device.type == "cuda":
+            torch.cuda.set_rng_state(on_device, device)
+        elif on_device is not None:
+            torch.mps.set_rng_state(on_device)

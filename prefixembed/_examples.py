@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class LabelledRows:
 
 def check_tasks(tasks: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
     """Refuse what is no mapping of names to ``(X, y)`` or ``(X, y, sample_weight)``."""
-    if not isinstance(tasks, Mapping) or not tasks:
+    if not isinstance(tasks, Mapping):
         raise ValueError(f"tasks must be a dict of names to tuples (X, y), got {show(tasks)}")
     for name, task in tasks.items():
         if not isinstance(task, tuple) or len(task) not in (2, 3):
@@ -78,7 +78,7 @@ def read_rows(
     Returns
     -------
     rows : LabelledRows
-        Those whose weight is not zero.
+        Those whose weight is not zero, and that have something to score.
 
     Raises
     ------
@@ -94,17 +94,19 @@ def read_rows(
     labels = targets.values if class_weight is not None else np.zeros(len(counts), dtype=np.int64)
     classes = np.zeros(1) if targets.classes is None else targets.classes
     weights = check_weights(sample_weight, class_weight, labels, classes)
-    kept = np.flatnonzero(weights)
+    # A sentence of no words has nothing to learn from, and nothing to validate on.
+    kept = np.flatnonzero((weights > 0) & (counts > 0))
     ends = _text_ends(kind, counts)
     texts = [texts[k] for k in expand(kept, ends)]
     counts, weights = counts[kept], weights[kept]
-    values = kind.take(targets.values, kept)
-    if not len(kept) or kind.chance(values, counts, weights) <= 0:
+    targets = replace(targets, values=kind.take(targets.values, kept))
+    if len(kept):
+        targets = kind.scaled(targets, weights)
+    if not len(kept) or kind.chance(targets.values, counts, weights) <= 0:
         raise ValueError(
             "y must have two classes or more whose weight is not zero: there is nothing to learn "
             "where every row has one answer"
         )
-    targets = Targets(values, targets.classes, targets.n_outputs, targets.mean, targets.scale)
     return LabelledRows(texts, counts, kind, targets, (weights / weights.mean()).astype(np.float32))
 
 
@@ -141,13 +143,17 @@ class Examples:
         return _text_ends(self.objective, self.counts)
 
     @functools.cached_property
-    def sizes(self) -> NDArray[np.intp]:
-        """Tokens that each row takes in a padded batch: of choices, all at the longest's."""
-        lengths = self.tokens.lengths
-        if self.objective.row != "choices":
-            return lengths
-        longest = np.maximum.reduceat(lengths, self._text_ends - self.counts)
-        return longest * self.counts
+    def n_texts(self) -> NDArray[np.intp]:
+        """Number of texts of each row: its choices, or one."""
+        return np.diff(self._text_ends, prepend=0)
+
+    @functools.cached_property
+    def longest(self) -> NDArray[np.intp]:
+        """Tokens of the longest text of each row."""
+        longest: NDArray[np.intp] = np.maximum.reduceat(
+            self.tokens.lengths, self._text_ends - self.n_texts
+        )
+        return longest
 
     def texts(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Give the texts of some rows, row by row."""

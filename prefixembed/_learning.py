@@ -92,14 +92,14 @@ def learn(
     def backward(step: Step) -> float:
         nonlocal budget
         data, head = all_data[step.task], learner.heads[step.task]
-        sizes = data.sizes[step.rows]
+        longest, n_texts = data.longest[step.rows], data.n_texts[step.rows]
 
         def loss_of(rows: NDArray[np.intp]) -> Tensor:
             vectors = learner.encode(data.tokens, data.texts(rows))
             return data.losses(head(vectors), rows).sum()
 
         while True:
-            parts = [step.rows[part] for part in plan_batches(sizes, budget)]
+            parts = [step.rows[part] for part in plan_batches(longest, budget, n_texts)]
             try:
                 return _backward_parts(parts, loss_of, len(step.rows))
             except (RuntimeError, MemoryError) as error:
@@ -107,7 +107,7 @@ def learn(
                     raise
             for parameter in parameters:
                 parameter.grad = None
-            budget = max(1, min(budget, int(sizes.max()) * len(sizes)) // 2)
+            budget = max(1, min(budget, int(longest.max() * n_texts.sum())) // 2)
 
     def validate() -> dict[str, float]:
         validated = {
@@ -149,14 +149,14 @@ def mixed_steps(
     steps : list of Step
         In random order; as many as there are batches, or a few more, so that each task has one.
     """
-    batches = [shuffle_batches(data.sizes[data.train], batch_size, rng) for data in tasks]
+    batches = [shuffle_batches(data.longest[data.train], batch_size, rng) for data in tasks]
     sizes = np.array([len(some) for some in batches])
     shares = sizes ** (1 / temperature)
     counts = np.maximum(1, np.rint(shares / shares.sum() * sizes.sum()).astype(int))
     steps = []
     for k, (data, some, count) in enumerate(zip(tasks, batches, counts, strict=True)):
         while len(some) < count:
-            some = some + shuffle_batches(data.sizes[data.train], batch_size, rng)
+            some = some + shuffle_batches(data.longest[data.train], batch_size, rng)
         steps += [Step(k, data.train[batch]) for batch in some[:count]]
     return [steps[k] for k in rng.permutation(len(steps))]
 

@@ -6,7 +6,7 @@ its words. `counts` tells how many units each row has.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,6 +55,10 @@ class Objective:
     def read(self, y: ArrayLike, counts: Array) -> Targets:
         """Check labels; `counts` has the units of each row."""
         raise NotImplementedError
+
+    def scaled(self, targets: Targets, weights: Array) -> Targets:
+        """Bring values to the scale that they are learned on."""
+        return targets
 
     def take(self, values: Any, rows: Array) -> Any:
         """Give the values of some rows."""
@@ -136,11 +140,15 @@ class Regression(Objective):
     metric = "r2"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
-        numbers = check_numbers(y)
-        mean, scale = float(numbers.mean()), float(numbers.std())
+        return Targets(check_numbers(y), None, 1)
+
+    def scaled(self, targets: Targets, weights: Array) -> Targets:
+        mean = float(np.average(targets.values, weights=weights))
+        scale = float(np.average((targets.values - mean) ** 2, weights=weights)) ** 0.5
         if scale == 0:
             raise ValueError(f"y must have two different numbers or more, all are {mean}")
-        return Targets(((numbers - mean) / scale).astype(np.float32), None, 1, mean, scale)
+        values = ((targets.values - mean) / scale).astype(np.float32)
+        return replace(targets, values=values, mean=mean, scale=scale)
 
     def losses(self, logits: Tensor, values: Tensor, counts: Array) -> Tensor:
         return functional.mse_loss(logits[:, 0], values, reduction="none")
@@ -222,7 +230,7 @@ class MultipleChoice(Objective):
         return softmax(self.decision(logits, counts), axis=1)
 
     def decision(self, logits: Array, counts: Array) -> Any:
-        scores = np.full((len(counts), max(counts, default=0)), -np.inf)
+        scores = np.full((len(counts), max(counts, default=1)), -np.inf)
         scores[np.arange(scores.shape[1]) < counts[:, None]] = logits[:, 0]
         return scores
 
@@ -271,6 +279,8 @@ class TokenClassification(Objective):
     def score(self, y: Any, predicted: Any, sample_weight: ArrayLike | None) -> float:
         counts = np.array([len(row) for row in predicted], dtype=np.intp)
         weights = None if sample_weight is None else np.repeat(sample_weight, counts)
+        if not counts.sum():
+            return float("nan")
         return float(
             accuracy_score(
                 check_sequences(y, counts), np.concatenate(predicted), sample_weight=weights

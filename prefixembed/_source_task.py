@@ -178,8 +178,8 @@ def learn_prefix(
         return embed_tokens(backbone, tokens, prefix, pooling, budget)
 
     def draw(rng: np.random.Generator) -> list[Step]:
-        sizes = data.sizes[data.train]
-        return [Step(0, data.train[b]) for b in shuffle_batches(sizes, recipe.batch_size, rng)]
+        longest = data.longest[data.train]
+        return [Step(0, data.train[b]) for b in shuffle_batches(longest, recipe.batch_size, rng)]
 
     return learn(
         {"": data}, Learner(encode, embed, [model.head], model.groups()), draw, recipe,

@@ -228,20 +228,22 @@ class PrefixBank(TextTransformer):
         """
         self._validate_params()
         known = self._check()
-        # One order for one content: equal banks give equal bits, whatever the dict's order.
-        active = sorted(self._active_names(known), key=lambda key: known[key].digest)
+        words = self.output == "words"
+        facts: Prefix | Backbone = next(iter(known.values())) if known else self._load_checked()
+        prefixes = [known[key] for key in self._in_order(known)]
+        vectors = self._embed(
+            X, self._representation(), prefixes, facts.n_features, self._load_checked, words, out,
+            self.output_dtype,
+        )  # fmt: skip
+        return self._in_container(vectors)
 
-        def load() -> Backbone:
-            backbone = load_backbone(*self._backbone_name(known), self.dtype, self.device)
-            for key, prefix in known.items():
-                backbone.check(prefix, f"prefix {key!r}")
-            return backbone
-
+    def _representation(self) -> Representation:
+        known = self._check()
         # A prefix tells what its backbone must be, without loading it.
-        facts: Prefix | Backbone = next(iter(known.values())) if known else load()
-        representation = Representation(
+        facts: Prefix | Backbone = next(iter(known.values())) if known else self._load_checked()
+        return Representation(
             fingerprint=facts.fingerprint,
-            prefixes=tuple((known[key].digest, self._weight(key)) for key in active),
+            prefixes=tuple((known[key].digest, self._weight(key)) for key in self._in_order(known)),
             combine=self.combine,
             pooling=self.pooling or next((p.pooling for p in known.values()), "mean"),
             pooled_layers=int(
@@ -253,11 +255,17 @@ class PrefixBank(TextTransformer):
             ),
             dtype=self._dtype_name(),
         )
-        prefixes = [known[key] for key in active]
-        words = self.output == "words"
-        return self._embed(
-            X, representation, prefixes, facts.n_features, load, words, out, self.output_dtype
-        )
+
+    def _in_order(self, known: Mapping[str, Prefix]) -> list[str]:
+        # One order for one content: equal banks give equal bits, whatever the dict's order.
+        return sorted(self._active_names(known), key=lambda key: known[key].digest)
+
+    def _load_checked(self) -> Backbone:
+        known = self._check()
+        backbone = load_backbone(*self._backbone_name(known), self.dtype, self.device)
+        for key, prefix in known.items():
+            backbone.check(prefix, f"prefix {key!r}")
+        return backbone
 
     def add(self, name: str, prefix: PrefixEncoder | Prefix) -> Self:
         """Add a source task, or replace the one of that name.

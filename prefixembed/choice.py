@@ -116,6 +116,8 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         """
         check_is_fitted(self)
         pairs, counts = choice_pairs(check_choices(X))
+        if not pairs:
+            return _OBJECTIVE.decision(np.zeros((0, 1)), counts)
         vectors = self._vectors(pairs, counts)
         if hasattr(self.head_, "decision_function"):
             scores = self.head_.decision_function(vectors)

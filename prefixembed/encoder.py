@@ -350,7 +350,8 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             If X holds what is no text, `out` does not fit, or the backbone is not the one that
             was fitted with.
         """
-        return self._vectors(X, self.output == "words", out, self.output_dtype)
+        vectors = self._vectors(X, self.output == "words", out, self.output_dtype)
+        return self._in_container(vectors)
 
     @classmethod
     def from_prefix(cls, prefix: Prefix, **params: Any) -> Self:
@@ -399,6 +400,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
 
     def _adopt(self, prefix: Prefix) -> None:
         self.prefix_ = prefix
+        self.__dict__.pop("classes_", None)
         if prefix.classes is not None:
             self.classes_ = prefix.classes
         self.n_features_out_ = prefix.n_features
@@ -413,7 +415,14 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         # transform without set_output's container.
         check_is_fitted(self)
         prefix = self.prefix_
-        representation = Representation(
+        return self._embed(
+            X, self._representation(), [prefix], prefix.n_features, self._load_checked, words, out,
+            output_dtype,
+        )  # fmt: skip
+
+    def _representation(self) -> Representation:
+        prefix = self.prefix_
+        return Representation(
             fingerprint=prefix.fingerprint,
             prefixes=((prefix.digest, 1.0),),
             combine="concat",
@@ -422,10 +431,6 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             max_length=prefix.max_length,
             dtype=self._dtype_name(),
         )
-        return self._embed(
-            X, representation, [prefix], prefix.n_features, self._load_checked, words, out,
-            output_dtype,
-        )  # fmt: skip
 
     def _load_checked(self) -> Backbone:
         backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from prefixembed._base import TextTransformer
 from prefixembed._batching import Tokens
-from prefixembed._device import resolve_device, resolve_dtype
+from prefixembed._device import resolve_device, resolve_dtype, seeded
 from prefixembed._embedding import (
     embed_tokens,
     encode_batch,
@@ -36,7 +37,13 @@ from prefixembed._objectives import OBJECTIVES
 from prefixembed._pooling import Pooling
 from prefixembed._texts import check_rows
 from prefixembed._training import History, Recipe
-from prefixembed.backbone import Backbone, load_backbone, quiet_transformers, read_backbone
+from prefixembed.backbone import (
+    Backbone,
+    load_backbone,
+    quiet_transformers,
+    read_backbone,
+    release_backbones,
+)
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.prefix import POOLINGS
 
@@ -118,8 +125,8 @@ class MultiTaskEncoder(TextTransformer):
     on_truncate : {"warn", "raise", "ignore"}, default="warn"
         What to do when texts are longer than `max_length` and are cut.
     random_state : int, RandomState instance or None, default=None
-        Order of texts, validation split and dropout. For dropout, torch's global random state is
-        set during fit and put back afterwards.
+        Order of texts, validation split and dropout. For dropout, torch's random state of the
+        device and of the CPU is set during fit and put back afterwards.
     device : str, default="auto"
         ``"auto"`` takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
@@ -143,7 +150,7 @@ class MultiTaskEncoder(TextTransformer):
     history_ : dict of str to list of float
         One entry an epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
         early stopping, ``valid_loss`` and, by task, ``valid_loss[name]`` and
-        ``valid_accuracy[name]``.
+        ``valid_accuracy[name]``, or ``valid_r2[name]``; of one task without its name.
     n_features_out_ : int
         Length of a vector.
 
@@ -179,7 +186,7 @@ class MultiTaskEncoder(TextTransformer):
         **TextTransformer._parameter_constraints,
         "backbone": [str],
         "objectives": [dict, None],
-        "temperature": [Interval(Real, 1, None, closed="left")],
+        "temperature": [Interval(Real, 1, None, closed="both")],
         "pooling": [StrOptions(set(POOLINGS))],
         "pooled_layers": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -192,6 +199,9 @@ class MultiTaskEncoder(TextTransformer):
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "random_state": ["random_state"],
     }
+
+    # `tasks` is what fit learns from, and no metadata to route.
+    __metadata_request__fit: ClassVar[dict[str, str]] = {"tasks": UNUSED}
 
     def __init__(
         self,
@@ -271,7 +281,8 @@ class MultiTaskEncoder(TextTransformer):
         FloatingPointError
             If the loss becomes infinite or NaN.
         """
-        check_tasks(tasks)
+        if not check_tasks(tasks):
+            raise ValueError("tasks must have one source task or more, got none")
         objectives = self._objectives(tasks)
         rows = {name: read_rows(objectives[name], *task) for name, task in tasks.items()}
         random = check_random_state(self.random_state)
@@ -294,11 +305,10 @@ class MultiTaskEncoder(TextTransformer):
         )
         backbone = replace(original, model=copy.deepcopy(original.model))
         heads = [_head(original, some) for some in data.values()]
-        devices = [original.device] if original.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(int(rng.integers(2**31)))
+        with seeded(original.device, int(rng.integers(2**31))):
             self.history_ = self._learn(backbone, heads, data, recipe, rng)
 
+        self._reading = Pooling(self.pooling, int(self.pooled_layers)), max_length
         self.heads_ = {}
         for (name, some), head in zip(data.items(), heads, strict=True):
             weight, bias = some.objective.finish(
@@ -330,7 +340,8 @@ class MultiTaskEncoder(TextTransformer):
         ValueError
             If X holds what is no text, or `out` does not fit.
         """
-        return self._vectors(X, self.output == "words", out, self.output_dtype)
+        vectors = self._vectors(X, self.output == "words", out, self.output_dtype)
+        return self._in_container(vectors)
 
     def predict(self, X: Any, task: str | None = None) -> Any:
         """Predict what a source task asks for.
@@ -376,9 +387,17 @@ class MultiTaskEncoder(TextTransformer):
             If there is no such task, or it is a regression.
         """
         head, logits, counts = self._logits(X, task)
+        if head.objective == "regression":
+            raise ValueError(f"task must not be a regression for predict_proba, got {task!r}")
         return OBJECTIVES[head.objective].probabilities(logits, counts)
 
-    def score(self, X: Any, y: Any, task: str | None = None) -> float:
+    def score(
+        self,
+        X: Any,
+        y: Any,
+        task: str | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
         """Compare predictions of a source task with labels.
 
         Parameters
@@ -389,6 +408,8 @@ class MultiTaskEncoder(TextTransformer):
             Labels.
         task : str, default=None
             Which task's head to ask. None where there is one.
+        sample_weight : array-like of shape (n_texts,), default=None
+            Weights of texts.
 
         Returns
         -------
@@ -402,7 +423,8 @@ class MultiTaskEncoder(TextTransformer):
         """
         head, logits, counts = self._logits(X, task)
         objective = OBJECTIVES[head.objective]
-        return objective.score(y, objective.predict(logits, head.classes, counts), None)
+        predicted = objective.predict(logits, head.classes, counts)
+        return objective.score(y, predicted, sample_weight)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the fine-tuned backbone as a folder that :func:`load_backbone` takes.
@@ -410,12 +432,19 @@ class MultiTaskEncoder(TextTransformer):
         Parameters
         ----------
         folder : str or path-like
-            Where to; it is made where there is none. Files of the same names are replaced.
+            Where to; it is made where there is none. Files of the same names are replaced, each
+            whole or not at all; a backbone that was loaded from there is let go of.
         """
         check_is_fitted(self)
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, content in self._files.items():
-            (Path(folder) / name).write_bytes(content)
+        # The configuration comes last: without it, what a kill leaves is no backbone.
+        for name in sorted(self._files, key="config.json".__eq__):
+            target = Path(folder) / name
+            scratch = target.with_name(f".{name}.{os.getpid()}")
+            scratch.write_bytes(self._files[name])
+            # Not in place: a loaded backbone may have the old file mapped into memory.
+            os.replace(scratch, target)
+        release_backbones(os.fspath(folder))
 
     @property
     def backbone_(self) -> Backbone:
@@ -438,17 +467,22 @@ class MultiTaskEncoder(TextTransformer):
         output_dtype: str = "float32",
     ) -> NDArray[Any]:
         backbone = self.backbone_
-        representation = Representation(
-            fingerprint=backbone.fingerprint,
+        return self._embed(
+            X, self._representation(), [], backbone.n_features, lambda: backbone, words, out,
+            output_dtype,
+        )  # fmt: skip
+
+    def _representation(self) -> Representation:
+        # As the heads were trained, whatever the parameters say now.
+        pooling, max_length = self._reading
+        return Representation(
+            fingerprint=self.backbone_.fingerprint,
             prefixes=(),
             combine="concat",
-            pooling=self.pooling,
-            pooled_layers=int(self.pooled_layers),
-            max_length=int(self.max_length or backbone.max_length),
+            pooling=pooling.how,
+            pooled_layers=pooling.layers,
+            max_length=max_length,
             dtype=self._dtype_name(),
-        )
-        return self._embed(
-            X, representation, [], backbone.n_features, lambda: backbone, words, out, output_dtype
         )
 
     def _logits(
@@ -521,6 +555,28 @@ class MultiTaskEncoder(TextTransformer):
             tokenizer = AutoTokenizer.from_pretrained(self.backbone, revision=self.revision)
             tokenizer.save_pretrained(folder)
             return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+    def fit_transform(self, tasks: Any, y: Any = None, **params: Any) -> NDArray[Any]:
+        """Refuse: tasks hold several X, and none of them is what is to be turned into vectors.
+
+        Parameters
+        ----------
+        tasks : Ignored
+            Not used.
+        y : Ignored
+            Not used.
+        **params : Ignored
+            Not used.
+
+        Raises
+        ------
+        TypeError
+            Always.
+        """
+        raise TypeError(
+            "MultiTaskEncoder learns from tasks, not from one X: call fit(tasks), and put the "
+            "fitted encoder into a Pipeline as FrozenEstimator(encoder)"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # What was loaded is loaded again from the files, on whatever device there is.

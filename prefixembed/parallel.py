@@ -15,7 +15,7 @@ from prefixembed._base import TextTransformer
 from prefixembed._examples import check_tasks
 from prefixembed._texts import check_sentences, vector_counts
 from prefixembed._warnings import warn
-from prefixembed.cache import VectorCache, open_cache
+from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.encoder import PrefixEncoder
 
 
@@ -126,22 +126,22 @@ def fill_cache(search: Any, X: Any) -> int:
     if is_search and not hasattr(search, "param_grid"):
         raise ValueError(f"search must have a param_grid, and {type(search).__name__} has none")
     searched = search.estimator if is_search else search
-    seen: set[str] = set()
+    seen: set[tuple[Representation, str, VectorCache]] = set()
     needed: dict[VectorCache, int] = {}
     for candidate in ParameterGrid(search.param_grid if is_search else {}):
         own = {key: value for key, value in candidate.items() if _reaches_texts(searched, key)}
         candidate_estimator = clone(searched)
         candidate_estimator.set_params(**own)  # of a FrozenEstimator, it gives None
         for transformer in _text_transformers(candidate_estimator):
-            key = joblib.hash(transformer.get_params(deep=False))
-            if key in seen:
-                continue
             if transformer.cache is None:
                 raise ValueError(f"cache of {type(transformer).__name__} is None: nothing to fill")
+            cache = open_cache(transformer.cache)
+            key = transformer._representation(), transformer.output, cache
+            if key in seen:
+                continue
             seen.add(key)
             texts = check_sentences(X, transformer.output == "words")
             transformer.transform(texts)
-            cache = open_cache(transformer.cache)
             distinct = list(dict.fromkeys(texts))
             needed[cache] = needed.get(cache, 0) + int(vector_counts(distinct).sum())
     has_workers = is_search and search.n_jobs not in (None, 1)

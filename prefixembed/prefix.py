@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _METADATA_KEY = "prefixembed"
 _TENSORS = ("keys_values", "head_weight", "head_bias")
 _TYPES = {
@@ -103,7 +103,7 @@ class Prefix:
     ...     keys_values=np.zeros((2, 2, 4, 5, 8), dtype=np.float32), backbone="tiny",
     ...     fingerprint="0" * 64, pooling="mean", max_length=64, n_features=32)
     >>> prefix
-    Prefix(backbone='tiny', length=5, objective='classification', digest='8113d1e29c52')
+    Prefix(backbone='tiny', length=5, objective='classification', digest='8101f8e41fc7')
     """
 
     keys_values: NDArray[np.float32]  # (layer, 2, head, position, head_dim)

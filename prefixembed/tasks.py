@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -264,7 +266,7 @@ _TASKS: dict[str, tuple[TaskInfo, _Reader]] = {
         _info("multirc", "target", _SUPERGLUE, "multirc", _multirc,
               "whether an answer to a question on a passage is right",
               metrics=("f1a", "exact_match"), revision=_CONVERTED),
-        _info("cosmosqa", "target", "allenai/cosmos_qa", None, _cosmosqa,
+        _info("cosmosqa", "target", "allenai/cosmos_qa", "default", _cosmosqa,
               "which answer to a question on an everyday story is right", "multiple_choice",
               revision=_CONVERTED),
         _info("cola", "further", _GLUE, "cola", _single("sentence"),
@@ -272,7 +274,7 @@ _TASKS: dict[str, tuple[TaskInfo, _Reader]] = {
         _info("stsb", "further", _GLUE, "stsb", _pair("sentence1", "sentence2"),
               "how alike two sentences are, from 0 to 5", "regression",
               metrics=("pearson", "spearman")),
-        _info("sick", "further", "RobZamp/sick", None,
+        _info("sick", "further", "RobZamp/sick", "default",
               _pair("sentence_A", "sentence_B", (1, 0, 2)),
               "whether a sentence follows from another (1), contradicts it (2), or neither (0)",
               test="test", revision=_CONVERTED),
@@ -361,10 +363,10 @@ def fetch_task(
         raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     info, read = _TASKS[name]
     if data_dir is None:
-        examples = [example for row in _hub_rows(info, split) for example in read(row)]
+        rows = _hub_rows(info, split)
+        examples = [e for row in rows for e in read(row) if _is_labelled(e, info)]
     else:
         examples = list(_folder_examples(info, split, Path(data_dir), read))
-    examples = [example for example in examples if _is_label(example[1])]
     groups = None if not examples or examples[0][2] is None else [g for *_, g in examples]
     if limit is not None:
         chosen = _sample(len(examples), groups, limit, check_random_state(random_state))
@@ -384,8 +386,13 @@ def _hub_rows(info: TaskInfo, split: str) -> Iterable[Row]:
     import datasets
 
     try:
+        # What was converted has a folder a configuration, and no card that would name them.
+        where = "data_dir" if info.revision == _CONVERTED else "name"
         return datasets.load_dataset(
-            info.hub, info.config, split=info.splits[split], revision=info.revision
+            info.hub,
+            split=info.splits[split],
+            revision=info.revision,
+            **{where: info.config},
         )
     except (OSError, ValueError) as error:
         raise OSError(
@@ -405,7 +412,8 @@ def _folder_examples(info: TaskInfo, split: str, folder: Path, read: _Reader) ->
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-                yield from [_plain_row(row)] if "text" in row else read(row)
+                found = [_plain_row(row)] if "text" in row else read(row)
+                yield from [example for example in found if _is_labelled(example, info)]
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"line {number} of {os.fspath(path)!r} is no row of {info.name}: {error!r}"
@@ -420,9 +428,17 @@ def _plain_row(row: Row) -> Example:
     return x, row["label"], row.get("group")
 
 
-def _is_label(label: Any) -> bool:
+def _is_labelled(example: Example, info: TaskInfo) -> bool:
+    """Tell whether a row has a label, and refuse one that is none."""
+    label = example[1]
+    whole = info.objective != "regression"
+    if label is None:
+        return False
+    is_number = isinstance(label, Real) and math.isfinite(label)
+    if not is_number or (whole and label != int(label)):
+        raise ValueError(f"label must be a{' whole' if whole else ''} number, got {label!r}")
     # The Hub marks rows of unknown label by -1; scores are never negative.
-    return label is not None and label >= 0
+    return bool(label >= 0)
 
 
 def _sample(

@@ -41,6 +41,7 @@ def test_scores_are_the_heads_on_centred_vectors(tiny):
         expected = ranker.head_.decision_function(vectors - vectors.mean(axis=0))
         np.testing.assert_allclose(row[: len(some)], expected, atol=1e-4)
         assert (row[len(some) :] == -np.inf).all()
+    assert ranker.predict([]).shape == (0,)
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from test_examples import labels, ratings, tags
 from transformers import AutoModel
 
-from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, load_backbone
+from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, load_backbone, multitask
 
 
 def make(folder, **params):
@@ -130,21 +131,78 @@ def test_it_begins_a_pipeline_and_survives_files(fitted, tmp_path):
     assert list(fitted.get_feature_names_out())[:2] == ["multitaskencoder0", "multitaskencoder1"]
 
 
-def test_mixed_precision_is_close_to_float32(tiny):
+def test_mixed_precision_multiplies_in_bfloat16_and_is_close_to_float32(tiny):
     tasks = {"good": three_tasks()["good"]}
     exact, mixed = (
-        make(tiny("bert"), max_epochs=1, dtype=dtype).fit(tasks)
+        make(tiny("bert"), max_epochs=1, dtype=dtype).fit(tasks).history_["train_loss"]
         for dtype in ("float32", "bfloat16")
     )
-    np.testing.assert_allclose(
-        exact.history_["train_loss"], mixed.history_["train_loss"], rtol=0.05
-    )
+    assert exact != mixed
+    np.testing.assert_allclose(exact, mixed, rtol=0.05)
+
+
+def test_dropout_is_on_in_training_and_off_in_validation(tiny, monkeypatch):
+    modes = {"train": [], "valid": []}
+    for name, key in (("encode_batch", "train"), ("embed_tokens", "valid")):
+        real = getattr(multitask, name)
+
+        def watch(backbone, *args, key=key, real=real):
+            modes[key].append(backbone.model.training)
+            return real(backbone, *args)
+
+        monkeypatch.setattr(multitask, name, watch)
+    make(tiny("bert"), max_epochs=1).fit({"good": three_tasks()["good"]})
+    assert set(modes["train"]) == {True} and set(modes["valid"]) == {False}
+
+
+def test_a_folder_that_is_in_use_is_not_written_over_in_place(fitted, tiny, tmp_path):
+    other = make(tiny("bert"), max_epochs=1).fit({"good": three_tasks()["good"]})
+    other.save(tmp_path)
+    used = load_backbone(tmp_path, dtype="float32", device="cpu")
+    before = {k: v.clone() for k, v in used.model.state_dict().items()}
+    fitted.save(tmp_path)
+    assert all(torch.equal(v, before[k]) for k, v in used.model.state_dict().items())
+    again = load_backbone(tmp_path, dtype="float32", device="cpu")
+    assert again.fingerprint == fitted.backbone_.fingerprint != used.fingerprint
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_heads_read_what_they_were_trained_on(tiny):
+    texts, has = labels(40)
+    encoder = make(tiny("bert"), max_epochs=1).fit({"good": (texts, has[:, 0])})
+    before = encoder.predict_proba(texts)
+    encoder.set_params(pooling="cls", pooled_layers=2, max_length=32)
+    np.testing.assert_array_equal(encoder.predict_proba(texts), before)
+
+
+def test_as_many_steps_for_every_task(tiny):
+    tasks = {"a": labels(40), "b": labels(8)}
+    tasks = {name: (texts, has[:, 0]) for name, (texts, has) in tasks.items()}
+    encoder = make(tiny("bert"), temperature=np.inf, max_epochs=1, early_stopping=False)
+    assert encoder.fit(tasks).history_["epoch"] == [1]
+
+
+def test_a_regression_has_no_probabilities_and_weights_count(fitted):
+    with pytest.raises(ValueError, match="must not be a regression for predict_proba, got 'stars'"):
+        fitted.predict_proba(["a"], "stars")
+    texts, has = labels(20)
+    wrong = fitted.predict(texts, "good") != has[:, 0]
+    assert fitted.score(texts, has[:, 0], "good", sample_weight=1.0 - wrong) == 1
+
+
+def test_what_does_not_fit_a_pipeline_says_so(fitted):
+    with pytest.raises(TypeError, match=r"call fit\(tasks\).* FrozenEstimator"):
+        clone(fitted).fit_transform(["a"])
+    frozen = make_pipeline(FrozenEstimator(fitted), LogisticRegression())
+    texts, has = labels(40)
+    assert frozen.fit(texts, has[:, 0]).score(texts, has[:, 0]) > 0.9
+    assert "tasks" not in fitted.get_metadata_routing().fit.requests
 
 
 @pytest.mark.parametrize(
     ("params", "tasks", "message"),
     [
-        ({}, {}, "tasks must be a dict of names to tuples"),
+        ({}, {}, "tasks must have one source task or more, got none"),
         ({}, [1], r"tasks must be a dict of names to tuples \(X, y\), got \[1\]"),
         ({}, {"a": (["x"],)}, r"tasks\['a'\] must be a tuple .* got tuple of 1"),
         ({"objectives": {"b": "regression"}}, {"a": (["x"], [1])}, "objectives has 'b'"),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
-from prefixembed._objectives import OBJECTIVES
+from prefixembed._objectives import OBJECTIVES, Targets
 
 ONE_EACH = np.ones(4, dtype=np.intp)
 
@@ -27,7 +27,7 @@ def test_classification_is_cross_entropy():
 def test_regression_is_squared_error_and_comes_back_in_its_own_units():
     objective = OBJECTIVES["regression"]
     y = np.array([10.0, 20.0, 30.0, 60.0])
-    targets = objective.read(y, ONE_EACH)
+    targets = objective.scaled(objective.read(y, ONE_EACH), np.ones(4))
     np.testing.assert_allclose([targets.values.mean(), targets.values.std()], [0, 1], atol=1e-6)
     logits = targets.values[:, None] + [[0.0], [1.0], [0.0], [-2.0]]
     np.testing.assert_allclose(losses("regression", logits, targets, ONE_EACH), [0, 1, 0, 4], 1e-5)
@@ -113,6 +113,7 @@ def test_chance_is_the_least_loss_of_what_looks_at_no_text(case):
     objective = OBJECTIVES[name]
     targets = objective.read(y, counts)
     weights = rng.uniform(0.5, 2, size=len(counts))
+    targets = objective.scaled(targets, weights)
     chance = objective.chance(targets.values, counts, weights)
     # The best constant, found by descent from nothing.
     constant = torch.zeros(targets.n_outputs, requires_grad=True)
@@ -141,7 +142,6 @@ def test_chance_is_the_least_loss_of_what_looks_at_no_text(case):
         ("regression", [1.0, np.nan, 2, 3], ONE_EACH, r"y\[1\] must be a finite number, got nan"),
         ("regression", [1.0, np.inf, 2, 3], ONE_EACH, r"y\[1\] must be a finite number, got inf"),
         ("regression", ["a", "b", "c", "d"], ONE_EACH, "y must hold numbers"),
-        ("regression", [2.0, 2, 2, 2], ONE_EACH, "two different numbers or more, all are 2.0"),
         ("regression", None, ONE_EACH, "requires y to be passed"),
         ("multilabel", [0, 1, 0, 1], ONE_EACH, r"indicator matrix .* int64 of shape \(4,\)"),
         ("multilabel", [[0, 2]] * 4, ONE_EACH, "indicator matrix of zeros and ones"),
@@ -158,3 +158,10 @@ def test_chance_is_the_least_loss_of_what_looks_at_no_text(case):
 def test_what_is_no_label_is_named(name, y, counts, message):
     with pytest.raises(ValueError, match=message):
         OBJECTIVES[name].read(y, counts)
+
+
+def test_numbers_that_are_all_one_teach_nothing():
+    objective = OBJECTIVES["regression"]
+    targets = objective.read([2.0, 2, 2, 5], ONE_EACH)
+    with pytest.raises(ValueError, match=r"two different numbers or more, all are 2.0"):
+        objective.scaled(Targets(targets.values[:3], None, 1), np.ones(3))

@@ -166,3 +166,18 @@ def test_workers_that_cannot_see_the_cache_are_told_of(bank):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fill_cache(search.set_params(n_jobs=None), TEXTS)
+
+
+def test_frozen_encoders_of_equal_parameters_are_all_filled(tiny):
+    texts = ["a joy", "a bore", "fun", "dull"] * 4
+    cache = VectorCache()
+    recipe = PrefixEncoder(
+        tiny(), max_epochs=2, max_length=64, random_state=0, dtype="float32", device="cpu",
+        cache=cache, early_stopping=False,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fits = fit_prefixes({"a": (texts, [1, 0] * 8), "b": (texts, [1, 1, 0, 0] * 4)}, recipe)
+    union = FeatureUnion([(name, FrozenEstimator(fit)) for name, fit in fits.items()])
+    assert fill_cache(union, texts) == 2
+    assert cache.stats().n_vectors == 8

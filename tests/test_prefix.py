@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 from prefixembed import Prefix
-from prefixembed.prefix import check_compatible, concatenate
+from prefixembed.prefix import FORMAT_VERSION, check_compatible, concatenate
 
 
 def make(**changes):
@@ -177,7 +177,7 @@ def test_a_header_that_lies_is_refused(tmp_path, key, value, message):
 def test_foreign_tensors_and_dtypes_are_refused(tmp_path):
     path = tmp_path / "p.safetensors"
     prefix = make()
-    header = {"format_version": 1, "digest": prefix.digest, **prefix._header()}
+    header = {"format_version": FORMAT_VERSION, "digest": prefix.digest, **prefix._header()}
     metadata = {"prefixembed": json.dumps(header)}
     tensors = prefix._tensors()
     save_file({**tensors, "more": np.zeros(1, dtype=np.float32)}, path, metadata)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import datasets
@@ -97,11 +98,37 @@ def test_rows_in_the_hubs_form_are_read(name, monkeypatch):
     assert list(fetched.y) == [label]
     assert (fetched.groups is not None) == (name == "multirc")
     info = fetched.info
+    where = "data_dir" if info.revision else "name"
     assert asked == [
-        ((info.hub, info.config), {"split": info.splits["test"], "revision": info.revision})
+        (
+            (info.hub,),
+            {"split": info.splits["test"], "revision": info.revision, where: info.config},
+        )
     ]
     texts, counts = check_rows(fetched.X, OBJECTIVES[info.objective].row)
     assert len(texts) == counts.sum()
+
+
+def test_a_converted_dataset_is_a_folder_a_configuration(tmp_path, monkeypatch):
+    # In the layout that the Hub's own conversion leaves: no card, parquet files alone.
+    row, x, label = HUB_ROWS["boolq"]
+    for config, answer in (("boolq", 1), ("other", 0)):
+        for split in ("train", "validation"):
+            folder = tmp_path / config / split
+            folder.mkdir(parents=True)
+            rows = datasets.Dataset.from_list([{**row, "label": answer}])
+            rows.to_parquet(folder / "0000.parquet")
+    info, read = tasks._TASKS["boolq"]
+    here = dataclasses.replace(info, hub=str(tmp_path))
+    monkeypatch.setitem(tasks._TASKS, "boolq", (here, read))
+    real = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *a, revision, **k: real(*a, cache_dir=str(tmp_path / "cache"), **k),
+    )
+    fetched = fetch_task("boolq", "test")
+    assert [x] == fetched.X and list(fetched.y) == [label]
 
 
 def write(folder, name, rows):
@@ -198,7 +225,10 @@ def test_what_cannot_be_had_is_said(tmp_path):
         fetch_task("cr", "dev")
     with pytest.raises(FileNotFoundError, match=r"no file .*cr\.test\.jsonl.* data_dir must"):
         fetch_task("cr", "test", data_dir=tmp_path)
-    for line in ("{", '{"text": "a"}', "[1]", '{"texts": "a", "label": 1}'):
+    wrong = ("{", '{"text": "a"}', "[1]", '{"texts": "a", "label": 1}')
+    labels = ('"yes"', "1.5", "NaN", "[1]")
+    wrong += tuple(f'{{"text": "a", "label": {label}}}' for label in labels)
+    for line in wrong:
         (tmp_path / "cr.train.jsonl").write_text('{"text": "a", "label": 1}\n' + line)
         with pytest.raises(ValueError, match=r"line 2 of .*cr\.train\.jsonl.* is no row of cr"):
             fetch_task("cr", data_dir=tmp_path)
