@@ -68,7 +68,7 @@ def plot(lengths: list[int], found: dict[str, np.ndarray], bare: float, path: Pa
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
     axes.set(xlabel="prefix length", ylabel="test accuracy")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
