@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,30 +17,23 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from prefixembed._base import TextTransformer
-from prefixembed._batching import Tokens
-from prefixembed._device import resolve_device, resolve_dtype, seeded
+from prefixembed._device import resolve_device, resolve_dtype
 from prefixembed._embedding import (
-    embed_tokens,
-    encode_batch,
     report_truncated,
     resolve_batch_tokens,
 )
-from prefixembed._examples import Examples, check_tasks, prepare, read_rows
-from prefixembed._learning import Learner, learn, mixed_steps
+from prefixembed._examples import check_tasks, prepare, read_rows
+from prefixembed._fine_tuning import fine_tune, pack_backbone, write_backbone
 from prefixembed._objectives import OBJECTIVES
 from prefixembed._pooling import Pooling
 from prefixembed._texts import check_rows
-from prefixembed._training import History, Recipe
+from prefixembed._training import Recipe
 from prefixembed.backbone import (
     Backbone,
     load_backbone,
-    quiet_transformers,
     read_backbone,
-    release_backbones,
 )
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.prefix import POOLINGS
@@ -303,19 +294,27 @@ class MultiTaskEncoder(TextTransformer):
             weight_decay=self.weight_decay,
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
-        backbone = replace(original, model=copy.deepcopy(original.model))
-        heads = [_head(original, some) for some in data.values()]
-        with seeded(original.device, int(rng.integers(2**31))):
-            self.history_ = self._learn(backbone, heads, data, recipe, rng)
-
-        self._reading = Pooling(self.pooling, int(self.pooled_layers)), max_length
+        pooling = Pooling(self.pooling, int(self.pooled_layers))
+        backbone, heads, self.history_ = fine_tune(
+            original,
+            data,
+            recipe,
+            pooling=pooling,
+            temperature=self.temperature,
+            head_learning_rate=self.head_learning_rate,
+            mixed_precision=self._dtype_name() == "bfloat16",
+            batch_tokens=resolve_batch_tokens(self.batch_tokens, original.device),
+            rng=rng,
+            progress=bool(self.verbose),
+        )
+        self._reading = pooling, max_length
         self.heads_ = {}
         for (name, some), head in zip(data.items(), heads, strict=True):
             weight, bias = some.objective.finish(
                 head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy(), some.targets
             )
             self.heads_[name] = TaskHead(objectives[name], some.targets.classes, weight, bias)
-        self._files = self._packed(backbone)
+        self._files = pack_backbone(backbone)
         self._loaded: tuple[tuple[torch.device, torch.dtype], Backbone] | None = None
         self.n_features_out_ = original.n_features
         return self
@@ -436,15 +435,7 @@ class MultiTaskEncoder(TextTransformer):
             whole or not at all; a backbone that was loaded from there is let go of.
         """
         check_is_fitted(self)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        # The configuration comes last: without it, what a kill leaves is no backbone.
-        for name in sorted(self._files, key="config.json".__eq__):
-            target = Path(folder) / name
-            scratch = target.with_name(f".{name}.{os.getpid()}")
-            scratch.write_bytes(self._files[name])
-            # Not in place: a loaded backbone may have the old file mapped into memory.
-            os.replace(scratch, target)
-        release_backbones(os.fspath(folder))
+        write_backbone(self._files, folder)
 
     @property
     def backbone_(self) -> Backbone:
@@ -509,53 +500,6 @@ class MultiTaskEncoder(TextTransformer):
                 )
         return {name: chosen.get(name, "classification") for name in tasks}
 
-    def _learn(
-        self,
-        backbone: Backbone,
-        heads: list[nn.Linear],
-        data: dict[str, Examples],
-        recipe: Recipe,
-        rng: np.random.Generator,
-    ) -> History:
-        body = backbone.model.requires_grad_(True).train()
-        mixed = self._dtype_name() == "bfloat16"
-        device = backbone.device.type
-        pooling = Pooling(self.pooling, self.pooled_layers)
-
-        def encode(tokens: Tokens, texts: NDArray[np.intp]) -> Tensor:
-            with torch.autocast(device, torch.bfloat16, enabled=mixed):
-                return encode_batch(backbone, tokens, texts, None, pooling)
-
-        def embed(tokens: Tokens, budget: int) -> NDArray[np.float32]:
-            body.eval()
-            with torch.autocast(device, torch.bfloat16, enabled=mixed):
-                vectors = embed_tokens(backbone, tokens, None, pooling, budget)
-            body.train()
-            return vectors
-
-        share = self.head_learning_rate / self.learning_rate
-        own = [parameter for head in heads for parameter in head.parameters()]
-        groups = [(list(body.parameters()), 1.0), (own, share)]
-        tasks = list(data.values())
-        return learn(
-            data,
-            Learner(encode, embed, heads, groups),
-            lambda rng: mixed_steps(tasks, self.temperature, recipe.batch_size, rng),
-            recipe,
-            batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
-            rng=rng,
-            progress=bool(self.verbose),
-        )
-
-    def _packed(self, backbone: Backbone) -> dict[str, bytes]:
-        """Give the files of a backbone's folder."""
-        backbone.model.requires_grad_(False).eval()
-        with tempfile.TemporaryDirectory() as folder, quiet_transformers():
-            backbone.model.save_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(self.backbone, revision=self.revision)
-            tokenizer.save_pretrained(folder)
-            return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-
     def fit_transform(self, tasks: Any, y: Any = None, **params: Any) -> NDArray[Any]:
         """Refuse: tasks hold several X, and none of them is what is to be turned into vectors.
 
@@ -584,11 +528,3 @@ class MultiTaskEncoder(TextTransformer):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "heads_")
-
-
-def _head(backbone: Backbone, data: Examples) -> nn.Linear:
-    # skip_init: torch's global random state is left alone.
-    head = nn.utils.skip_init(nn.Linear, backbone.n_features, data.targets.n_outputs)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head.to(backbone.device)

@@ -12,7 +12,13 @@ from sklearn.pipeline import make_pipeline
 from test_examples import labels, ratings, tags
 from transformers import AutoModel
 
-from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, load_backbone, multitask
+from prefixembed import (
+    MultiTaskEncoder,
+    PrefixBank,
+    PrefixEncoder,
+    _fine_tuning,
+    load_backbone,
+)
 
 
 def make(folder, **params):
@@ -144,13 +150,13 @@ def test_mixed_precision_multiplies_in_bfloat16_and_is_close_to_float32(tiny):
 def test_dropout_is_on_in_training_and_off_in_validation(tiny, monkeypatch):
     modes = {"train": [], "valid": []}
     for name, key in (("encode_batch", "train"), ("embed_tokens", "valid")):
-        real = getattr(multitask, name)
+        real = getattr(_fine_tuning, name)
 
         def watch(backbone, *args, key=key, real=real):
             modes[key].append(backbone.model.training)
             return real(backbone, *args)
 
-        monkeypatch.setattr(multitask, name, watch)
+        monkeypatch.setattr(_fine_tuning, name, watch)
     make(tiny("bert"), max_epochs=1).fit({"good": three_tasks()["good"]})
     assert set(modes["train"]) == {True} and set(modes["valid"]) == {False}
 
