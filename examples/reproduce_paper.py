@@ -45,7 +45,7 @@ from prefixembed import (
     VectorCache,
     release_backbones,
 )
-from prefixembed.tasks import TaskSplit, demo_backbone, fetch_task, list_tasks
+from prefixembed.tasks import TaskInfo, TaskSplit, demo_backbone, fetch_task, list_tasks
 
 GRID = [1e-3, 1e-2, 1e-1, 1.0]
 BARE, MULTITASK = "bare backbone", "multi-task fine-tuning"
@@ -167,9 +167,10 @@ def make_head() -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
 
 
-def search_head() -> Any:
-    """Choose C by accuracy on folds of the training texts."""
-    return GridSearchCV(make_head(), {"logisticregression__C": GRID}, cv=3)
+def search_head(info: TaskInfo) -> Any:
+    """Choose C on folds of the training texts, by what the task is scored by."""
+    scoring = "f1" if info.metrics[0] == "f1a" else "accuracy"
+    return GridSearchCV(make_head(), {"logisticregression__C": GRID}, cv=3, scoring=scoring)
 
 
 def search_ranker(bank: PrefixBank) -> Any:
@@ -198,7 +199,7 @@ def run_target(
             search: Any = search_ranker(bank).fit(train.X, train.y)
             predicted, training = search.predict(test.X), search.best_score_
         else:
-            search = search_head().fit(bank.transform(train.X), train.y)
+            search = search_head(train.info).fit(bank.transform(train.X), train.y)
             predicted, training = search.predict(bank.transform(test.X)), search.best_score_
         scores = test.score(predicted) | {"training": float(training)}
         results.keep(scores, seed, target, name)
