@@ -146,7 +146,10 @@ class Regression(Objective):
         mean = float(np.average(targets.values, weights=weights))
         scale = float(np.average((targets.values - mean) ** 2, weights=weights)) ** 0.5
         if scale == 0:
-            raise ValueError(f"y must have two different numbers or more, all are {mean}")
+            raise ValueError(
+                "y must have two different numbers or more, "
+                f"all of n_samples={len(weights)} are {mean:g}"
+            )
         values = ((targets.values - mean) / scale).astype(np.float32)
         return replace(targets, values=values, mean=mean, scale=scale)
 
