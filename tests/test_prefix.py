@@ -78,9 +78,11 @@ def test_digest_ignores_where_and_how_it_was_learned():
     assert hash(prefix) == hash(make())
 
 
+# numpy cannot tell a trailing NUL from padding.
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
 labels = st.one_of(
     hnp.arrays(np.int64, 3, elements=st.integers(-(2**60), 2**60), unique=True),
-    hnp.arrays("U5", 3, elements=st.text(st.characters(codec="utf-8"), max_size=5), unique=True),
+    hnp.arrays("U5", 3, elements=words, unique=True),
     hnp.arrays(np.float64, 3, elements=st.floats(allow_nan=False), unique=True),
     st.just(np.array([False, True])),
     st.just(np.array([1, 3, 250], dtype=np.uint8)),
