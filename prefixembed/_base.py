@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, ClassVar
@@ -26,7 +27,7 @@ from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.prefix import Prefix
 
 
-class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, ABC):
     """Base of estimators that give one fixed vector a text."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -82,9 +83,9 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         )
         return embed(embedder, texts, out, bool(self.verbose))
 
+    @abstractmethod
     def _representation(self) -> Representation:
         """Tell what decides the vectors that transform gives."""
-        raise NotImplementedError
 
     def _in_container(self, vectors: NDArray[Any]) -> Any:
         """Give vectors of words the frame that set_output asks for.

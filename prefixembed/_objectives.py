@@ -6,6 +6,7 @@ its words. `counts` tells how many units each row has.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -45,16 +46,16 @@ class Targets:
     scale: float = 1.0
 
 
-class Objective:
+class Objective(ABC):
     """A kind of source task; :data:`OBJECTIVES` has one of each."""
 
     #: What a row is: "text", "choices" or "words".
     row: ClassVar[str] = "text"
     metric: ClassVar[str] = "accuracy"
 
+    @abstractmethod
     def read(self, y: ArrayLike, counts: Array) -> Targets:
         """Check labels; `counts` has the units of each row."""
-        raise NotImplementedError
 
     def scaled(self, targets: Targets, weights: Array) -> Targets:
         """Bring values to the scale that they are learned on."""
@@ -74,21 +75,21 @@ class Objective:
         """Set a share of the rows aside: sorted positions to train on, and to validate on."""
         return stratified_split(np.zeros(len(values), dtype=np.int64), fraction, rng)
 
+    @abstractmethod
     def losses(self, logits: Tensor, values: Tensor, counts: Array) -> Tensor:
         """Give the loss of each row, of shape (row,), from logits of shape (unit, output)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chance(self, values: Any, counts: Array, weights: Array) -> float:
         """Give the mean loss of the best guess that does not look at a text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, logits: Array, classes: Array | None, counts: Array) -> Any:
         """Turn logits of shape (unit, output) into what y would hold."""
-        raise NotImplementedError
 
+    @abstractmethod
     def probabilities(self, logits: Array, counts: Array) -> Any:
         """Turn logits into probabilities."""
-        raise NotImplementedError
 
     def decision(self, logits: Array, counts: Array) -> Any:
         """Turn logits into what ``decision_function`` gives."""
@@ -162,6 +163,9 @@ class Regression(Objective):
 
     def predict(self, logits: Array, classes: Array | None, counts: Array) -> Any:
         return logits[:, 0]
+
+    def probabilities(self, logits: Array, counts: Array) -> Any:
+        raise ValueError("a regression has no probabilities: call predict")
 
     def finish(self, weight: Array, bias: Array, targets: Targets) -> tuple[Array, Array]:
         return weight * targets.scale, bias * targets.scale + targets.mean

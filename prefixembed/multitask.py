@@ -386,8 +386,6 @@ class MultiTaskEncoder(TextTransformer):
             If there is no such task, or it is a regression.
         """
         head, logits, counts = self._logits(X, task)
-        if head.objective == "regression":
-            raise ValueError(f"task must not be a regression for predict_proba, got {task!r}")
         return OBJECTIVES[head.objective].probabilities(logits, counts)
 
     def score(
