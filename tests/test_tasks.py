@@ -70,7 +70,7 @@ def test_the_table_has_the_papers_tasks():
     assert [info.name for info in list_tasks("source")] == sources
     assert [info.name for info in list_tasks("target")] == targets
     assert [info.name for info in list_tasks(objective="regression")] == ["stsb"]
-    assert [info.name for info in list_tasks()] == list(tasks._TASKS)
+    assert [info.name for info in list_tasks()] == list(tasks.TASKS)
     for info in list_tasks():
         assert info.objective in OBJECTIVES
         assert set(info.metrics) <= set(tasks._METRICS)
@@ -118,9 +118,9 @@ def test_a_converted_dataset_is_a_folder_a_configuration(tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             rows = datasets.Dataset.from_list([{**row, "label": answer}])
             rows.to_parquet(folder / "0000.parquet")
-    info, read = tasks._TASKS["boolq"]
+    info, read = tasks.TASKS["boolq"]
     here = dataclasses.replace(info, hub=str(tmp_path))
-    monkeypatch.setitem(tasks._TASKS, "boolq", (here, read))
+    monkeypatch.setitem(tasks.TASKS, "boolq", (here, read))
     real = datasets.load_dataset
     monkeypatch.setattr(
         datasets,
