@@ -53,7 +53,7 @@ CHOSEN = "chosen on training texts"
 
 
 # Arguments that do not change what has been done: they add to it, or say where it lies.
-OPEN = ("data", "out", "seeds", "targets", "no_multitask")
+OPEN = ("data", "out", "seeds", "targets", "no_multitask", "combine")
 
 
 class Results:
@@ -269,10 +269,10 @@ def plot(scores: Mapping[str, np.ndarray], n_targets: int, path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    """Run what is missing, write the table and draw the plot."""
+def parse(description: str) -> argparse.ArgumentParser:
+    """Make the parser of what decides prefixes, rivals and targets."""
     sources, targets = ([info.name for info in list_tasks(role)] for role in ("source", "target"))
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, help="folder of JSONL files; default: the Hub")
     parser.add_argument("--out", type=Path, default=Path("results/paper"))
     parser.add_argument("--backbone", default=None, help="default: the demo backbone")
@@ -291,10 +291,20 @@ def main() -> None:
     parser.add_argument("--multitask-learning-rate", type=float, default=5e-5)
     parser.add_argument("--multitask-epochs", type=int, default=2)
     parser.add_argument("--no-multitask", action="store_true")
+    return parser
+
+
+def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Results]:
+    """Read the command line, and what the same call has done before."""
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
     args.out.mkdir(parents=True, exist_ok=True)
-    results = Results(args)
+    return args, Results(args)
+
+
+def main() -> None:
+    """Run what is missing, write the table and draw the plot."""
+    args, results = read_arguments(parse(__doc__.splitlines()[0]))
     started = time.perf_counter()
     names: list[str] = []
     for seed in args.seeds:

@@ -1,0 +1,137 @@
+r"""Do simple tasks dominate multi-task training, and does a bank not care?
+
+One source task has many texts and is soon learned, the others have few. Multi-task training
+mixes them in proportion to their texts (temperature 1), more evenly (2, 4), or equally; each
+task's score on held-out texts is watched epoch by epoch. A prefix meets no other task while it
+learns: its curve is the same in every mix, and is drawn once::
+
+    python examples/mixing.py --data DIR [--large sst2] [--small sick cola] [--ratio 10]
+
+At the size of the paper::
+
+    python examples/mixing.py --backbone roberta-large --large yelp2 --small mnli cola \\
+        --texts 100000 --max-length 512
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefixembed import MultiTaskEncoder, PrefixEncoder
+from prefixembed.tasks import TaskSplit, demo_backbone, fetch_task
+
+Curves = dict[str, dict[str, list[float]]]
+
+
+def score_key(history: dict[str, list[float]], name: str = "") -> str:
+    """Find where the score of a task on held-out texts is kept."""
+    ending = f"[{name}]" if name else ""
+    keys = (f"valid_{metric}{ending}" for metric in ("accuracy", "r2"))
+    return next(key for key in keys if key in history)
+
+
+def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) -> Curves:
+    """Give the curve of each task, by how it was trained."""
+    objectives = {name: task.info.objective for name, task in tasks.items()}
+    # All epochs are run, and the seed decides which texts are held out.
+    common: dict[str, Any] = {
+        "max_length": args.max_length, "max_epochs": args.epochs, "n_iter_no_change": args.epochs,
+        "validation_fraction": 0.2, "on_truncate": "ignore", "random_state": seed,
+    }  # fmt: skip
+    curves: Curves = {}
+    for temperature in args.temperatures:
+        encoder = MultiTaskEncoder(
+            args.backbone, temperature=temperature, objectives=objectives, **common
+        ).fit({name: (task.X, task.y) for name, task in tasks.items()})
+        kept = encoder.history_
+        curves[f"multi-task, temperature {temperature:g}"] = {
+            name: kept[score_key(kept, name)] for name in tasks
+        }
+    for label, make in (
+        ("fine-tuned alone", MultiTaskEncoder),
+        ("prefix", PrefixEncoder),
+    ):
+        curves[label] = {}
+        for name, task in tasks.items():
+            if make is PrefixEncoder:
+                one = PrefixEncoder(
+                    args.backbone, objective=objectives[name], learning_rate=0.02, **common
+                ).fit(task.X, task.y)
+                curves[label][name] = one.history_[score_key(one.history_)]
+            else:
+                alone = MultiTaskEncoder(
+                    args.backbone, objectives={name: objectives[name]}, **common
+                ).fit({name: (task.X, task.y)})
+                keys = [k for k in alone.history_ if k.startswith(("valid_accuracy", "valid_r2"))]
+                curves[label][name] = alone.history_[keys[0]]
+    return curves
+
+
+def plot(args: argparse.Namespace, found: list[Curves], path: Path) -> None:
+    """Draw each task's curves: mean over seeds."""
+    import matplotlib.pyplot as plt
+
+    names = list(found[0]["prefix"])
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(3.6 * len(names), 4.2), layout="constrained", squeeze=False
+    )
+    for name, panel in zip(names, axes[0], strict=True):
+        for number, label in enumerate(found[0]):
+            curve = np.mean([curves[label][name] for curves in found], axis=0)
+            style = {"prefix": "-", "fine-tuned alone": ":"}.get(label, "--")
+            panel.plot(range(1, len(curve) + 1), curve, style, marker="o", markersize=3,
+                       color=f"C{number}", label=label)  # fmt: skip
+        panel.set(title=name, xlabel="epoch")
+        panel.set_xticks(range(1, args.epochs + 1))
+        panel.grid(alpha=0.3)
+    axes[0][0].set_ylabel("score on held-out texts")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure, print a table and draw it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: the Hub")
+    parser.add_argument("--large", default="sst2", help="the task of many texts")
+    parser.add_argument("--small", nargs="+", default=["sick", "cola"])
+    parser.add_argument("--texts", type=int, default=4000, help="texts of the large task")
+    parser.add_argument("--ratio", type=int, default=10, help="so many times fewer of the others")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1, 2, np.inf])
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--out", type=Path, default=Path("results/mixing"))
+    args = parser.parse_args()
+    args.backbone = args.backbone or demo_backbone()
+    args.out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for seed in args.seeds:
+        tasks = {
+            name: fetch_task(
+                name, "train", args.texts if name == args.large else args.texts // args.ratio,
+                args.data, random_state=seed,
+            )
+            for name in (args.large, *args.small)
+        }  # fmt: skip
+        found.append(measure(args, tasks, seed))
+        (args.out / "mixing.json").write_text(json.dumps(found, indent=1))
+    names = list(found[0]["prefix"])
+    print(f"| trained | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
+    for label in found[0]:
+        last = np.array([[curves[label][name][-1] for name in names] for curves in found])
+        cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(last.mean(0), last.std(0), strict=True)]
+        print(f"| {label} | {' | '.join(cells)} |")
+    plot(args, found, args.out / "mixing.png")
+
+
+if __name__ == "__main__":
+    main()
