@@ -67,6 +67,7 @@ class Target:
                 active=sorted(subset),
                 combine=self.args.combine,
                 max_length=self.args.max_length,
+                pairs=self.args.pairs,
                 on_truncate="ignore",
                 cache=None,
             )

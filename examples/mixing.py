@@ -1,4 +1,4 @@
-r"""Do simple tasks dominate multi-task training, and does a bank not care?
+r"""Whether simple tasks dominate multi-task training, and a bank does not care.
 
 One source task has many texts and is soon learned, the others have few. Multi-task training
 mixes them in proportion to their texts (temperature 1), more evenly (2, 4), or equally; each
@@ -28,17 +28,17 @@ from prefixembed.tasks import TaskSplit, demo_backbone, fetch_task
 Curves = dict[str, dict[str, list[float]]]
 
 
-def score_key(history: dict[str, list[float]], name: str = "") -> str:
-    """Find where the score of a task on held-out texts is kept."""
+def score_curve(history: dict[str, list[float]], name: str = "") -> list[float]:
+    """Give the scores of a task on held-out texts, an entry an epoch."""
     ending = f"[{name}]" if name else ""
-    keys = (f"valid_{metric}{ending}" for metric in ("accuracy", "r2"))
-    return next(key for key in keys if key in history)
+    keys = [f"valid_{metric}{ending}" for metric in ("accuracy", "r2")]
+    return next(history[key] for key in keys if key in history)
 
 
 def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) -> Curves:
     """Give the curve of each task, by how it was trained."""
     objectives = {name: task.info.objective for name, task in tasks.items()}
-    # All epochs are run, and the seed decides which texts are held out.
+    data = {name: (task.X, task.y) for name, task in tasks.items()}
     common: dict[str, Any] = {
         "max_length": args.max_length, "max_epochs": args.epochs, "n_iter_no_change": args.epochs,
         "validation_fraction": 0.2, "on_truncate": "ignore", "random_state": seed,
@@ -47,28 +47,18 @@ def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) ->
     for temperature in args.temperatures:
         encoder = MultiTaskEncoder(
             args.backbone, temperature=temperature, objectives=objectives, **common
-        ).fit({name: (task.X, task.y) for name, task in tasks.items()})
-        kept = encoder.history_
+        ).fit(data)
         curves[f"multi-task, temperature {temperature:g}"] = {
-            name: kept[score_key(kept, name)] for name in tasks
+            name: score_curve(encoder.history_, name) for name in tasks
         }
-    for label, make in (
-        ("fine-tuned alone", MultiTaskEncoder),
-        ("prefix", PrefixEncoder),
-    ):
-        curves[label] = {}
-        for name, task in tasks.items():
-            if make is PrefixEncoder:
-                one = PrefixEncoder(
-                    args.backbone, objective=objectives[name], learning_rate=0.02, **common
-                ).fit(task.X, task.y)
-                curves[label][name] = one.history_[score_key(one.history_)]
-            else:
-                alone = MultiTaskEncoder(
-                    args.backbone, objectives={name: objectives[name]}, **common
-                ).fit({name: (task.X, task.y)})
-                keys = [k for k in alone.history_ if k.startswith(("valid_accuracy", "valid_r2"))]
-                curves[label][name] = alone.history_[keys[0]]
+    curves["fine-tuned alone"], curves["prefix"] = {}, {}
+    for name, (X, y) in data.items():
+        alone = MultiTaskEncoder(args.backbone, objectives={name: objectives[name]}, **common)
+        curves["fine-tuned alone"][name] = score_curve(alone.fit({name: (X, y)}).history_)
+        prefix = PrefixEncoder(
+            args.backbone, objective=objectives[name], learning_rate=0.02, **common
+        )
+        curves["prefix"][name] = score_curve(prefix.fit(X, y).history_)
     return curves
 
 

@@ -102,6 +102,7 @@ def learn_prefixes(args: argparse.Namespace, seed: int, results: Results) -> dic
                 learning_rate=args.learning_rate,
                 max_epochs=args.epochs,
                 max_length=args.max_length,
+                pairs=args.pairs,
                 on_truncate="ignore",
                 random_state=seed,
             ).fit(train.X, train.y)
@@ -129,6 +130,7 @@ def fine_tune(args: argparse.Namespace, seed: int, results: Results) -> str:
             learning_rate=args.multitask_learning_rate,
             max_epochs=args.multitask_epochs,
             max_length=args.max_length,
+            pairs=args.pairs,
             on_truncate="ignore",
             random_state=seed,
         ).fit({name: (split.X, split.y) for name, split in splits.items()})
@@ -146,6 +148,7 @@ def representations(
 ) -> dict[str, PrefixBank]:
     """Name each representation, and give the bank that makes it."""
     common = {"max_length": args.max_length, "on_truncate": "ignore", "cache": None}
+    common["pairs"] = args.pairs
     bank = {"prefixes": prefixes, "backbone": args.backbone, **common}
     found = {BARE: PrefixBank(**bank, active=[])}
     found |= {f"{name} alone": PrefixBank(**bank, active=[name]) for name in prefixes}
@@ -284,6 +287,9 @@ def parse(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument(
         "--pooled-layers", type=int, default=1, help="also read so many last layers"
+    )
+    parser.add_argument(
+        "--pairs", choices=["joint", "apart"], default="joint", help="how pairs are read"
     )
     parser.add_argument("--prefix-length", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=0.01)

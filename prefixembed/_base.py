@@ -92,9 +92,14 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         scikit-learn would give it the index of X, which has a row a sentence.
         """
-        if self.output != "words":
-            return vectors
-        if _get_output_config("transform", self)["dense"] != "pandas":
+        container = _get_output_config("transform", self)["dense"]
+        if container != "default" and vectors.shape[1] != self._n_features_out:
+            raise ValueError(
+                f"names of features are for {self._n_features_out}, and these vectors have "
+                f"{vectors.shape[1]}: pairs='apart' gives other vectors for pairs than for "
+                "texts, and set_output needs a fit on the kind that is transformed"
+            )
+        if self.output != "words" or container != "pandas":
             return vectors
         import pandas as pd
 

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from prefixembed._texts import Text, Words, clean, vector_counts
+from prefixembed._texts import (
+    PAIR_WIDTH,
+    Text,
+    Words,
+    clean,
+    is_pairs,
+    split_pairs,
+    vector_counts,
+)
 
 # Rust tokenizes a chunk in parallel; its Encoding objects are some 20 times the size of the ids,
 # so they are let go chunk by chunk.
@@ -96,6 +104,8 @@ class Tokens:
         Of sentences in words, the word that each token belongs to, -1 for none.
     n_words : ndarray of shape (n_texts,), default=None
         Number of words of each sentence.
+    second : Tokens, default=None
+        Of pairs that are read apart, the second texts; the others are the first ones.
     """
 
     ids: list[NDArray[np.int32]]
@@ -103,11 +113,13 @@ class Tokens:
     truncated: NDArray[np.bool_]
     words: list[NDArray[np.int32]] | None = None
     n_words: NDArray[np.intp] | None = None
+    second: Tokens | None = None
 
     @property
     def lengths(self) -> NDArray[np.intp]:
-        """Number of tokens of each text."""
-        return np.array([len(ids) for ids in self.ids], dtype=np.intp)
+        """Number of tokens of each text, or of both texts of a pair."""
+        own = np.array([len(ids) for ids in self.ids], dtype=np.intp)
+        return own if self.second is None else own + self.second.lengths
 
     @property
     def n_vectors(self) -> NDArray[np.intp]:
@@ -119,10 +131,23 @@ class Tokens:
         ids, type_ids = ([part[k] for k in positions] for part in (self.ids, self.type_ids))
         words = None if self.words is None else [self.words[k] for k in positions]
         n_words = None if self.n_words is None else self.n_words[positions]
-        return Tokens(ids, type_ids, self.truncated[positions], words, n_words)
+        second = None if self.second is None else self.second.take(positions)
+        return Tokens(ids, type_ids, self.truncated[positions], words, n_words, second)
+
+    def vector_width(self, n_features: int) -> int:
+        """Give the length of the vectors that come of this, where those of a text have a length."""
+        return n_features * (1 if self.second is None else PAIR_WIDTH)
+
+    def sequences(self) -> Tokens:
+        """Give what the backbone reads, each text of a pair that is read apart by itself."""
+        if self.second is None:
+            return self
+        one, two = self, self.second
+        cut = np.concatenate([one.truncated, two.truncated])
+        return Tokens(one.ids + two.ids, one.type_ids + two.type_ids, cut)
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
+def tokenize(tokenizer: Tokenizer, texts: Sequence[Text], pairs: str = "joint") -> Tokens:
     """Tokenize in Rust, many texts at a time.
 
     Parameters
@@ -131,12 +156,19 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text]) -> Tokens:
         With truncation on and padding off.
     texts : sequence of str, of (str, str) or of Words
         Lone surrogates, which are no Unicode text, are read as U+FFFD.
+    pairs : {"joint", "apart"}, default="joint"
+        Whether a pair is one sequence, or each of its texts one of its own.
 
     Returns
     -------
     tokens : Tokens
-        In the order of `texts`.
+        In the order of `texts`. A pair that is read apart is truncated if one of its texts is.
     """
+    if pairs == "apart" and is_pairs(texts):
+        both = tokenize(tokenizer, split_pairs(texts))
+        first = both.take(np.arange(len(texts)))
+        second = both.take(np.arange(len(texts), 2 * len(texts)))
+        return replace(first, truncated=first.truncated | second.truncated, second=second)
     if len(texts) and isinstance(texts[0], Words):
         return _tokenize_words(tokenizer, texts)
     ids: list[NDArray[np.int32]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,9 +23,9 @@ from prefixembed._batching import (
     tokenize,
     word_slots,
 )
-from prefixembed._pooling import Pooling, pool, pool_words
+from prefixembed._pooling import Pooling, pair_vectors, pool, pool_words
 from prefixembed._quantization import OUTPUT_DTYPES, output_width, quantize
-from prefixembed._texts import Text, vector_counts
+from prefixembed._texts import PAIR_WIDTH, Text, is_pairs, split_pairs, vector_counts
 from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone
 from prefixembed.cache import Representation, VectorCache
@@ -116,7 +117,8 @@ def embed_tokens(
     """
     lengths = tokens.lengths
     ends = np.cumsum(tokens.n_vectors)
-    vectors = np.empty((ends[-1] if len(ends) else 0, backbone.n_features), dtype=np.float32)
+    width = tokens.vector_width(backbone.n_features)
+    vectors = np.empty((ends[-1] if len(ends) else 0, width), dtype=np.float32)
     batches = plan_batches(lengths, batch_tokens)[::-1]  # popped from the end: longest first
     done = []
     while batches:
@@ -175,8 +177,14 @@ def encode_batch(
     Returns
     -------
     vectors : Tensor of shape (batch, feature), or (word, feature) of sentences in words
-        In float32, text by text.
+        In float32, text by text. Of pairs that are read apart, as :func:`pair_vectors` has it.
     """
+    if tokens.second is not None:
+        one, two = (
+            encode_batch(backbone, some, positions, prefix, pooling)
+            for some in (replace(tokens, second=None), tokens.second)
+        )
+        return pair_vectors(one, two)
     batch = pad_batch(tokens, positions, backbone.pad_id)
     hidden, mask = backbone.forward(batch, prefix, pooling.layers)
     if tokens.words is None:
@@ -259,6 +267,41 @@ class Embedder:
             vectors[expand(some, ends)] = vectors[expand(first[some], ends)]
             bar.update(len(some))
         return truncated[first]
+
+    def embed_pairs(
+        self, pairs: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
+    ) -> NDArray[np.bool_]:
+        """Write one vector a pair, each text of it being encoded, and cached, by itself.
+
+        Parameters
+        ----------
+        pairs : sequence of (str, str)
+            Checked pairs.
+        vectors : ndarray of shape (n_pairs, width)
+            Filled in the order of `pairs`; it may lie on a disk.
+        bar : tqdm
+            Counts texts.
+
+        Returns
+        -------
+        truncated : bool ndarray of shape (n_pairs,)
+            Of which pairs a text was cut.
+
+        Raises
+        ------
+        ValueError
+            If a text is to be cut and `on_truncate` is ``"raise"``.
+        """
+        single = replace(self, output_dtype="float32")
+        truncated = np.zeros(len(pairs), dtype=np.bool_)
+        for start in range(0, len(pairs), CHUNK // 2):
+            rows = slice(start, min(start + CHUNK // 2, len(pairs)))
+            texts = split_pairs(pairs[rows])
+            both = np.empty((len(texts), self.n_features), dtype=np.float32)
+            truncated[rows] = single.embed(texts, both, bar).reshape(2, -1).any(axis=0)
+            made = pair_vectors(*torch.from_numpy(both).chunk(2)).numpy()
+            vectors[rows] = quantize(made, self.output_dtype)
+        return truncated
 
     @property
     def _pooling(self) -> Pooling:
@@ -378,10 +421,20 @@ def embed(
     ValueError
         If `out` does not have the shape or dtype that the vectors need.
     """
-    width = output_width(embedder.n_features, embedder.output_dtype)
     dtype = np.dtype(OUTPUT_DTYPES[embedder.output_dtype])
-    n_texts, lists = (None, texts) if isinstance(texts, Iterator) else (len(texts), [texts])
-    n_vectors = None if isinstance(texts, Iterator) else int(vector_counts(texts).sum())
+    n_texts: int | None = None
+    n_vectors: int | None = None
+    lists: Iterator[Sequence[Text]]
+    if isinstance(texts, Iterator):
+        head: Sequence[Text] = next(texts, [])
+        lists = itertools.chain([head], texts)
+    else:
+        head, lists = texts, iter([texts])
+        n_texts, n_vectors = len(texts), int(vector_counts(texts).sum())
+    apart = embedder.representation.pairs == "apart" and is_pairs(head)
+    encode = embedder.embed_pairs if apart else embedder.embed
+    n_features = embedder.n_features * (PAIR_WIDTH if apart else 1)
+    width = output_width(n_features, embedder.output_dtype)
     if out is not None:
         _check_out(out, (n_vectors, width), dtype)
     elif n_vectors is not None:
@@ -389,7 +442,8 @@ def embed(
     parts = [np.empty((0, width), dtype=dtype)]
     cut = [np.zeros(0, dtype=np.bool_)]
     n_done = 0
-    with tqdm(total=n_texts, desc="transform", unit="text", disable=not progress) as bar:
+    total = None if n_texts is None else n_texts * (2 if apart else 1)
+    with tqdm(total=total, desc="transform", unit="text", disable=not progress) as bar:
         for some in lists:
             n_some = int(vector_counts(some).sum())
             if out is None:
@@ -399,7 +453,7 @@ def embed(
                 part = out[n_done : n_done + n_some]
                 if len(part) < n_some:
                     raise ValueError(f"out has {len(out)} rows, and X has more texts")
-            cut.append(embedder.embed(some, part, bar))
+            cut.append(encode(some, part, bar))
             n_done += n_some
     embedder.report(np.concatenate(cut))
     if out is None:

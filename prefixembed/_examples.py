@@ -179,6 +179,7 @@ def prepare(
     tokenizer: Tokenizer,
     validation_fraction: float | None,
     rng: np.random.Generator,
+    pairs: str = "joint",
 ) -> Examples:
     """Tokenize rows, and set some of them aside.
 
@@ -192,6 +193,8 @@ def prepare(
         Share to validate on. None for none.
     rng : numpy.random.Generator
         Source of randomness.
+    pairs : {"joint", "apart"}, default="joint"
+        How pairs are read.
 
     Returns
     -------
@@ -213,7 +216,7 @@ def prepare(
                 "each class aside: no early stopping"
             )
     return Examples(
-        tokens=tokenize(tokenizer, rows.texts),
+        tokens=tokenize(tokenizer, rows.texts, pairs),
         counts=rows.counts,
         objective=rows.objective,
         targets=rows.targets,

@@ -129,7 +129,8 @@ def write_backbone(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -
 
 def _head(backbone: Backbone, data: Examples) -> nn.Linear:
     # skip_init: torch's global random state is left alone.
-    head = nn.utils.skip_init(nn.Linear, backbone.n_features, data.targets.n_outputs)
+    width = data.tokens.vector_width(backbone.n_features)
+    head = nn.utils.skip_init(nn.Linear, width, data.targets.n_outputs)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head.to(backbone.device)

@@ -1,4 +1,4 @@
-"""Pooling: from one vector a token to one vector a text."""
+"""Pooling: from one vector a token to one vector a text, and from two of them to a pair's."""
 
 from __future__ import annotations
 
@@ -107,3 +107,24 @@ def pool_words(hidden: Tensor, slots: Tensor, n_words: int) -> Tensor:
     sums = sums.index_add(0, slot, hidden[belongs].float())
     sizes = torch.bincount(slot, minlength=n_words).clamp(min=1)
     return sums / sizes.unsqueeze(-1)
+
+
+def pair_vectors(first: Tensor, second: Tensor) -> Tensor:
+    """Make one vector of the two of a pair whose texts were read apart.
+
+    Parameters
+    ----------
+    first, second : Tensor of shape (batch, feature)
+        Vectors of the first and of the second texts.
+
+    Returns
+    -------
+    vectors : Tensor of shape (batch, 3 * feature)
+        Both, and the absolute value of their difference, beside each other.
+
+    References
+    ----------
+    .. [1] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019, section 3 and
+       table 6.
+    """
+    return torch.cat([first, second, (first - second).abs()], dim=1)

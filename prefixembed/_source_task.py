@@ -29,7 +29,7 @@ class PrefixModel(nn.Module):
     ----------
     start : Tensor of shape (layer, 2, head, position, head_dim)
         Initial keys and values, on the CPU.
-    n_features, n_outputs : int
+    width, n_outputs : int
         Shape of the head, which starts at zero: at chance.
     hidden_size : int or None
         Width of the MLP of P-Tuning v2 (arXiv 2110.07602), whose output is added
@@ -41,7 +41,7 @@ class PrefixModel(nn.Module):
     def __init__(
         self,
         start: Tensor,
-        n_features: int,
+        width: int,
         n_outputs: int,
         hidden_size: int | None,
         generator: torch.Generator,
@@ -50,7 +50,7 @@ class PrefixModel(nn.Module):
         self.shape = start.shape
         length = start.shape[3]
         # skip_init: torch's global random state is left alone, other threads may use it.
-        self.head = nn.utils.skip_init(nn.Linear, n_features, n_outputs)
+        self.head = nn.utils.skip_init(nn.Linear, width, n_outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.mlp: nn.Sequential | None = None
@@ -59,11 +59,12 @@ class PrefixModel(nn.Module):
             return
         self.start: Tensor
         self.register_buffer("start", start)
-        embedding = nn.utils.skip_init(nn.Embedding, length, n_features)
-        first = nn.utils.skip_init(nn.Linear, n_features, hidden_size)
+        features = start.shape[2] * start.shape[4]
+        embedding = nn.utils.skip_init(nn.Embedding, length, features)
+        first = nn.utils.skip_init(nn.Linear, features, hidden_size)
         last = nn.utils.skip_init(nn.Linear, hidden_size, start.numel() // length)
         nn.init.normal_(embedding.weight, generator=generator)
-        nn.init.normal_(first.weight, std=n_features**-0.5, generator=generator)
+        nn.init.normal_(first.weight, std=features**-0.5, generator=generator)
         # Small at first, so that training starts where `start` is.
         nn.init.normal_(last.weight, std=_NORMAL_SCALE * hidden_size**-0.5, generator=generator)
         nn.init.zeros_(first.bias)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 Text = str | tuple[str, ...]  # a text, a pair of texts, or Words
 Choices = tuple[str, tuple[str, ...]]
+# How many times as long as a text's the vector of a pair is whose texts are read apart.
+PAIR_WIDTH = 3
 
 
 def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
@@ -159,6 +161,16 @@ def vector_counts(texts: Sequence[Text]) -> NDArray[np.intp]:
     if len(texts) and isinstance(texts[0], Words):
         return np.array([len(sentence) for sentence in texts], dtype=np.intp)
     return np.ones(len(texts), dtype=np.intp)
+
+
+def is_pairs(texts: Sequence[Text]) -> bool:
+    """Tell whether checked texts are pairs."""
+    return bool(len(texts)) and isinstance(texts[0], tuple) and not isinstance(texts[0], Words)
+
+
+def split_pairs(pairs: Sequence[Text]) -> list[Text]:
+    """Give the first texts of pairs, and then the second ones."""
+    return [pair[part] for part in (0, 1) for pair in pairs]
 
 
 def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:

@@ -15,11 +15,11 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from prefixembed._base import TextTransformer
-from prefixembed._texts import check_sentences
+from prefixembed._texts import PAIR_WIDTH, check_sentences, is_pairs
 from prefixembed.backbone import Backbone, backbone_n_features, load_backbone
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.encoder import PrefixEncoder
-from prefixembed.prefix import POOLINGS, Prefix, check_compatible
+from prefixembed.prefix import PAIRS, POOLINGS, Prefix, check_compatible
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -60,6 +60,12 @@ class PrefixBank(TextTransformer):
     pooled_layers : int, default=None
         Number of last layers whose token vectors are averaged before they are pooled. None for
         that of the prefixes, or one where there is none.
+    pairs : {"joint", "apart"}, default=None
+        How pairs are read. ``"joint"``: one sequence of both texts, as in the paper.
+        ``"apart"``: each text by itself, and the vector of a pair is ``[u, v, |u - v|]`` of the
+        two [2]_, three times as long as that of a text. Which is better depends on the backbone:
+        one that was trained to embed sentences has never seen two in one sequence. None for what
+        the prefixes were learned with, or ``"joint"`` where none was learned on pairs.
     max_length : int, default=None
         Longest text in tokens. None for the largest among the prefixes, or as much as the
         backbone takes where there is none.
@@ -112,6 +118,7 @@ class PrefixBank(TextTransformer):
     ----------
     .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
        Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
+    .. [2] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019.
 
     Examples
     --------
@@ -136,7 +143,10 @@ class PrefixBank(TextTransformer):
         "backbone": [str, None],
         "pooling": [StrOptions(set(POOLINGS)), None],
         "pooled_layers": [Interval(Integral, 1, None, closed="left"), None],
+        "pairs": [StrOptions(set(PAIRS)), None],
     }
+
+    _fitted_on_pairs = False
 
     def __init__(
         self,
@@ -149,6 +159,7 @@ class PrefixBank(TextTransformer):
         revision: str | None = None,
         pooling: str | None = None,
         pooled_layers: int | None = None,
+        pairs: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | str = "auto",
         on_truncate: str = "warn",
@@ -167,6 +178,7 @@ class PrefixBank(TextTransformer):
         self.revision = revision
         self.pooling = pooling
         self.pooled_layers = pooled_layers
+        self.pairs = pairs
         self.max_length = max_length
         self.batch_tokens = batch_tokens
         self.on_truncate = on_truncate
@@ -199,7 +211,7 @@ class PrefixBank(TextTransformer):
             If prefixes do not fit each other, names are unknown, or X holds what is no text.
         """
         self._check()
-        check_sentences(X, self.output == "words")
+        self._fitted_on_pairs = is_pairs(check_sentences(X, self.output == "words"))
         return self
 
     def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
@@ -254,6 +266,7 @@ class PrefixBank(TextTransformer):
                 or max((p.max_length for p in known.values()), default=facts.max_length)
             ),
             dtype=self._dtype_name(),
+            pairs=self._pairs(known),
         )
 
     def _in_order(self, known: Mapping[str, Prefix]) -> list[str]:
@@ -378,13 +391,20 @@ class PrefixBank(TextTransformer):
 
     @property
     def n_features_out_(self) -> int:
-        """Length of a vector; asked from the backbone's configuration where there is no prefix."""
-        for prefix in self.values():
-            return prefix.n_features
-        return backbone_n_features(*self._backbone_name({}))
+        """Length of a vector: that of a text, or of a pair where `fit` has seen pairs.
+
+        Where there is no prefix, the backbone's configuration is asked.
+        """
+        known = self._known(self.prefixes)
+        n_features = next(
+            (prefix.n_features for prefix in known.values()), None
+        ) or backbone_n_features(*self._backbone_name({}))
+        apart = self._fitted_on_pairs and self._pairs(known) == "apart"
+        return n_features * (PAIR_WIDTH if apart else 1)
 
     def _check(self) -> dict[str, Prefix]:
         known = self._known(self.prefixes)
+        self._pairs(known)
         self._backbone_name(known)
         self._active_names(known)
         if isinstance(self.weights, dict):
@@ -394,6 +414,18 @@ class PrefixBank(TextTransformer):
                 if not isinstance(weight, Real) or not 0 < weight < math.inf:
                     raise ValueError(f"weights[{name!r}] must be a number above 0, got {weight!r}")
         return known
+
+    def _pairs(self, known: Mapping[str, Prefix]) -> str:
+        if self.pairs is not None:
+            return self.pairs
+        learned = {prefix.pairs: name for name, prefix in known.items() if prefix.pairs}
+        if len(learned) > 1:
+            raise ValueError(
+                f"pairs must be 'joint' or 'apart', got None, which takes what prefixes were "
+                f"learned with: {learned['joint']!r} with 'joint', {learned['apart']!r} with "
+                "'apart'"
+            )
+        return next(iter(learned), "joint")
 
     @staticmethod
     def _known(prefixes: Mapping[str, PrefixEncoder | Prefix]) -> dict[str, Prefix]:

@@ -43,6 +43,8 @@ class Representation:
         Where texts are cut, in tokens.
     dtype : str
         What the backbone computes in.
+    pairs : {"joint", "apart"}, default="joint"
+        How pairs are read. It decides what is encoded for a pair, not the vector of a text.
     """
 
     fingerprint: str
@@ -52,6 +54,7 @@ class Representation:
     pooled_layers: int
     max_length: int
     dtype: str
+    pairs: str = "joint"
     _seed: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

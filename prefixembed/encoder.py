@@ -22,10 +22,11 @@ from prefixembed._objectives import OBJECTIVES
 from prefixembed._pooling import Pooling
 from prefixembed._source_head import SourceHeadMixin
 from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix
+from prefixembed._texts import is_pairs
 from prefixembed._training import Recipe
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.cache import Representation, VectorCache
-from prefixembed.prefix import POOLINGS, Prefix
+from prefixembed.prefix import PAIRS, POOLINGS, Prefix
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,6 +63,11 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         How token vectors become one vector a text.
     pooled_layers : int, default=1
         Number of last layers whose token vectors are averaged before they are pooled.
+    pairs : {"joint", "apart"}, default="joint"
+        How pairs are read. ``"joint"``: one sequence of both texts, as in the paper.
+        ``"apart"``: each text by itself, and the vector of a pair is ``[u, v, |u - v|]`` of the
+        two [3]_, three times as long as that of a text. Which is better depends on the backbone:
+        one that was trained to embed sentences has never seen two in one sequence.
     max_length : int, default=None
         Longest text in tokens, special tokens included and prefix not. None for as much as
         the backbone takes.
@@ -123,7 +129,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         One entry an epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
         early stopping, ``valid_loss`` and ``valid_accuracy``, or ``valid_r2`` of a regression.
     n_features_out_ : int
-        Length of a vector.
+        Length of a vector; of a pair's where the source task has pairs.
 
     See Also
     --------
@@ -142,6 +148,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
     .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
        Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
     .. [2] X. Liu et al., "P-Tuning v2", arXiv 2110.07602, 2021.
+    .. [3] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019.
 
     Examples
     --------
@@ -165,6 +172,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         "reparameterize": [Interval(Integral, 1, None, closed="left"), None],
         "pooling": [StrOptions(set(POOLINGS))],
         "pooled_layers": [Interval(Integral, 1, None, closed="left")],
+        "pairs": [StrOptions(set(PAIRS))],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -187,6 +195,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         reparameterize: int | None = None,
         pooling: str = "mean",
         pooled_layers: int = 1,
+        pairs: str = "joint",
         max_length: int | None = None,
         learning_rate: float = 0.01,
         weight_decay: float = 0.0,
@@ -214,6 +223,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         self.reparameterize = reparameterize
         self.pooling = pooling
         self.pooled_layers = pooled_layers
+        self.pairs = pairs
         self.max_length = max_length
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -276,7 +286,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         backbone.check_pooled_layers(self.pooled_layers)
         max_length = int(self.max_length or backbone.max_length)
         fraction = self.validation_fraction if self.early_stopping else None
-        data = prepare(rows, backbone.tokenizer(max_length), fraction, rng)
+        data = prepare(rows, backbone.tokenizer(max_length), fraction, rng, self.pairs)
         cut = data.tokens.truncated
         report_truncated(int(cut.sum()), len(cut), max_length, self.on_truncate)
         model = self._initial_model(backbone, data, rng)
@@ -316,6 +326,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
                 max_length=max_length,
                 n_features=backbone.n_features,
                 pooled_layers=int(self.pooled_layers),
+                pairs=self.pairs if is_pairs(rows.texts) else None,
                 objective=self.objective,
                 classes=data.targets.classes,
                 head_weight=weight,
@@ -389,7 +400,9 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             "pooled_layers": prefix.pooled_layers,
             "max_length": prefix.max_length,
         }
-        for name in ("objective", "prefix_length", "pooling", "pooled_layers", "max_length"):
+        if prefix.pairs is not None:
+            known["pairs"] = prefix.pairs
+        for name in known.keys() - {"backbone", "revision"}:
             if params.get(name, known[name]) != known[name]:
                 raise ValueError(
                     f"{name} is {known[name]!r} in the prefix, got {name}={params[name]!r}"
@@ -403,7 +416,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         self.__dict__.pop("classes_", None)
         if prefix.classes is not None:
             self.classes_ = prefix.classes
-        self.n_features_out_ = prefix.n_features
+        self.n_features_out_ = prefix.width
 
     def _vectors(
         self,
@@ -430,6 +443,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             pooled_layers=prefix.pooled_layers,
             max_length=prefix.max_length,
             dtype=self._dtype_name(),
+            pairs=prefix.pairs or self.pairs,
         )
 
     def _load_checked(self) -> Backbone:
@@ -440,12 +454,12 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
     def _initial_model(
         self, backbone: Backbone, data: Examples, rng: np.random.Generator
     ) -> PrefixModel:
-        tokens = data.tokens.take(data.texts(data.train))
+        tokens = data.tokens.take(data.texts(data.train)).sequences()
         start = initial_keys_values(backbone, tokens, self.prefix_length, self.init, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         model = PrefixModel(
             start.cpu(),
-            backbone.n_features,
+            data.tokens.vector_width(backbone.n_features),
             data.targets.n_outputs,
             self.reparameterize,
             generator,

@@ -36,7 +36,7 @@ from prefixembed.backbone import (
     read_backbone,
 )
 from prefixembed.cache import Representation, VectorCache
-from prefixembed.prefix import POOLINGS
+from prefixembed.prefix import PAIRS, POOLINGS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -89,6 +89,11 @@ class MultiTaskEncoder(TextTransformer):
         How token vectors become one vector a text.
     pooled_layers : int, default=1
         Number of last layers whose token vectors are averaged before they are pooled.
+    pairs : {"joint", "apart"}, default="joint"
+        How pairs are read. ``"joint"``: one sequence of both texts, as in the paper.
+        ``"apart"``: each text by itself, and the vector of a pair is ``[u, v, |u - v|]`` of the
+        two [2]_, three times as long as that of a text. Which is better depends on the backbone:
+        one that was trained to embed sentences has never seen two in one sequence.
     max_length : int, default=None
         Longest text in tokens. None for as much as the backbone takes.
     learning_rate : float, default=5e-5
@@ -143,7 +148,7 @@ class MultiTaskEncoder(TextTransformer):
         early stopping, ``valid_loss`` and, by task, ``valid_loss[name]`` and
         ``valid_accuracy[name]``, or ``valid_r2[name]``; of one task without its name.
     n_features_out_ : int
-        Length of a vector.
+        Length of the vector of a text.
 
     See Also
     --------
@@ -159,6 +164,7 @@ class MultiTaskEncoder(TextTransformer):
     ----------
     .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
        Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
+    .. [2] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019.
 
     Examples
     --------
@@ -180,6 +186,7 @@ class MultiTaskEncoder(TextTransformer):
         "temperature": [Interval(Real, 1, None, closed="both")],
         "pooling": [StrOptions(set(POOLINGS))],
         "pooled_layers": [Interval(Integral, 1, None, closed="left")],
+        "pairs": [StrOptions(set(PAIRS))],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
@@ -203,6 +210,7 @@ class MultiTaskEncoder(TextTransformer):
         temperature: float = 1.0,
         pooling: str = "mean",
         pooled_layers: int = 1,
+        pairs: str = "joint",
         max_length: int | None = None,
         learning_rate: float = 5e-5,
         head_learning_rate: float = 1e-3,
@@ -228,6 +236,7 @@ class MultiTaskEncoder(TextTransformer):
         self.temperature = temperature
         self.pooling = pooling
         self.pooled_layers = pooled_layers
+        self.pairs = pairs
         self.max_length = max_length
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
@@ -283,7 +292,9 @@ class MultiTaskEncoder(TextTransformer):
         max_length = int(self.max_length or original.max_length)
         tokenizer = original.tokenizer(max_length)
         fraction = self.validation_fraction if self.early_stopping else None
-        data = {name: prepare(some, tokenizer, fraction, rng) for name, some in rows.items()}
+        data = {
+            name: prepare(some, tokenizer, fraction, rng, self.pairs) for name, some in rows.items()
+        }
         cut = np.concatenate([some.tokens.truncated for some in data.values()])
         report_truncated(int(cut.sum()), len(cut), max_length, self.on_truncate)
 
@@ -307,7 +318,7 @@ class MultiTaskEncoder(TextTransformer):
             rng=rng,
             progress=bool(self.verbose),
         )
-        self._reading = pooling, max_length
+        self._reading = pooling, max_length, self.pairs
         self.heads_ = {}
         for (name, some), head in zip(data.items(), heads, strict=True):
             weight, bias = some.objective.finish(
@@ -463,7 +474,7 @@ class MultiTaskEncoder(TextTransformer):
 
     def _representation(self) -> Representation:
         # As the heads were trained, whatever the parameters say now.
-        pooling, max_length = self._reading
+        pooling, max_length, pairs = self._reading
         return Representation(
             fingerprint=self.backbone_.fingerprint,
             prefixes=(),
@@ -472,6 +483,7 @@ class MultiTaskEncoder(TextTransformer):
             pooled_layers=pooling.layers,
             max_length=max_length,
             dtype=self._dtype_name(),
+            pairs=pairs,
         )
 
     def _logits(
@@ -486,6 +498,9 @@ class MultiTaskEncoder(TextTransformer):
         row = OBJECTIVES[head.objective].row
         texts, counts = check_rows(X, row)
         vectors = self._vectors(texts, row == "words").astype(np.float64)
+        if vectors.shape[1] != head.weight.shape[1]:
+            learned = "pairs" if head.weight.shape[1] > self.n_features_out_ else "texts"
+            raise ValueError(f"X must have {learned}, as task {task!r} was learned from")
         return head, vectors @ head.weight.T.astype(np.float64) + head.bias, counts
 
     def _objectives(self, tasks: Mapping[str, Any]) -> dict[str, str]:

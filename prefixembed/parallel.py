@@ -13,7 +13,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 
 from prefixembed._base import TextTransformer
 from prefixembed._examples import check_tasks
-from prefixembed._texts import check_sentences, vector_counts
+from prefixembed._texts import check_sentences, is_pairs, split_pairs, vector_counts
 from prefixembed._warnings import warn
 from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.encoder import PrefixEncoder
@@ -142,7 +142,8 @@ def fill_cache(search: Any, X: Any) -> int:
             seen.add(key)
             texts = check_sentences(X, transformer.output == "words")
             transformer.transform(texts)
-            distinct = list(dict.fromkeys(texts))
+            apart = key[0].pairs == "apart" and is_pairs(texts)
+            distinct = list(dict.fromkeys(split_pairs(texts) if apart else texts))
             needed[cache] = needed.get(cache, 0) + int(vector_counts(distinct).sum())
     has_workers = is_search and search.n_jobs not in (None, 1)
     if has_workers and any(cache.path is None for cache in needed):

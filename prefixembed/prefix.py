@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-FORMAT_VERSION = 2
+from prefixembed._texts import PAIR_WIDTH
+
+FORMAT_VERSION = 3
 _METADATA_KEY = "prefixembed"
 _TENSORS = ("keys_values", "head_weight", "head_bias")
 _TYPES = {
@@ -31,6 +33,7 @@ _TYPES = {
 }
 _WITHOUT_CLASSES = ("regression", "multiple_choice")
 POOLINGS = ("cls", "mean", "max", "last")
+PAIRS = ("joint", "apart")
 _SHAPE_WORDS = "(layer, 2, head, position, head_dim)"
 
 
@@ -58,6 +61,8 @@ class Prefix:
         Length of a vector.
     pooled_layers : int, default=1
         Number of last layers whose token vectors were averaged.
+    pairs : {"joint", "apart"}, default=None
+        How the pairs of the source task were read. None if it has no pairs.
     revision : str, default=None
         Revision of the backbone on the Hub.
     objective : str, default="classification"
@@ -66,7 +71,7 @@ class Prefix:
         Labels of the source task, in the order of the head's outputs. None for an objective
         that has none: regression and multiple choice.
     head_weight : ndarray of shape (n_classes, n_features), default=None
-        Weight of the source task's linear head.
+        Weight of the source task's linear head; three times as wide for pairs read apart.
     head_bias : ndarray of shape (n_classes,), default=None
         Bias of the source task's linear head.
     training : mapping, default={}
@@ -113,6 +118,7 @@ class Prefix:
     max_length: int
     n_features: int
     pooled_layers: int = 1
+    pairs: str | None = None
     revision: str | None = None
     objective: str = "classification"
     classes: NDArray[Any] | None = None  # (class,)
@@ -133,6 +139,8 @@ class Prefix:
                 raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
+        if self.pairs not in (None, *PAIRS):
+            raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, got {self.pairs!r}")
         if self.classes is not None:
             classes = np.array(self.classes)
             _encode_classes(classes)
@@ -140,7 +148,7 @@ class Prefix:
             object.__setattr__(self, "classes", classes)
         if self.head_weight is not None:
             n_outputs = self.head_weight.shape[0]
-            expected = (n_outputs, self.n_features)
+            expected = (n_outputs, self.width)
             if self.head_weight.shape != expected:
                 raise ValueError(
                     f"head_weight must have shape {expected}, got {self.head_weight.shape}"
@@ -163,6 +171,11 @@ class Prefix:
         n_layers, _, n_heads, _, head_dim = self.keys_values.shape
         return n_layers, n_heads, head_dim
 
+    @property
+    def width(self) -> int:
+        """Length of the vectors that the head reads: three of a text's for pairs read apart."""
+        return self.n_features * (PAIR_WIDTH if self.pairs == "apart" else 1)
+
     @functools.cached_property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the content; training facts and the backbone's name apart."""
@@ -180,7 +193,7 @@ class Prefix:
 
         Parameters
         ----------
-        vectors : ndarray of shape (n_texts, n_features)
+        vectors : ndarray of shape (n_texts, width)
             What the backbone gives with this prefix alone.
 
         Returns
@@ -191,10 +204,16 @@ class Prefix:
         Raises
         ------
         ValueError
-            If the prefix was saved without a head.
+            If the prefix was saved without a head, or vectors have another width than it.
         """
         if self.head_weight is None or self.head_bias is None:
             raise ValueError(f"{self!r} has no head: it gives vectors, but no predictions")
+        if np.shape(vectors)[1:] != (self.width,):
+            what = "pairs read apart" if self.pairs == "apart" else "texts"
+            raise ValueError(
+                f"the head of {self!r} reads vectors of {what}, of width {self.width}, "
+                f"got shape {np.shape(vectors)}"
+            )
         weight, bias = self.head_weight.astype(np.float64), self.head_bias.astype(np.float64)
         return np.asarray(vectors, dtype=np.float64) @ weight.T + bias  # (text, class)
 
@@ -284,6 +303,7 @@ class Prefix:
             "max_length": self.max_length,
             "n_features": self.n_features,
             "pooled_layers": self.pooled_layers,
+            "pairs": self.pairs,
             "objective": self.objective,
             "classes": None if self.classes is None else _encode_classes(self.classes),
             "training": dict(self.training),

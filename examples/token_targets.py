@@ -1,0 +1,206 @@
+r"""Token-level targets: whether prefixes learned on whole texts help or harm vectors of words.
+
+The paper asks of texts as a whole and leaves structure open. Two targets of words:
+
+- ``entities``: whether a word is part of a name, in the passages of ReCoRD;
+- ``code``: what a name does in a line of Python (is called, is looked up in another, names an
+  argument, or none of these), in files of the standard library.
+
+A head reads the vector of each word. Arguments are those of ``reproduce_paper.py``, and what that
+script has learned under the same ``--out`` is used again::
+
+    python examples/token_targets.py --data DIR --sources sst2 qnli sick cola stsb \\
+        --targets entities code --target-texts 300
+
+At the size of the paper::
+
+    python examples/token_targets.py --backbone roberta-large --source-texts 1000000 \\
+        --targets entities code --target-texts 10000
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import keyword
+import re
+import tokenize
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from reproduce_paper import (
+    fine_tune,
+    learn_prefixes,
+    make_head,
+    parse,
+    read_arguments,
+    representations,
+)
+from sklearn.base import clone
+from sklearn.model_selection import GroupKFold, cross_val_score
+
+from prefixembed import PrefixBank
+
+# Sentences: lists of words, a label for each, and where they come from (folds keep it whole).
+Sentences = list[tuple[list[str], list[str], str]]
+
+
+def entity_rows(data: Path | None) -> Iterator[tuple[str, list[str]]]:
+    """Give passages of ReCoRD with the names in them, from a folder or the Hub."""
+    if data is None:
+        import datasets
+
+        rows = datasets.load_dataset("aps/super_glue", data_dir="record", split="train",
+                                     revision="refs/convert/parquet", streaming=True)  # fmt: skip
+        yield from ((row["passage"], row["entities"]) for row in rows)
+        return
+    (path,) = data.glob("record*.train.jsonl")
+    for line in path.read_text(encoding="utf-8").splitlines():
+        passage = json.loads(line)["passage"]
+        text = passage["text"]
+        # SuperGLUE counts the last character in.
+        yield text, [text[e["start"] : e["end"] + 1] for e in passage["entities"]]
+
+
+def entities(data: Path | None, limit: int) -> Sentences:
+    """Label each word of a passage by whether it is part of a name."""
+    found: Sentences = []
+    for text, names in entity_rows(data):
+        inside = np.zeros(len(text) + 1, bool)
+        for name in set(names):
+            for match in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", text):
+                inside[match.start() : match.end()] = True
+        for sentence in re.finditer(r"[^\n]+?(?:[.!?](?=\s)|$)", text, re.MULTILINE):
+            words = list(re.finditer(r"\S+", sentence.group()))
+            start = sentence.start()
+            # By its first letter: quotation marks and full stops are no part of a name.
+            firsts = [
+                start
+                + w.start()
+                + (letter.start() if (letter := re.search(r"\w", w.group())) else 0)
+                for w in words
+            ]
+            labels = ["name" if inside[first] else "other" for first in firsts]
+            if words:
+                found.append(([w.group() for w in words], labels, text[:40]))
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+def code(data: Path | None, limit: int) -> Sentences:
+    """Label each name in lines of Python by what it does there; other signs are "sign"."""
+    found: Sentences = []
+    for path in sorted(Path(ast.__file__).parent.glob("*.py")):
+        try:
+            lines = list(tokenize.generate_tokens(io.StringIO(path.read_text()).readline))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        words: list[str] = []
+        labels: list[str] = []
+        depth = 0
+        for before, token, after in zip(lines, lines[1:], lines[2:], strict=False):
+            depth += {"(": 1, ")": -1}.get(token.string, 0)
+            if token.type == tokenize.NEWLINE:
+                if "call" in labels and len(words) < 60:
+                    found.append((words, labels, path.name))
+                words, labels = [], []
+            elif token.type in (tokenize.NAME, tokenize.OP, tokenize.NUMBER):
+                words.append(token.string)
+                labels.append(role(before, token, after, depth))
+    order = np.random.default_rng(0).permutation(len(found))
+    return [found[k] for k in order[:limit]]
+
+
+def role(
+    before: tokenize.TokenInfo, token: tokenize.TokenInfo, after: tokenize.TokenInfo, depth: int
+) -> str:
+    """Say what a sign does in its line."""
+    if token.type != tokenize.NAME or keyword.iskeyword(token.string):
+        return "sign"
+    if after.string == "(":
+        return "call"
+    if before.string == ".":
+        return "attribute"
+    return "argument" if after.string == "=" and depth > 0 else "name"
+
+
+TARGETS: dict[str, Callable[[Path | None, int], Sentences]] = {"entities": entities, "code": code}
+
+
+def score(bank: PrefixBank, sentences: Sentences) -> list[float]:
+    """Give the balanced accuracy of words in each of four folds, which keep sources whole."""
+    reading = clone(bank).set_params(output="words")
+    counts = [len(words) for words, _, _ in sentences]
+    vectors = reading.transform([words for words, _, _ in sentences])
+    labels = np.concatenate([some for _, some, _ in sentences])
+    groups = np.repeat([source for *_, source in sentences], counts)
+    # Signs are told by themselves; a head is asked about the others.
+    asked = labels != "sign"
+    found = cross_val_score(
+        make_head().set_params(logisticregression__C=0.01), vectors[asked], labels[asked],
+        groups=groups[asked], cv=GroupKFold(4), scoring="balanced_accuracy",
+    )  # fmt: skip
+    return [float(value) for value in found]
+
+
+def plot(names: list[str], scores: np.ndarray, targets: list[str], path: Path) -> None:
+    """Draw each representation: a panel a target, a dot a seed."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(targets), figsize=(3.5 + 3 * len(targets), 1.3 + 0.3 * len(names)), sharey=True,
+        layout="constrained", squeeze=False,
+    )  # fmt: skip
+    rows = np.arange(len(names))[::-1]
+    for k, (target, panel) in enumerate(zip(targets, axes[0], strict=True)):
+        for some in scores:
+            panel.scatter(some[:, k], rows, s=18, color="tab:blue")
+        panel.scatter(scores[:, :, k].mean(axis=0), rows, marker="|", s=260, color="black")
+        panel.axvline(scores[:, 0, k].mean(), color="0.7", linestyle="--")
+        panel.set(xlabel=f"balanced accuracy, words of {target}")
+        panel.set_yticks(rows, names)
+        panel.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Run what is missing, write the table and draw the plot."""
+    args, results = read_arguments(parse(__doc__.splitlines()[0]))
+    tasks = {target: TARGETS[target](args.data, args.target_texts) for target in args.targets}
+    names: list[str] = []
+    found: list[list[list[float]]] = []
+    for seed in args.seeds:
+        prefixes = learn_prefixes(args, seed, results)
+        tuned = None if args.no_multitask else fine_tune(args, seed, results)
+        banks = representations(args, prefixes, tuned)
+        names = list(banks)
+        for target, sentences in tasks.items():
+            for name, bank in banks.items():
+                if results.get(seed, f"words of {target}", name) is None:
+                    results.keep(score(bank, sentences), seed, f"words of {target}", name)
+        found.append(
+            [
+                [np.mean(results.get(seed, f"words of {target}", name)) for target in tasks]
+                for name in names
+            ]
+        )
+    scores = np.array(found)  # (seed, representation, target)
+    lines = [f"| representation | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+    for k, name in enumerate(names):
+        lines.append(f"| {name} | {' | '.join(f'{v:.3f}' for v in scores[:, k].mean(axis=0))} |")
+    for target, sentences in tasks.items():
+        labels, counts = np.unique(np.concatenate([s for _, s, _ in sentences]), return_counts=True)
+        print(
+            f"{target}: {len(sentences)} sentences, words", dict(zip(labels, counts, strict=True))
+        )
+    (args.out / "token_targets.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    plot(names, scores, list(tasks), args.out / "token_targets.png")
+
+
+if __name__ == "__main__":
+    main()
