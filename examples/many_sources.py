@@ -46,6 +46,7 @@ def learn(args: argparse.Namespace, path: Path, task: TaskSplit, rows: Any, seed
             learning_rate=args.learning_rate,
             max_epochs=args.epochs,
             max_length=args.max_length,
+            pairs=args.pairs,
             early_stopping=False,
             on_truncate="ignore",
             random_state=seed,
@@ -55,7 +56,7 @@ def learn(args: argparse.Namespace, path: Path, task: TaskSplit, rows: Any, seed
 
 def learn_all(args: argparse.Namespace, seed: int) -> tuple[dict[str, Prefix], dict[str, Prefix]]:
     """Learn a prefix for each whole task, and for each topic of it."""
-    bare = PrefixBank({}, backbone=args.backbone, max_length=args.max_length)
+    bare = PrefixBank({}, backbone=args.backbone, max_length=args.max_length, on_truncate="ignore")
     whole, topics = {}, {}
     n_topics = -(-max(args.counts) // len(args.sources)) + 2
     for name in args.sources:
@@ -74,7 +75,7 @@ def banks(
 ) -> dict[tuple[str, int], PrefixBank]:
     """Give each bank by how it combines and how many topics it has; 0 is none, -1 whole tasks."""
     common = {"backbone": args.backbone, "max_length": args.max_length, "on_truncate": "ignore"}
-    common |= {"cache": None}
+    common |= {"cache": None, "pairs": args.pairs}
     found = {}
     for n in (0, -1, *args.counts):
         prefixes = whole if n == -1 else dict(list(topics.items())[:n])
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--pairs", choices=["joint", "apart"], default="joint")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backbone", default=None, help="default: the demo backbone")
     parser.add_argument("--out", type=Path, default=Path("results/many_sources"))

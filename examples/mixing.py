@@ -42,6 +42,7 @@ def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) ->
     common: dict[str, Any] = {
         "max_length": args.max_length, "max_epochs": args.epochs, "n_iter_no_change": args.epochs,
         "validation_fraction": 0.2, "on_truncate": "ignore", "random_state": seed,
+        "pairs": args.pairs,
     }  # fmt: skip
     curves: Curves = {}
     for temperature in args.temperatures:
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1, 2, np.inf])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=128)
+    parser.add_argument("--pairs", choices=["joint", "apart"], default="joint")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backbone", default=None, help="default: the demo backbone")
     parser.add_argument("--out", type=Path, default=Path("results/mixing"))

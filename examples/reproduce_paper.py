@@ -53,7 +53,7 @@ CHOSEN = "chosen on training texts"
 
 
 # Arguments that do not change what has been done: they add to it, or say where it lies.
-OPEN = ("data", "out", "seeds", "targets", "no_multitask", "combine")
+OPEN = ("data", "out", "seeds", "targets", "no_multitask", "combine", "sizes", "layers")
 
 
 class Results:
@@ -209,6 +209,21 @@ def run_target(
     print(f"seed {seed} {target}: done", flush=True)
 
 
+def run(args: argparse.Namespace, results: Results) -> dict[str, np.ndarray]:
+    """Run what is missing, and give scores of shape (seed, target) by representation."""
+    names: list[str] = []
+    for seed in args.seeds:
+        prefixes = learn_prefixes(args, seed, results)
+        tuned = None if args.no_multitask else fine_tune(args, seed, results)
+        banks = representations(args, prefixes, tuned)
+        names = list(banks)
+        for target in args.targets:
+            run_target(args, seed, target, banks, results)
+        if tuned is not None:
+            release_backbones(tuned)
+    return collect(results, args.seeds, args.targets, names)
+
+
 def main_score(result: dict[str, float], target: str) -> float:
     """Give the score that stands in the table: the literature's first one."""
     (info,) = (info for info in list_tasks() if info.name == target)
@@ -312,17 +327,7 @@ def main() -> None:
     """Run what is missing, write the table and draw the plot."""
     args, results = read_arguments(parse(__doc__.splitlines()[0]))
     started = time.perf_counter()
-    names: list[str] = []
-    for seed in args.seeds:
-        prefixes = learn_prefixes(args, seed, results)
-        tuned = None if args.no_multitask else fine_tune(args, seed, results)
-        banks = representations(args, prefixes, tuned)
-        names = list(banks)
-        for target in args.targets:
-            run_target(args, seed, target, banks, results)
-        if tuned is not None:
-            release_backbones(tuned)
-    scores = collect(results, args.seeds, args.targets, names)
+    scores = run(args, results)
     laid_out = table(scores, args.targets)
     (args.out / "table.md").write_text(laid_out + "\n")
     plot(scores, len(args.targets), args.out / "paper.png")
