@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -225,19 +225,16 @@ class Prefix:
         path : str or path-like
             File to write, by custom ending in ``.safetensors``.
         """
-        target = Path(path)
-        header = {"format_version": FORMAT_VERSION, "digest": self.digest, **self._header()}
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        try:
-            save_file(self._tensors(), temporary, metadata={_METADATA_KEY: json.dumps(header)})
-            with open(temporary, "rb+") as written:
-                os.fsync(written.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        header = {
+            "format_version": FORMAT_VERSION,
+            "library_version": library_version(),
+            "digest": self.digest,
+            **self._header(),
+        }
+        metadata = {_METADATA_KEY: json.dumps(header)}
+        write_atomically(
+            Path(path), lambda temporary: save_file(self._tensors(), temporary, metadata=metadata)
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prefix:
@@ -266,6 +263,8 @@ class Prefix:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:  # it has gone this moment
+            raise FileNotFoundError(f"no prefix file at {os.fspath(path)!r}") from None
         except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{os.fspath(path)!r} is not a safetensors file: {error}") from error
         if _METADATA_KEY not in metadata:
@@ -283,6 +282,7 @@ class Prefix:
                 f"format version is {version}, this version of prefixembed reads {FORMAT_VERSION}"
             )
         digest = header.pop("digest")
+        header.pop("library_version")
         if unknown := set(tensors) - set(_TENSORS):
             raise ValueError(f"unknown tensors {sorted(unknown)}")
         if wrong := [name for name, array in tensors.items() if array.dtype != np.float32]:
@@ -408,6 +408,36 @@ def _decode_classes(encoded: Mapping[str, Any]) -> NDArray[Any]:
     if dtype.kind not in "biufU":
         raise ValueError(f"labels of dtype {dtype} are not numbers, booleans or strings")
     return np.array(encoded["values"], dtype=dtype)
+
+
+def library_version() -> str:
+    """Give the version of this library, which files name for whoever has to tell them apart."""
+    from prefixembed import __version__
+
+    return __version__
+
+
+def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
+    """Write a file; a kill or an error leaves the old one as it was.
+
+    Parameters
+    ----------
+    target : Path
+        Where it is to be.
+    write : callable
+        Writes to the path that it is given, which is beside `target`.
+    """
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def _umask() -> int:
