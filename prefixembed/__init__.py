@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prefixembed._version import __version__
+
 if TYPE_CHECKING:
     from prefixembed.backbone import Backbone, load_backbone, release_backbones
     from prefixembed.bank import PrefixBank
@@ -19,8 +21,6 @@ if TYPE_CHECKING:
     from prefixembed.parallel import fill_cache, fit_prefixes
     from prefixembed.prefix import Prefix
     from prefixembed.selection import prefix_subsets
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Backbone": "backbone",
@@ -45,6 +45,7 @@ __all__ = [
     "PrefixBank",
     "PrefixEncoder",
     "VectorCache",
+    "__version__",
     "fill_cache",
     "fit_prefixes",
     "load_backbone",

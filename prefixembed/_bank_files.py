@@ -13,7 +13,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from prefixembed.prefix import Prefix, library_version, write_atomically
+from prefixembed._version import __version__
+from prefixembed.prefix import Prefix, write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST = "bank.json"
@@ -64,7 +65,7 @@ def _write(target: Path, files: BankFiles) -> None:
             prefix.save(path)
     content = {
         "format_version": FORMAT_VERSION,
-        "library_version": library_version(),
+        "library_version": __version__,
         "prefixes": {name: prefix.digest for name, prefix in files.prefixes.items()},
         "parameters": dict(files.parameters),
     }

@@ -64,6 +64,7 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         def load_with_prefix() -> tuple[Backbone, Attend | None]:
             backbone = load()
             backbone.check_pooled_layers(representation.pooled_layers)
+            backbone.check_positions(representation.first_position, representation.max_length)
             dtype = attention_dtype(backbone.device, backbone.dtype)
             parts = [
                 torch.tensor(prefix.keys_values, device=backbone.device, dtype=dtype)

@@ -23,7 +23,7 @@ from prefixembed._batching import (
     tokenize,
     word_slots,
 )
-from prefixembed._pooling import Pooling, pair_vectors, pool, pool_words
+from prefixembed._pooling import Reading, pair_vectors, pool, pool_words
 from prefixembed._quantization import OUTPUT_DTYPES, output_width, quantize
 from prefixembed._texts import PAIR_WIDTH, Text, is_pairs, split_pairs, vector_counts
 from prefixembed._warnings import warn
@@ -84,7 +84,7 @@ def embed_tokens(
     backbone: Backbone,
     tokens: Tokens,
     prefix: Attend | None,
-    pooling: Pooling,
+    reading: Reading,
     batch_tokens: int,
     progress: Callable[[int], Any] = int,
 ) -> NDArray[np.float32]:
@@ -98,7 +98,7 @@ def embed_tokens(
         Tokenized texts.
     prefix : Attend or None
         What every layer attends to beside the tokens.
-    pooling : Pooling
+    reading : Reading
         How token vectors become one.
     batch_tokens : int
         Budget of a batch.
@@ -124,7 +124,7 @@ def embed_tokens(
     while batches:
         positions = batches.pop()
         try:
-            done.append((positions, _embed_batch(backbone, tokens, positions, prefix, pooling)))
+            done.append((positions, _embed_batch(backbone, tokens, positions, prefix, reading)))
         except (RuntimeError, MemoryError) as error:
             if len(positions) == 1 or not is_out_of_memory(error):
                 raise
@@ -147,9 +147,9 @@ def _embed_batch(
     tokens: Tokens,
     positions: NDArray[np.intp],
     prefix: Attend | None,
-    pooling: Pooling,
+    reading: Reading,
 ) -> torch.Tensor:
-    return encode_batch(backbone, tokens, positions, prefix, pooling)
+    return encode_batch(backbone, tokens, positions, prefix, reading)
 
 
 def encode_batch(
@@ -157,7 +157,7 @@ def encode_batch(
     tokens: Tokens,
     positions: NDArray[np.intp],
     prefix: Attend | None,
-    pooling: Pooling,
+    reading: Reading,
 ) -> torch.Tensor:
     """Run some texts through a backbone, gradients and all.
 
@@ -171,7 +171,7 @@ def encode_batch(
         Which of them.
     prefix : Attend or None
         What every layer attends to beside the tokens.
-    pooling : Pooling
+    reading : Reading
         How token vectors become one; those of a word are averaged.
 
     Returns
@@ -181,14 +181,14 @@ def encode_batch(
     """
     if tokens.second is not None:
         one, two = (
-            encode_batch(backbone, some, positions, prefix, pooling)
+            encode_batch(backbone, some, positions, prefix, reading)
             for some in (replace(tokens, second=None), tokens.second)
         )
         return pair_vectors(one, two)
     batch = pad_batch(tokens, positions, backbone.pad_id)
-    hidden, mask = backbone.forward(batch, prefix, pooling.layers)
+    hidden, mask = backbone.forward(batch, prefix, reading.layers, reading.first_position)
     if tokens.words is None:
-        return pool(hidden, mask, pooling.how)
+        return pool(hidden, mask, reading.pooling)
     slots = torch.from_numpy(word_slots(tokens, positions, hidden.shape[1])).to(hidden.device)
     return pool_words(hidden, slots, int(tokens.n_vectors[positions].sum()))
 
@@ -304,8 +304,9 @@ class Embedder:
         return truncated
 
     @property
-    def _pooling(self) -> Pooling:
-        return Pooling(self.representation.pooling, self.representation.pooled_layers)
+    def _reading(self) -> Reading:
+        known = self.representation
+        return Reading(known.pooling, known.pooled_layers, known.first_position)
 
     def report(self, truncated: NDArray[np.bool_]) -> None:
         """Say how many texts were cut, as :func:`report_truncated` does."""
@@ -365,7 +366,7 @@ class Embedder:
             return chunk.vectors
         backbone, prefix = self.load()
         budget = resolve_batch_tokens(self.batch_tokens, backbone.device)
-        encoded = embed_tokens(backbone, chunk.tokens, prefix, self._pooling, budget, bar.update)
+        encoded = embed_tokens(backbone, chunk.tokens, prefix, self._reading, budget, bar.update)
         rows = expand(chunk.missing, chunk.ends)
         chunk.vectors[rows] = encoded
         if self.cache is not None:

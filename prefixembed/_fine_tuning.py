@@ -20,7 +20,7 @@ from prefixembed._device import seeded
 from prefixembed._embedding import embed_tokens, encode_batch
 from prefixembed._examples import Examples
 from prefixembed._learning import Learner, learn, mixed_steps
-from prefixembed._pooling import Pooling
+from prefixembed._pooling import Reading
 from prefixembed._training import History, Recipe
 from prefixembed.backbone import Backbone, quiet_transformers, release_backbones
 
@@ -30,7 +30,7 @@ def fine_tune(
     tasks: Mapping[str, Examples],
     recipe: Recipe,
     *,
-    pooling: Pooling,
+    reading: Reading,
     temperature: float,
     head_learning_rate: float,
     mixed_precision: bool,
@@ -48,8 +48,8 @@ def fine_tune(
         What to learn from.
     recipe : Recipe
         How; its learning rate is the backbone's.
-    pooling : Pooling
-        How token vectors become one.
+    reading : Reading
+        How texts are read and token vectors become one.
     temperature : float
         How tasks are mixed, see :func:`~prefixembed._learning.mixed_steps`.
     head_learning_rate : float
@@ -79,12 +79,12 @@ def fine_tune(
 
     def encode(tokens: Tokens, texts: NDArray[np.intp]) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            return encode_batch(backbone, tokens, texts, None, pooling)
+            return encode_batch(backbone, tokens, texts, None, reading)
 
     def embed(tokens: Tokens, budget: int) -> NDArray[np.float32]:
         body.eval()
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            vectors = embed_tokens(backbone, tokens, None, pooling, budget)
+            vectors = embed_tokens(backbone, tokens, None, reading, budget)
         body.train()
         return vectors
 

@@ -12,19 +12,22 @@ Mask = Tensor | None
 
 
 @dataclass(frozen=True)
-class Pooling:
-    """How one vector a text is made of token vectors.
+class Reading:
+    """How the backbone reads a text, and how one vector is made of its token vectors.
 
     Parameters
     ----------
-    how : {"cls", "mean", "max", "last"}
+    pooling : {"cls", "mean", "max", "last"}
         As :func:`pool` has it.
     layers : int, default=1
         Number of last layers whose token vectors are averaged first.
+    first_position : int, default=0
+        Position of the first token.
     """
 
-    how: str
+    pooling: str
     layers: int = 1
+    first_position: int = 0
 
 
 def _cls(hidden: Tensor, mask: Mask) -> Tensor:

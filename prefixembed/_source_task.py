@@ -12,7 +12,7 @@ from prefixembed._batching import Tokens, pad_batch, shuffle_batches
 from prefixembed._embedding import embed_tokens, encode_batch
 from prefixembed._examples import Examples
 from prefixembed._learning import Learner, learn
-from prefixembed._pooling import Pooling
+from prefixembed._pooling import Reading
 from prefixembed._training import History, Recipe, Step
 from prefixembed.backbone import Backbone
 
@@ -138,7 +138,7 @@ def learn_prefix(
     model: PrefixModel,
     recipe: Recipe,
     *,
-    pooling: Pooling,
+    reading: Reading,
     batch_tokens: int,
     rng: np.random.Generator,
     progress: bool,
@@ -155,8 +155,8 @@ def learn_prefix(
         What is learned.
     recipe : Recipe
         How.
-    pooling : Pooling
-        How token vectors become one.
+    reading : Reading
+        How texts are read and token vectors become one.
     batch_tokens : int
         Most tokens that go through the backbone at once.
     rng : numpy.random.Generator
@@ -171,12 +171,12 @@ def learn_prefix(
     """
 
     def encode(tokens: Tokens, texts: NDArray[np.intp]) -> Tensor:
-        return encode_batch(backbone, tokens, texts, model.attention(), pooling)
+        return encode_batch(backbone, tokens, texts, model.attention(), reading)
 
     def embed(tokens: Tokens, budget: int) -> NDArray[np.float32]:
         with torch.no_grad():
             prefix = model.attention()
-        return embed_tokens(backbone, tokens, prefix, pooling, budget)
+        return embed_tokens(backbone, tokens, prefix, reading, budget)
 
     def draw(rng: np.random.Generator) -> list[Step]:
         longest = data.longest[data.train]

@@ -129,7 +129,11 @@ class Backbone:
         return self._tokenizers[max_length]
 
     def forward(
-        self, batch: Batch, prefix: Attend | None = None, pooled_layers: int = 1
+        self,
+        batch: Batch,
+        prefix: Attend | None = None,
+        pooled_layers: int = 1,
+        first_position: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the encoder once.
 
@@ -141,6 +145,8 @@ class Backbone:
             What every layer attends to beside the tokens.
         pooled_layers : int, default=1
             Number of last layers to average.
+        first_position : int, default=0
+            Position of the first token.
 
         Returns
         -------
@@ -156,6 +162,10 @@ class Backbone:
             inputs["attention_mask"] = mask
         if self.has_segments:
             inputs["token_type_ids"] = self._send(batch.type_ids)
+        if first_position:
+            start = first_position + _position_offset(self.model.config)
+            stop = start + batch.ids.shape[1]
+            inputs["position_ids"] = torch.arange(start, stop, device=self.device)[None]
         if pooled_layers == 1:
             return self.model(**inputs, prefix=prefix).last_hidden_state, mask
         output = self.model(**inputs, prefix=prefix, output_hidden_states=True)
@@ -168,6 +178,14 @@ class Backbone:
             raise ValueError(
                 f"pooled_layers must be at most the {self.layout[0]} layers of backbone "
                 f"{self.name!r}, got {pooled_layers}"
+            )
+
+    def check_positions(self, first_position: int, max_length: int) -> None:
+        """Refuse texts whose last token would lie behind the last position."""
+        if first_position and first_position + max_length > self.max_length:
+            raise ValueError(
+                f"max_length must be at most {self.max_length - first_position} where the first "
+                f"of {self.max_length} positions is {first_position}, got {max_length}"
             )
 
     def _send(self, array: Any) -> Tensor:
@@ -366,10 +384,13 @@ def read_backbone(
 
 
 def _max_length(config: Any, tokenizer_limit: int) -> int:
-    positions = config.max_position_embeddings
-    if config.model_type in _OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1
+    positions = config.max_position_embeddings - _position_offset(config)
     return int(min(positions, tokenizer_limit))
+
+
+def _position_offset(config: Any) -> int:
+    # Where the positions of tokens begin: in the RoBERTa family behind that of padding.
+    return config.pad_token_id + 1 if config.model_type in _OFFSET_POSITIONS else 0
 
 
 def _pad_id(config: Any, wrapper: Any) -> int:

@@ -273,6 +273,9 @@ class PrefixBank(TextTransformer):
                 or max((p.max_length for p in known.values()), default=facts.max_length)
             ),
             dtype=self._dtype_name(),
+            first_position=next(
+                (known[name].first_position for name in self._active_names(known)), 0
+            ),
             pairs=self._pairs(known),
         )
 

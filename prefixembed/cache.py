@@ -43,6 +43,8 @@ class Representation:
         Where texts are cut, in tokens.
     dtype : str
         What the backbone computes in.
+    first_position : int, default=0
+        Position of the first token.
     pairs : {"joint", "apart"}, default="joint"
         How pairs are read. It decides what is encoded for a pair, not the vector of a text.
     """
@@ -54,6 +56,7 @@ class Representation:
     pooled_layers: int
     max_length: int
     dtype: str
+    first_position: int = 0
     pairs: str = "joint"
     _seed: Any = field(init=False, repr=False, compare=False)
 
@@ -67,6 +70,7 @@ class Representation:
             self.pooled_layers,
             self.max_length,
             self.dtype,
+            self.first_position,
         ]
         seed = hashlib.blake2b(json.dumps(content).encode(), digest_size=_KEY_BYTES)
         object.__setattr__(self, "_seed", seed)

@@ -19,7 +19,7 @@ from prefixembed._embedding import report_truncated, resolve_batch_tokens
 from prefixembed._examples import Examples, prepare, read_rows
 from prefixembed._learning import training_facts, warn_if_stuck
 from prefixembed._objectives import OBJECTIVES
-from prefixembed._pooling import Pooling
+from prefixembed._pooling import Reading
 from prefixembed._source_head import SourceHeadMixin
 from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix
 from prefixembed._texts import is_pairs
@@ -302,7 +302,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             data,
             model,
             recipe,
-            pooling=Pooling(self.pooling, self.pooled_layers),
+            reading=Reading(self.pooling, self.pooled_layers),
             batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
             rng=rng,
             progress=bool(self.verbose),
@@ -443,6 +443,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             pooled_layers=prefix.pooled_layers,
             max_length=prefix.max_length,
             dtype=self._dtype_name(),
+            first_position=prefix.first_position,
             pairs=prefix.pairs or self.pairs,
         )
 

@@ -27,7 +27,7 @@ from prefixembed._embedding import (
 from prefixembed._examples import check_tasks, prepare, read_rows
 from prefixembed._fine_tuning import fine_tune, pack_backbone, write_backbone
 from prefixembed._objectives import OBJECTIVES
-from prefixembed._pooling import Pooling
+from prefixembed._pooling import Reading
 from prefixembed._texts import check_rows
 from prefixembed._training import Recipe
 from prefixembed.backbone import (
@@ -305,12 +305,12 @@ class MultiTaskEncoder(TextTransformer):
             weight_decay=self.weight_decay,
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
-        pooling = Pooling(self.pooling, int(self.pooled_layers))
+        reading = Reading(self.pooling, int(self.pooled_layers))
         backbone, heads, self.history_ = fine_tune(
             original,
             data,
             recipe,
-            pooling=pooling,
+            reading=reading,
             temperature=self.temperature,
             head_learning_rate=self.head_learning_rate,
             mixed_precision=self._dtype_name() == "bfloat16",
@@ -318,7 +318,7 @@ class MultiTaskEncoder(TextTransformer):
             rng=rng,
             progress=bool(self.verbose),
         )
-        self._reading = pooling, max_length, self.pairs
+        self._read = reading, max_length, self.pairs
         self.heads_ = {}
         for (name, some), head in zip(data.items(), heads, strict=True):
             weight, bias = some.objective.finish(
@@ -474,13 +474,13 @@ class MultiTaskEncoder(TextTransformer):
 
     def _representation(self) -> Representation:
         # As the heads were trained, whatever the parameters say now.
-        pooling, max_length, pairs = self._reading
+        reading, max_length, pairs = self._read
         return Representation(
             fingerprint=self.backbone_.fingerprint,
             prefixes=(),
             combine="concat",
-            pooling=pooling.how,
-            pooled_layers=pooling.layers,
+            pooling=reading.pooling,
+            pooled_layers=reading.layers,
             max_length=max_length,
             dtype=self._dtype_name(),
             pairs=pairs,

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from prefixembed._texts import PAIR_WIDTH
+from prefixembed._version import __version__
 
 FORMAT_VERSION = 3
 _METADATA_KEY = "prefixembed"
@@ -34,6 +35,8 @@ _TYPES = {
 _WITHOUT_CLASSES = ("regression", "multiple_choice")
 POOLINGS = ("cls", "mean", "max", "last")
 PAIRS = ("joint", "apart")
+# What prefixes must have in common to be combined.
+_ALIKE = ("fingerprint", "pooling", "pooled_layers", "first_position", "layout", "n_features")
 _SHAPE_WORDS = "(layer, 2, head, position, head_dim)"
 
 
@@ -63,6 +66,9 @@ class Prefix:
         Number of last layers whose token vectors were averaged.
     pairs : {"joint", "apart"}, default=None
         How the pairs of the source task were read. None if it has no pairs.
+    first_position : int, default=0
+        Position that the first token had: 0, or where the prefix was learned by a library that
+        gives positions to prefixes too, such as PEFT, the number of those.
     revision : str, default=None
         Revision of the backbone on the Hub.
     objective : str, default="classification"
@@ -119,6 +125,7 @@ class Prefix:
     n_features: int
     pooled_layers: int = 1
     pairs: str | None = None
+    first_position: int = 0
     revision: str | None = None
     objective: str = "classification"
     classes: NDArray[Any] | None = None  # (class,)
@@ -139,6 +146,8 @@ class Prefix:
                 raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
+        if type(self.first_position) is not int or self.first_position < 0:
+            raise ValueError(f"first_position must be an int from 0, got {self.first_position!r}")
         if self.pairs not in (None, *PAIRS):
             raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, got {self.pairs!r}")
         if self.classes is not None:
@@ -227,7 +236,7 @@ class Prefix:
         """
         header = {
             "format_version": FORMAT_VERSION,
-            "library_version": library_version(),
+            "library_version": __version__,
             "digest": self.digest,
             **self._header(),
         }
@@ -304,6 +313,7 @@ class Prefix:
             "n_features": self.n_features,
             "pooled_layers": self.pooled_layers,
             "pairs": self.pairs,
+            "first_position": self.first_position,
             "objective": self.objective,
             "classes": None if self.classes is None else _encode_classes(self.classes),
             "training": dict(self.training),
@@ -365,12 +375,13 @@ def check_compatible(prefixes: Mapping[str, Prefix]) -> None:
     Raises
     ------
     ValueError
-        If two of them differ in backbone, pooling, pooled layers or shape; the message names both.
+        If two of them differ in backbone, pooling, pooled layers, first position or shape; the
+        message names both.
     """
     names = list(prefixes)
     for name in names[1:]:
         one, other = prefixes[names[0]], prefixes[name]
-        for attribute in ("fingerprint", "pooling", "pooled_layers", "layout", "n_features"):
+        for attribute in _ALIKE:
             if getattr(one, attribute) != getattr(other, attribute):
                 raise ValueError(
                     f"prefixes {names[0]!r} and {name!r} cannot be combined, "
@@ -408,13 +419,6 @@ def _decode_classes(encoded: Mapping[str, Any]) -> NDArray[Any]:
     if dtype.kind not in "biufU":
         raise ValueError(f"labels of dtype {dtype} are not numbers, booleans or strings")
     return np.array(encoded["values"], dtype=dtype)
-
-
-def library_version() -> str:
-    """Give the version of this library, which files name for whoever has to tell them apart."""
-    from prefixembed import __version__
-
-    return __version__
 
 
 def write_atomically(target: Path, write: Callable[[str], Any]) -> None:

@@ -23,7 +23,7 @@ from prefixembed import (
 )
 from prefixembed._batching import tokenize
 from prefixembed._embedding import embed_tokens, encode_batch
-from prefixembed._pooling import Pooling
+from prefixembed._pooling import Reading
 
 CPU = {"dtype": "float32", "device": "cpu", "cache": None}
 PAIRS = [("a film", "of joy"), ("", "b"), ("a film", "a film"), ("b", "it is long " * 4)]
@@ -117,10 +117,10 @@ def test_training_reads_pairs_as_transform_does(tiny):
     tokens = tokenize(backbone.tokenizer(64), PAIRS, "apart")
     expected = naive(PrefixBank({}, backbone=tiny(), **CPU), PAIRS)
     positions = np.array([3, 0, 1, 2])
-    vectors = encode_batch(backbone, tokens, positions, None, Pooling("mean"))
+    vectors = encode_batch(backbone, tokens, positions, None, Reading("mean"))
     np.testing.assert_allclose(vectors.detach().numpy(), expected[positions], atol=1e-5)
     np.testing.assert_allclose(
-        embed_tokens(backbone, tokens, None, Pooling("mean"), 16), expected, atol=1e-5
+        embed_tokens(backbone, tokens, None, Reading("mean"), 16), expected, atol=1e-5
     )
     alone = tokens.sequences()
     assert len(alone.ids) == 2 * len(PAIRS) and alone.sequences() is alone

@@ -179,7 +179,8 @@ def test_a_header_that_lies_is_refused(tmp_path, key, value, message):
 def test_foreign_tensors_and_dtypes_are_refused(tmp_path):
     path = tmp_path / "p.safetensors"
     prefix = make()
-    header = {"format_version": FORMAT_VERSION, "digest": prefix.digest, **prefix._header()}
+    header = {"format_version": FORMAT_VERSION, "library_version": "0"}
+    header |= {"digest": prefix.digest, **prefix._header()}
     metadata = {"prefixembed": json.dumps(header)}
     tensors = prefix._tensors()
     save_file({**tensors, "more": np.zeros(1, dtype=np.float32)}, path, metadata)

@@ -7,6 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import skops.io
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from prefixembed import PrefixBank
 
@@ -33,6 +36,20 @@ def test_eight_threads_give_what_one_gives(tiny, random_prefix, combine, fresh_b
         together = list(threads.map(lambda job: job[0].transform(job[1]), jobs))
     for (bank, texts), vectors in zip(jobs, together, strict=True):
         np.testing.assert_allclose(vectors, bank.transform(texts), atol=1e-5)
+
+
+def test_skops_carries_a_pipeline_with_two_types_to_trust(tiny, random_prefix):
+    prefix = random_prefix(tiny())
+    texts, labels = ["a joy", "a bore", "fun", "dull"] * 4, [1, 0, 1, 0] * 4
+    bank = PrefixBank({"a": prefix}, dtype="float32", device="cpu")
+    pipe = make_pipeline(bank, LogisticRegression()).fit(texts, labels)
+    written = skops.io.dumps(pipe)
+    trusted = ["prefixembed.bank.PrefixBank", "prefixembed.prefix.Prefix"]
+    assert skops.io.get_untrusted_types(data=written) == trusted
+    again = skops.io.loads(written, trusted=trusted)
+    np.testing.assert_array_equal(again.predict_proba(texts), pipe.predict_proba(texts))
+    found = again[0].prefixes["a"]
+    assert found == prefix and not found.keys_values.flags.writeable
 
 
 def test_one_bank_serves_threads(tiny, random_prefix):

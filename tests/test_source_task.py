@@ -7,7 +7,7 @@ from prefixembed import _source_task, load_backbone
 from prefixembed._batching import pad_batch, tokenize
 from prefixembed._examples import Examples
 from prefixembed._objectives import OBJECTIVES, Targets
-from prefixembed._pooling import Pooling
+from prefixembed._pooling import Reading
 from prefixembed._source_task import (
     PrefixModel,
     initial_keys_values,
@@ -43,7 +43,7 @@ def make_data(backbone, n_valid=0):
 
 def learn(backbone, model, data=None, budget=10_000, seed=0):
     return learn_prefix(
-        backbone, data or make_data(backbone), model, RECIPE, pooling=Pooling("mean"),
+        backbone, data or make_data(backbone), model, RECIPE, reading=Reading("mean"),
         batch_tokens=budget, rng=np.random.default_rng(seed), progress=False,
     )  # fmt: skip
 
