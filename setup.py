@@ -41,6 +41,7 @@ setup(
     install_requires=[
         "datasets",
         "filelock",
+        "huggingface-hub",
         "joblib",
         "numpy",
         "safetensors",

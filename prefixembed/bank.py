@@ -14,8 +14,8 @@ from sklearn.base import _fit_context, clone
 from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from prefixembed._bank_files import BankFiles, read_bank, write_bank
 from prefixembed._base import TextTransformer
+from prefixembed._saved_bank import SavedBank
 from prefixembed._texts import PAIR_WIDTH, check_sentences, is_pairs
 from prefixembed.backbone import Backbone, backbone_n_features, load_backbone
 from prefixembed.cache import Representation, VectorCache
@@ -25,14 +25,8 @@ from prefixembed.prefix import PAIRS, POOLINGS, Prefix, check_compatible
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-# Parameters that decide vectors, and go into a file.
-_SAVED = (
-    "active", "combine", "weights", "backbone", "revision", "pooling", "pooled_layers", "pairs",
-    "max_length", "output", "output_dtype",
-)  # fmt: skip
 
-
-class PrefixBank(TextTransformer):
+class PrefixBank(SavedBank, TextTransformer):
     """Combine the prefixes of several source tasks into one representation of a text.
 
     The prefixes were learned independently; a source task is added, replaced or removed by
@@ -366,72 +360,6 @@ class PrefixBank(TextTransformer):
             A clone with fewer prefixes.
         """
         return clone(self).remove(*names)
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the bank as a folder: a file a prefix, and ``bank.json``.
-
-        What decides vectors is written: prefixes, and how they are used. Where the bank runs and
-        what it keeps (`device`, `dtype`, `cache`, `batch_tokens`, `on_truncate`, `verbose`) is not.
-
-        Parameters
-        ----------
-        folder : str or path-like
-            Made where there is none. A bank that is there is replaced; a kill at any moment leaves
-            the old one or the new one. Other files are left alone.
-
-        Raises
-        ------
-        ValueError
-            If a parameter is wrong, or prefixes do not fit each other.
-
-        Examples
-        --------
-        >>> bank.save("bank")  # doctest: +SKIP
-        >>> bank = PrefixBank.load("bank", device="cpu")  # doctest: +SKIP
-        """
-        self._validate_params()
-        known = self._check()
-        parameters = {name: getattr(self, name) for name in _SAVED}
-        # As JSON knows them: numbers may be numpy's.
-        for name, kind in (("active", list), ("max_length", int), ("pooled_layers", int)):
-            parameters[name] = None if parameters[name] is None else kind(parameters[name])
-        if isinstance(self.weights, dict):
-            parameters["weights"] = {name: float(value) for name, value in self.weights.items()}
-        elif self.weights is not None:
-            parameters["weights"] = float(self.weights)
-        write_bank(folder, BankFiles(known, parameters))
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str], **params: Any) -> Self:
-        """Read a bank that :meth:`save` wrote; nothing in it is executed.
-
-        Parameters
-        ----------
-        folder : str or path-like
-            Where it is.
-        **params : dict
-            Parameters to set beside or instead of those that were saved, such as ``device``, or
-            ``backbone`` where it lies elsewhere now.
-
-        Returns
-        -------
-        bank : PrefixBank
-            With prefixes equal to those that were saved.
-
-        Raises
-        ------
-        FileNotFoundError
-            If there is no bank, or the file of a prefix is missing.
-        ValueError
-            If a file is damaged or comes from another version, or parameters are wrong.
-        """
-        files = read_bank(folder)
-        if unknown := files.parameters.keys() - set(_SAVED):
-            raise ValueError(f"bank in {os.fspath(folder)!r} has unknown {sorted(unknown)}")
-        bank = cls(dict(files.prefixes), **{**files.parameters, **params})
-        bank._validate_params()
-        bank._check()
-        return bank
 
     def __getitem__(self, name: str) -> Prefix:
         try:

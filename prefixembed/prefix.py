@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from prefixembed._hub import PREFIX_FILE, fetch_folder, model_card, push
 from prefixembed._texts import PAIR_WIDTH
 from prefixembed._version import __version__
 
@@ -282,6 +283,90 @@ class Prefix:
             return cls._from_file(json.loads(metadata[_METADATA_KEY]), tensors)
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{os.fspath(path)!r} cannot be read: {error}") from error
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload the prefix and a model card to the Hub, as one commit.
+
+        Parameters
+        ----------
+        repo_id : str
+            ``"user/name"`` on the Hub.
+        private : bool, default=None
+            Whether a repository that is made is private. None for the account's default.
+        token : str or bool, default=None
+            As huggingface_hub takes it. None for the one that was logged in with.
+        revision : str, default=None
+            Branch. None for the main one.
+        commit_message : str, default=None
+            None for one that names the library.
+
+        Returns
+        -------
+        url : str
+            Of the commit.
+        """
+        usage = (
+            f"from prefixembed import Prefix, PrefixBank\n\n"
+            f"prefix = Prefix.from_pretrained({repo_id!r})\n"
+            f'vectors = PrefixBank({{"it": prefix}}).transform(["a text"])'
+        )
+        card = model_card(repo_id, {repo_id: self.facts()}, self.backbone, usage)
+        return push(
+            repo_id, lambda folder: self.save(folder / PREFIX_FILE), card, private=private,
+            token=token, revision=revision, commit_message=commit_message,
+        )  # fmt: skip
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        revision: str | None = None,
+        *,
+        token: str | bool | None = None,
+    ) -> Prefix:
+        """Read a prefix from the Hub or from a folder; nothing in it is executed.
+
+        Parameters
+        ----------
+        name : str or path-like
+            Repository on the Hub, or a folder with ``prefix.safetensors``.
+        revision : str, default=None
+            Branch, tag or commit of the repository.
+        token : str or bool, default=None
+            As huggingface_hub takes it.
+
+        Returns
+        -------
+        prefix : Prefix
+            Equal to the one that was pushed.
+
+        Raises
+        ------
+        OSError
+            If it is no folder and cannot be fetched, or there is no prefix in it.
+        ValueError
+            If the file is damaged or comes from another version, or a revision is asked for of a
+            folder.
+        """
+        return cls.load(fetch_folder(name, revision, token) / PREFIX_FILE)
+
+    def facts(self) -> dict[str, Any]:
+        """Tell what a card says of it: kind, classes, length, digest, training."""
+        return {
+            "objective": self.objective,
+            "n_classes": None if self.classes is None else len(self.classes),
+            "length": self.length,
+            "digest": self.digest,
+            "training": dict(self.training),
+        }
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], tensors: dict[str, Any]) -> Prefix:
