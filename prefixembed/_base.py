@@ -81,12 +81,17 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             batch_tokens=self.batch_tokens,
             on_truncate=self.on_truncate,
             output_dtype=output_dtype,
+            expects_pairs=self._expects_pairs(),
         )
         return embed(embedder, texts, out, bool(self.verbose))
 
     @abstractmethod
     def _representation(self) -> Representation:
         """Tell what decides the vectors that transform gives."""
+
+    def _expects_pairs(self) -> bool:
+        """Tell whether rows are pairs where there are none to tell by."""
+        return False
 
     def _in_container(self, vectors: NDArray[Any]) -> Any:
         """Give vectors of words the frame that set_output asks for.

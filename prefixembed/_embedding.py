@@ -214,6 +214,8 @@ class Embedder:
         What to do when texts are cut.
     output_dtype : {"float32", "float16", "int8", "binary"}
         What vectors are given as. What the cache keeps is float32.
+    expects_pairs : bool, default=False
+        Whether no texts at all are no pairs.
     """
 
     representation: Representation
@@ -223,6 +225,7 @@ class Embedder:
     batch_tokens: int | str
     on_truncate: str
     output_dtype: str = "float32"
+    expects_pairs: bool = False
 
     def embed(
         self, texts: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
@@ -432,7 +435,8 @@ def embed(
     else:
         head, lists = texts, iter([texts])
         n_texts, n_vectors = len(texts), int(vector_counts(texts).sum())
-    apart = embedder.representation.pairs == "apart" and is_pairs(head)
+    of_pairs = is_pairs(head) if len(head) else embedder.expects_pairs
+    apart = of_pairs and embedder.representation.pairs == "apart"
     encode = embedder.embed_pairs if apart else embedder.embed
     n_features = embedder.n_features * (PAIR_WIDTH if apart else 1)
     width = output_width(n_features, embedder.output_dtype)

@@ -273,6 +273,9 @@ class PrefixBank(SavedBank, TextTransformer):
             pairs=self._pairs(known),
         )
 
+    def _expects_pairs(self) -> bool:
+        return self._fitted_on_pairs
+
     def _in_order(self, known: Mapping[str, Prefix]) -> list[str]:
         # One order for one content: equal banks give equal bits, whatever the dict's order.
         return sorted(self._active_names(known), key=lambda key: known[key].digest)

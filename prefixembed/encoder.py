@@ -402,7 +402,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         }
         if prefix.pairs is not None:
             known["pairs"] = prefix.pairs
-        for name in known.keys() - {"backbone", "revision"}:
+        for name in [name for name in known if name not in ("backbone", "revision")]:
             if params.get(name, known[name]) != known[name]:
                 raise ValueError(
                     f"{name} is {known[name]!r} in the prefix, got {name}={params[name]!r}"
@@ -446,6 +446,9 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             first_position=prefix.first_position,
             pairs=prefix.pairs or self.pairs,
         )
+
+    def _expects_pairs(self) -> bool:
+        return self.prefix_.pairs is not None
 
     def _load_checked(self) -> Backbone:
         backbone = load_backbone(self.backbone, self.revision, self.dtype, self.device)

@@ -498,6 +498,8 @@ class MultiTaskEncoder(TextTransformer):
         row = OBJECTIVES[head.objective].row
         texts, counts = check_rows(X, row)
         vectors = self._vectors(texts, row == "words").astype(np.float64)
+        if not len(texts):
+            vectors = np.zeros((0, head.weight.shape[1]))
         if vectors.shape[1] != head.weight.shape[1]:
             learned = "pairs" if head.weight.shape[1] > self.n_features_out_ else "texts"
             raise ValueError(f"X must have {learned}, as task {task!r} was learned from")

@@ -190,6 +190,14 @@ def test_frames_of_pairs(bank):
     assert list(pipe[-1].feature_names_in_) == list(frame.columns)
 
 
+def test_no_pairs_give_no_rows_of_the_width_of_pairs(fitted, bank):
+    assert fitted.transform([]).shape == (0, 96)
+    assert fitted.predict([]).shape == (0,)
+    assert bank.transform([]).shape == (0, 32)
+    assert bank.fit(PAIRS).transform([]).shape == (0, 96)
+    assert bank.set_output(transform="pandas").transform(iter([])).shape == (0, 96)
+
+
 def test_a_pair_with_a_text_cut_short_counts_once(bank):
     long = "x" * 70
     pairs = [("a", long), (long, long), ("a", "b")]
@@ -227,6 +235,7 @@ def test_multi_task_training_of_pairs_and_texts(tiny, tmp_path):
     assert encoder.n_features_out_ == 32
     encoder.set_params(pairs="joint")  # heads read what they were trained on
     assert encoder.transform(pairs).shape == (120, 96)
+    assert encoder.predict([], "same").shape == encoder.predict([], "joy").shape == (0,)
     with pytest.raises(ValueError, match="X must have pairs, as task 'same' was learned from"):
         encoder.predict(["a text"], "same")
     with pytest.raises(ValueError, match="X must have texts, as task 'joy' was learned from"):
