@@ -53,7 +53,17 @@ CHOSEN = "chosen on training texts"
 
 
 # Arguments that do not change what has been done: they add to it, or say where it lies.
-OPEN = ("data", "out", "seeds", "targets", "no_multitask", "combine", "sizes", "layers")
+OPEN = (
+    "data",
+    "out",
+    "seeds",
+    "targets",
+    "no_multitask",
+    "combine",
+    "sizes",
+    "layers",
+    "sentences",
+)
 
 
 class Results:

@@ -10,12 +10,12 @@ A head reads the vector of each word. Arguments are those of ``reproduce_paper.p
 script has learned under the same ``--out`` is used again::
 
     python examples/token_targets.py --data DIR --sources sst2 qnli sick cola stsb \\
-        --targets entities code --target-texts 300
+        --sentences 600
 
 At the size of the paper::
 
     python examples/token_targets.py --backbone roberta-large --source-texts 1000000 \\
-        --targets entities code --target-texts 10000
+        --sentences 10000
 """
 
 from __future__ import annotations
@@ -169,8 +169,11 @@ def plot(names: list[str], scores: np.ndarray, targets: list[str], path: Path) -
 
 def main() -> None:
     """Run what is missing, write the table and draw the plot."""
-    args, results = read_arguments(parse(__doc__.splitlines()[0]))
-    tasks = {target: TARGETS[target](args.data, args.target_texts) for target in args.targets}
+    parser = parse(__doc__.splitlines()[0])
+    parser.add_argument("--sentences", type=int, default=600, help="most of a target")
+    parser.set_defaults(targets=list(TARGETS))
+    args, results = read_arguments(parser)
+    tasks = {target: TARGETS[target](args.data, args.sentences) for target in args.targets}
     names: list[str] = []
     found: list[list[list[float]]] = []
     for seed in args.seeds:
