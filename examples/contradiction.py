@@ -55,12 +55,18 @@ def representations(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
 
 
-def plot(names: list[str], scores: np.ndarray, targets: list[str], path: Path) -> None:
-    """Draw the mean over seeds: a panel a target, a dot a seed."""
+def plot(
+    names: list[str],
+    scores: np.ndarray,
+    targets: list[str],
+    path: Path,
+    label: str = "accuracy on {}",
+) -> None:
+    """Draw scores of shape (seed, representation, target): a panel a target, a dot a seed."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(targets), figsize=(3.5 + 3 * len(targets), 3.4), sharey=True,
+        1, len(targets), figsize=(3.5 + 3 * len(targets), 1 + 0.3 * len(names)), sharey=True,
         layout="constrained", squeeze=False,
     )  # fmt: skip
     rows = np.arange(len(names))[::-1]
@@ -69,7 +75,7 @@ def plot(names: list[str], scores: np.ndarray, targets: list[str], path: Path) -
             panel.scatter(some[:, k], rows, s=18, color="tab:blue")
         panel.scatter(scores[:, :, k].mean(axis=0), rows, marker="|", s=260, color="black")
         panel.axvline(scores[:, 0, k].mean(), color="0.7", linestyle="--")
-        panel.set(xlabel=f"accuracy on {target}")
+        panel.set(xlabel=label.format(target))
         panel.set_yticks(rows, names)
         panel.grid(axis="x", alpha=0.3)
     figure.suptitle("Dots: seeds; bars: their mean; dashed: bare backbone", fontsize=10)

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from contradiction import plot
 from reproduce_paper import (
     fine_tune,
     learn_prefixes,
@@ -146,27 +147,6 @@ def score(bank: PrefixBank, sentences: Sentences) -> list[float]:
     return [float(value) for value in found]
 
 
-def plot(names: list[str], scores: np.ndarray, targets: list[str], path: Path) -> None:
-    """Draw each representation: a panel a target, a dot a seed."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        1, len(targets), figsize=(3.5 + 3 * len(targets), 1.3 + 0.3 * len(names)), sharey=True,
-        layout="constrained", squeeze=False,
-    )  # fmt: skip
-    rows = np.arange(len(names))[::-1]
-    for k, (target, panel) in enumerate(zip(targets, axes[0], strict=True)):
-        for some in scores:
-            panel.scatter(some[:, k], rows, s=18, color="tab:blue")
-        panel.scatter(scores[:, :, k].mean(axis=0), rows, marker="|", s=260, color="black")
-        panel.axvline(scores[:, 0, k].mean(), color="0.7", linestyle="--")
-        panel.set(xlabel=f"balanced accuracy, words of {target}")
-        panel.set_yticks(rows, names)
-        panel.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
 def main() -> None:
     """Run what is missing, write the table and draw the plot."""
     parser = parse(__doc__.splitlines()[0])
@@ -202,7 +182,9 @@ def main() -> None:
         )
     (args.out / "token_targets.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    plot(names, scores, list(tasks), args.out / "token_targets.png")
+    plot(
+        names, scores, list(tasks), args.out / "token_targets.png", "balanced accuracy, words of {}"
+    )
 
 
 if __name__ == "__main__":
