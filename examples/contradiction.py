@@ -77,6 +77,7 @@ def plot(
         panel.axvline(scores[:, 0, k].mean(), color="0.7", linestyle="--")
         panel.set(xlabel=label.format(target))
         panel.set_yticks(rows, names)
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(axis="x", alpha=0.3)
     figure.suptitle("Dots: seeds; bars: their mean; dashed: bare backbone", fontsize=10)
     figure.savefig(path, dpi=120)
