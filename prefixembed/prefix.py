@@ -115,7 +115,7 @@ class Prefix:
     ...     keys_values=np.zeros((2, 2, 4, 5, 8), dtype=np.float32), backbone="tiny",
     ...     fingerprint="0" * 64, pooling="mean", max_length=64, n_features=32)
     >>> prefix
-    Prefix(backbone='tiny', length=5, objective='classification', digest='8101f8e41fc7')
+    Prefix(backbone='tiny', length=5, objective='classification', digest='ea1b6c379ebd')
     """
 
     keys_values: NDArray[np.float32]  # (layer, 2, head, position, head_dim)
