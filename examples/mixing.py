@@ -1,7 +1,7 @@
 r"""Whether simple tasks dominate multi-task training, and a bank does not care.
 
 One source task has many texts and is soon learned, the others have few. Multi-task training
-mixes them in proportion to their texts (temperature 1), more evenly (2, 4), or equally; each
+mixes them in proportion to their texts (temperature 1), more evenly (2), or equally; each
 task's score on held-out texts is watched epoch by epoch. A prefix meets no other task while it
 learns: its curve is the same in every mix, and is drawn once::
 

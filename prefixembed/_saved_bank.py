@@ -134,6 +134,7 @@ class SavedBank:
         ValueError
             If a parameter is wrong, or prefixes do not fit each other.
         """
+        self._validate_params()
         known = self._check()
         names = ", ".join(self._active_names(known)) or "none"
         facts = {name: prefix.facts() for name, prefix in known.items()}
