@@ -85,7 +85,7 @@ def load_peft(
         raise ValueError(f"backbone must be given: {os.fspath(folder)!r} names none")
     loaded = load_backbone(name, revision or config.get("revision"), "float32")
     length = len(tensors[_TENSOR])
-    return from_flat(
+    return _from_flat(
         tensors[_TENSOR],
         loaded,
         pooling=pooling,
@@ -131,7 +131,7 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    tensors = {_TENSOR: to_flat(prefix)}
+    tensors = {_TENSOR: _to_flat(prefix)}
     write_atomically(
         target / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
     )
@@ -179,6 +179,15 @@ def load_p_tuning(
     References
     ----------
     .. [1] X. Liu et al., "P-Tuning v2", arXiv 2110.07602, 2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from prefixembed.interop import load_p_tuning
+    >>> from prefixembed.tasks import demo_backbone
+    >>> flat = np.zeros((5, 6 * 2 * 384), dtype=np.float32)  # 6 layers, keys and values
+    >>> load_p_tuning({"prefix_encoder.embedding.weight": flat}, demo_backbone()).length
+    5
     """
     own = {
         key.split("prefix_encoder.", 1)[1]: np.asarray(value, dtype=np.float32)
@@ -192,7 +201,9 @@ def load_p_tuning(
         hidden = np.tanh(flat @ own["trans.0.weight"].T + own["trans.0.bias"])
         flat = hidden @ own["trans.2.weight"].T + own["trans.2.bias"]
     loaded = load_backbone(backbone, revision, "float32")
-    return from_flat(flat, loaded, pooling=pooling, max_length=max_length, first_position=len(flat))
+    return _from_flat(
+        flat, loaded, pooling=pooling, max_length=max_length, first_position=len(flat)
+    )
 
 
 def load_adapters(
@@ -228,6 +239,15 @@ def load_adapters(
     ------
     ValueError
         If there is no flat prefix in the state, or it does not fit the backbone.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from prefixembed.interop import load_adapters
+    >>> from prefixembed.tasks import demo_backbone
+    >>> pool = np.zeros(5 * 6 * 2 * 384, dtype=np.float32)
+    >>> load_adapters({"prefix_tunings.a.self_prefix.control_trans": pool}, demo_backbone()).length
+    5
     """
     flat = [
         np.asarray(value, dtype=np.float32)
@@ -246,13 +266,13 @@ def load_adapters(
             f"state has a prefix of {flat[0].size} numbers, and backbone {backbone!r} wants "
             f"{width} a position"
         )
-    return from_flat(
+    return _from_flat(
         flat[0].reshape(-1, width), loaded, pooling=pooling, max_length=max_length,
         first_position=0,
     )  # fmt: skip
 
 
-def from_flat(
+def _from_flat(
     flat: NDArray[np.float32],
     backbone: Backbone,
     *,
@@ -306,8 +326,8 @@ def from_flat(
     )
 
 
-def to_flat(prefix: Prefix) -> NDArray[np.float32]:
-    """Lay a prefix out as :func:`from_flat` takes it."""
+def _to_flat(prefix: Prefix) -> NDArray[np.float32]:
+    """Lay a prefix out as :func:`_from_flat` takes it."""
     by_position = prefix.keys_values.transpose(3, 0, 1, 2, 4)
     return np.ascontiguousarray(by_position).reshape(prefix.length, -1)
 

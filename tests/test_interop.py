@@ -12,7 +12,7 @@ from peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModel, AutoTokenizer
 
 from prefixembed import PrefixBank, VectorCache, load_backbone
-from prefixembed.interop import load_adapters, load_p_tuning, load_peft, save_peft, to_flat
+from prefixembed.interop import _to_flat, load_adapters, load_p_tuning, load_peft, save_peft
 
 # PEFT asks transformers for what it is about to drop.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
@@ -152,17 +152,17 @@ def test_a_checkpoint_of_p_tuning(tiny, adapters, hidden):
         flat = trans(encoder["embedding"].weight)
     state = {f"prefix_encoder.{key}": value for key, value in encoder.state_dict().items()}
     prefix = load_p_tuning({**state, "classifier.weight": torch.zeros(2, 32)}, tiny())
-    np.testing.assert_allclose(to_flat(prefix), flat.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(_to_flat(prefix), flat.detach().numpy(), atol=1e-6)
     assert prefix.first_position == 4 and prefix.pooling == "cls"
     # Its layout is that of PEFT.
     of_peft = load_peft(adapters())
-    same = load_p_tuning({"prefix_encoder.embedding.weight": to_flat(of_peft)}, tiny())
+    same = load_p_tuning({"prefix_encoder.embedding.weight": _to_flat(of_peft)}, tiny())
     assert dataclasses.replace(same, pooling="mean") == of_peft
 
 
 def test_a_flat_prefix_of_adapters(tiny, random_prefix):
     prefix = random_prefix(tiny())
-    pool = to_flat(prefix).ravel()
+    pool = _to_flat(prefix).ravel()
     state = {
         f"encoder.layer.{k}.attention.self.prefix_tuning.pool.p.self_prefix.control_trans": pool
         for k in range(3)
