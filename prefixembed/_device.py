@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,24 +47,36 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Give the states of torch's generators of the CPU and of a device, by their names."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def set_random_state(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`random_state` gave; of another device's generator nothing is used."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+    elif device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
+
+
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """Seed torch's generators of the CPU and of a device, and put their states back afterwards."""
-    kept = torch.get_rng_state()
-    on_device = None
+    kept = random_state(device)
     torch.default_generator.manual_seed(seed)  # of the CPU alone, unlike torch.manual_seed
     if device.type == "cuda":
-        on_device = torch.cuda.get_rng_state(device)
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
     elif device.type == "mps":
-        on_device = torch.mps.get_rng_state()
         torch.mps.manual_seed(seed)
     try:
         yield
     finally:
-        torch.set_rng_state(kept)
-        if on_device is not None and device.type == "cuda":
-            torch.cuda.set_rng_state(on_device, device)
-        elif on_device is not None:
-            torch.mps.set_rng_state(on_device)
+        set_random_state(device, kept)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +25,24 @@ from prefixembed._training import History, Recipe
 from prefixembed.backbone import Backbone, quiet_transformers, release_backbones
 
 
+def trainable_copy(
+    original: Backbone, tasks: Mapping[str, Examples]
+) -> tuple[Backbone, list[nn.Linear]]:
+    """Give a copy of a backbone to be trained, and a linear head of zeros for each task.
+
+    The copy's fingerprint is still the original's.
+    """
+    heads = [
+        _head(data.tokens.vector_width(original.n_features), data.targets.n_outputs)
+        for data in tasks.values()
+    ]
+    heads = [head.to(original.device) for head in heads]
+    return replace(original, model=copy.deepcopy(original.model)), heads
+
+
 def fine_tune(
-    original: Backbone,
+    backbone: Backbone,
+    heads: Sequence[nn.Linear],
     tasks: Mapping[str, Examples],
     recipe: Recipe,
     *,
@@ -36,14 +52,18 @@ def fine_tune(
     mixed_precision: bool,
     batch_tokens: int,
     rng: np.random.Generator,
+    history: History,
     progress: bool,
-) -> tuple[Backbone, list[nn.Linear], History]:
-    """Train a copy of a backbone, dropout and all, with a linear head a task.
+    checkpoint_dir: str | os.PathLike[str] | None,
+) -> None:
+    """Train a backbone in place, dropout and all, and leave it frozen and in eval mode.
 
     Parameters
     ----------
-    original : Backbone
-        In float32; it is left alone.
+    backbone : Backbone
+        In float32; none that others share.
+    heads : sequence of torch.nn.Linear
+        In the order of `tasks`.
     tasks : mapping of str to Examples
         What to learn from.
     recipe : Recipe
@@ -60,22 +80,15 @@ def fine_tune(
         Most tokens that go through the backbone at once.
     rng : numpy.random.Generator
         Order of the texts, and the seed of dropout.
+    history : dict of str to list of float
+        Empty; :func:`~prefixembed._learning.learn` fills it.
     progress : bool
         Show a progress bar.
-
-    Returns
-    -------
-    backbone : Backbone
-        The copy, trained, frozen and in eval mode; its fingerprint is still the original's.
-    heads : list of torch.nn.Linear
-        In the order of `tasks`.
-    history : dict of str to list of float
-        As :func:`~prefixembed._learning.learn` gives it.
+    checkpoint_dir : str, path-like or None
+        Where states are kept, and looked for first.
     """
-    backbone = replace(original, model=copy.deepcopy(original.model))
     body = backbone.model.requires_grad_(True).train()
-    heads = [_head(original, data) for data in tasks.values()]
-    device = original.device
+    device = backbone.device
 
     def encode(tokens: Tokens, texts: NDArray[np.intp]) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
@@ -91,18 +104,22 @@ def fine_tune(
     own = [parameter for head in heads for parameter in head.parameters()]
     groups = [(list(body.parameters()), 1.0), (own, head_learning_rate / recipe.learning_rate)]
     all_data = list(tasks.values())
-    with seeded(device, int(rng.integers(2**31))):
-        history = learn(
-            tasks,
-            Learner(encode, embed, heads, groups),
-            lambda rng: mixed_steps(all_data, temperature, recipe.batch_size, rng),
-            recipe,
-            batch_tokens=batch_tokens,
-            rng=rng,
-            progress=progress,
-        )
-    body.requires_grad_(False).eval()
-    return backbone, heads, history
+    identity = (backbone.fingerprint, mixed_precision, temperature, reading)
+    try:
+        with seeded(device, int(rng.integers(2**31))):
+            learn(
+                tasks,
+                Learner(encode, embed, heads, groups, identity, device),
+                lambda rng: mixed_steps(all_data, temperature, recipe.batch_size, rng),
+                recipe,
+                batch_tokens=batch_tokens,
+                rng=rng,
+                history=history,
+                progress=progress,
+                checkpoint_dir=checkpoint_dir,
+            )
+    finally:
+        body.requires_grad_(False).eval()
 
 
 def pack_backbone(backbone: Backbone) -> dict[str, bytes]:
@@ -127,10 +144,9 @@ def write_backbone(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -
     release_backbones(os.fspath(folder))
 
 
-def _head(backbone: Backbone, data: Examples) -> nn.Linear:
+def _head(width: int, n_outputs: int) -> nn.Linear:
     # skip_init: torch's global random state is left alone.
-    width = data.tokens.vector_width(backbone.n_features)
-    head = nn.utils.skip_init(nn.Linear, width, data.targets.n_outputs)
+    head = nn.utils.skip_init(nn.Linear, width, n_outputs)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    return head.to(backbone.device)
+    return head

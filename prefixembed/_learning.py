@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,9 +16,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from prefixembed._batching import Tokens, plan_batches, shuffle_batches
+from prefixembed._checkpoints import Checkpoints, State
+from prefixembed._device import random_state, set_random_state
 from prefixembed._embedding import is_out_of_memory
 from prefixembed._examples import Examples
-from prefixembed._training import History, Recipe, Step, optimise
+from prefixembed._training import History, Recipe, Step, Surroundings, optimise
 from prefixembed._warnings import warn
 
 # A final training loss above this share of the labels' entropy means that nothing was learned.
@@ -36,12 +41,18 @@ class Learner:
         One a task.
     groups : sequence of (sequence of Parameter, float)
         What is trained, with the share of the learning rate that it gets.
+    identity : tuple
+        What `encode` depends on beside what is trained; numbers and strings.
+    draws_on : torch.device, default=None
+        Whose generators of torch `encode` draws from. None: from none.
     """
 
     encode: Callable[[Tokens, NDArray[np.intp]], Tensor]
     embed: Callable[[Tokens, int], NDArray[np.float32]]
     heads: Sequence[nn.Linear]
     groups: Sequence[tuple[Sequence[nn.Parameter], float]]
+    identity: tuple[Any, ...]
+    draws_on: torch.device | None = None
 
 
 def learn(
@@ -52,8 +63,10 @@ def learn(
     *,
     batch_tokens: int,
     rng: np.random.Generator,
+    history: History,
     progress: bool,
-) -> History:
+    checkpoint_dir: str | os.PathLike[str] | None,
+) -> None:
     """Train in place.
 
     Parameters
@@ -71,19 +84,20 @@ def learn(
         many parts as that takes. A device out of memory halves it.
     rng : numpy.random.Generator
         Order of the texts.
+    history : dict of str to list of float
+        Empty; filled as :func:`~prefixembed._training.optimise` says. ``valid_loss`` is the mean
+        over tasks; of several tasks, each has its own figures too, with its name in brackets.
     progress : bool
         Show a progress bar.
-
-    Returns
-    -------
-    history : dict of str to list of float
-        As :func:`~prefixembed._training.optimise` gives it. ``valid_loss`` is the mean over
-        tasks; of several tasks, each has its own figures too, with its name in brackets.
+    checkpoint_dir : str, path-like or None
+        Where states are kept, and looked for first.
 
     Raises
     ------
     FloatingPointError
-        If a loss is not finite.
+        If a loss or a gradient is not finite.
+    OSError
+        If a checkpoint cannot be written.
     """
     parameters = [parameter for some, _ in learner.groups for parameter in some]
     all_data = list(tasks.values())
@@ -121,10 +135,91 @@ def learn(
         own = {f"{k}[{name}]": v for name, some in validated.items() for k, v in some.items()}
         return {"valid_loss": mean, **own}
 
+    def get() -> State:
+        device = learner.draws_on
+        return State({"budget": budget}, {} if device is None else random_state(device))
+
+    def put(state: State) -> None:
+        nonlocal budget
+        # The device may have run out of memory before: parts of a step are summed as they were.
+        budget = min(budget, state.facts["budget"])
+        if learner.draws_on is not None:
+            set_random_state(learner.draws_on, state.tensors)
+
+    checkpoints = None
+    if checkpoint_dir is not None:
+        checkpoints = Checkpoints(checkpoint_dir, _identify(tasks, learner, recipe, rng))
     can_validate = any(len(data.valid) for data in all_data)
-    return optimise(
-        learner.groups, backward, draw, recipe, validate if can_validate else None, rng, progress
+    optimise(
+        learner.groups, backward, draw, recipe, validate if can_validate else None, rng, history,
+        progress=progress, checkpoints=checkpoints, surroundings=Surroundings(get, put),
+    )  # fmt: skip
+
+
+def _identify(
+    tasks: Mapping[str, Examples], learner: Learner, recipe: Recipe, rng: np.random.Generator
+) -> str:
+    """Digest all that decides what is learned, but for the device and how it splits batches."""
+    content = [
+        (data.tokens, data.counts, data.targets, data.weights, data.train, data.valid)
+        for data in tasks.values()
+    ]
+    start = [parameter.detach().cpu().numpy() for some, _ in learner.groups for parameter in some]
+    shares = [share for _, share in learner.groups]
+    kinds = [type(data.objective).__name__ for data in tasks.values()]
+    drawn_from = rng.bit_generator.state
+    return joblib.hash(
+        (list(tasks), kinds, content, start, shares, learner.identity, recipe, drawn_from)
     )
+
+
+def check_can_resume(checkpoint_dir: Any, random_state: Any) -> None:
+    """Refuse checkpoints of a run that would draw other numbers when it is started again."""
+    if checkpoint_dir is not None and random_state is None:
+        raise ValueError(
+            f"random_state must be an int where there is a checkpoint_dir, got random_state=None "
+            f"and checkpoint_dir={os.fspath(checkpoint_dir)!r}: a run goes on from its checkpoint "
+            "only if it draws the same numbers again"
+        )
+
+
+@contextmanager
+def kept_when_stopped(
+    history: History, keep: Callable[[], None], checkpoint_dir: str | os.PathLike[str] | None
+) -> Iterator[None]:
+    """Where learning is stopped by an error or Ctrl-C, keep what is usable, say so, and raise on.
+
+    Parameters
+    ----------
+    history : dict of str to list of float
+        What the learning in the context fills.
+    keep : callable
+        Makes what is learned so far the estimator's own.
+    checkpoint_dir : str, path-like or None
+        Where the learning has its checkpoints.
+
+    Warns
+    -----
+    UserWarning
+        What was kept, and how to go on.
+    """
+    try:
+        yield
+    except BaseException as error:
+        told = []
+        # After an error, parameters are what validation saw last, or may be anything.
+        if "valid_loss" in history or (history and isinstance(error, KeyboardInterrupt)):
+            keep()
+            n_epochs = len(history["epoch"])
+            told.append(f"the estimator holds the best state of {n_epochs} epoch(s)")
+        if checkpoint_dir is not None:
+            where = os.fspath(checkpoint_dir)
+            told.append(f"the same call goes on from the last checkpoint in {where!r}, if any")
+        if told:
+            # Where warnings are errors, this one must not take the place of the other.
+            with suppress(UserWarning):
+                warn(f"fit was stopped ({type(error).__name__}): {'; '.join(told)}")
+        raise
 
 
 def mixed_steps(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -132,6 +135,22 @@ def initial_keys_values(
     return torch.cat(parts, dim=3)
 
 
+def learned(model: PrefixModel, data: Examples) -> dict[str, Any]:
+    """Give what :class:`~prefixembed.Prefix` is to hold of a model, by the names it has there."""
+    with torch.no_grad():
+        keys_values = model.prefix().cpu().numpy()
+    head = model.head
+    weight, bias = data.objective.finish(
+        head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy(), data.targets
+    )
+    return {
+        "keys_values": keys_values,
+        "classes": data.targets.classes,
+        "head_weight": weight,
+        "head_bias": bias,
+    }
+
+
 def learn_prefix(
     backbone: Backbone,
     data: Examples,
@@ -141,8 +160,10 @@ def learn_prefix(
     reading: Reading,
     batch_tokens: int,
     rng: np.random.Generator,
-    progress: bool,
-) -> History:
+    history: History,
+    progress: bool = False,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+) -> None:
     """Train a model in place; gradients reach its prefix and its head and nothing else.
 
     Parameters
@@ -161,13 +182,12 @@ def learn_prefix(
         Most tokens that go through the backbone at once.
     rng : numpy.random.Generator
         Order of the texts.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
     history : dict of str to list of float
-        As :func:`~prefixembed._learning.learn` gives it.
+        Empty; :func:`~prefixembed._learning.learn` fills it.
+    progress : bool, default=False
+        Show a progress bar.
+    checkpoint_dir : str or path-like, default=None
+        Where states are kept, and looked for first. None: nowhere.
     """
 
     def encode(tokens: Tokens, texts: NDArray[np.intp]) -> Tensor:
@@ -182,7 +202,9 @@ def learn_prefix(
         longest = data.longest[data.train]
         return [Step(0, data.train[b]) for b in shuffle_batches(longest, recipe.batch_size, rng)]
 
-    return learn(
-        {"": data}, Learner(encode, embed, [model.head], model.groups()), draw, recipe,
-        batch_tokens=batch_tokens, rng=rng, progress=progress,
+    identity = (backbone.fingerprint, str(backbone.dtype), reading)
+    learn(
+        {"": data}, Learner(encode, embed, [model.head], model.groups(), identity), draw, recipe,
+        batch_tokens=batch_tokens, rng=rng, history=history, progress=progress,
+        checkpoint_dir=checkpoint_dir,
     )  # fmt: skip

@@ -17,13 +17,13 @@ from sklearn.utils.validation import check_is_fitted
 from prefixembed._base import TextTransformer
 from prefixembed._embedding import report_truncated, resolve_batch_tokens
 from prefixembed._examples import Examples, prepare, read_rows
-from prefixembed._learning import training_facts, warn_if_stuck
+from prefixembed._learning import check_can_resume, kept_when_stopped, training_facts, warn_if_stuck
 from prefixembed._objectives import OBJECTIVES
 from prefixembed._pooling import Reading
 from prefixembed._source_head import SourceHeadMixin
-from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix
+from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix, learned
 from prefixembed._texts import is_pairs
-from prefixembed._training import Recipe
+from prefixembed._training import History, Recipe
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.prefix import PAIRS, POOLINGS, Prefix
@@ -89,6 +89,12 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         Epochs to wait.
     class_weight : dict or "balanced", default=None
         Weights of classes in the loss, as scikit-learn has them. For classification alone.
+    checkpoint_dir : str or path-like, default=None
+        Folder for the state of training: after each epoch, and about once a minute within it.
+        If the process dies, the same call (same data, parameters and `random_state`) goes on from
+        there and learns, on the same device, the same prefix in every bit; once it has ended,
+        the same call gives what was learned at once. Runs have folders of their own in it, so
+        that many can share it; nothing in it is needed after training.
     batch_tokens : int or "auto", default="auto"
         Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes
         by the device. It changes speed and memory alone, to rounding in `dtype`.
@@ -181,6 +187,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "class_weight": [StrOptions({"balanced"}), dict, None],
+        "checkpoint_dir": [str, os.PathLike, None],
         "random_state": ["random_state"],
     }
 
@@ -205,6 +212,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 2,
         class_weight: dict[Any, float] | str | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         batch_tokens: int | str = "auto",
         on_truncate: str = "warn",
         random_state: int | np.random.RandomState | None = None,
@@ -233,6 +241,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
         self.class_weight = class_weight
+        self.checkpoint_dir = checkpoint_dir
         self.batch_tokens = batch_tokens
         self.on_truncate = on_truncate
         self.random_state = random_state
@@ -271,13 +280,19 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             If X holds what is no text, y fewer than two classes or missing labels, lengths
             differ, or the backbone is not supported.
         FloatingPointError
-            If the loss becomes infinite or NaN.
+            If the loss or its gradient becomes infinite or NaN.
+        OSError
+            If a checkpoint cannot be written.
 
         Warns
         -----
         ConvergenceWarning
             If the loss is still at chance at the end.
+        UserWarning
+            If an error or Ctrl-C stops training after an epoch or more that can be used: the
+            encoder is fitted then with the best of them, and the error goes on its way.
         """
+        check_can_resume(self.checkpoint_dir, self.random_state)
         rows = read_rows(self.objective, X, y, sample_weight, self.class_weight)
         random = check_random_state(self.random_state)
         rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
@@ -297,28 +312,11 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             weight_decay=self.weight_decay,
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
-        history = learn_prefix(
-            backbone,
-            data,
-            model,
-            recipe,
-            reading=Reading(self.pooling, self.pooled_layers),
-            batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
-            rng=rng,
-            progress=bool(self.verbose),
-        )
-        warn_if_stuck(history, data, self.learning_rate)
+        history: History = {}
 
-        with torch.no_grad():
-            keys_values = model.prefix().cpu().numpy()
-        weight, bias = data.objective.finish(
-            model.head.weight.detach().cpu().numpy(),
-            model.head.bias.detach().cpu().numpy(),
-            data.targets,
-        )
-        self._adopt(
-            Prefix(
-                keys_values=keys_values,
+        def keep() -> None:
+            prefix = Prefix(
+                **learned(model, data),
                 backbone=self.backbone,
                 revision=self.revision,
                 fingerprint=backbone.fingerprint,
@@ -328,13 +326,26 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
                 pooled_layers=int(self.pooled_layers),
                 pairs=self.pairs if is_pairs(rows.texts) else None,
                 objective=self.objective,
-                classes=data.targets.classes,
-                head_weight=weight,
-                head_bias=bias,
                 training=training_facts(data, recipe, history),
             )
-        )
-        self.history_ = history
+            self._adopt(prefix)
+            self.history_ = history
+
+        with kept_when_stopped(history, keep, self.checkpoint_dir):
+            learn_prefix(
+                backbone,
+                data,
+                model,
+                recipe,
+                reading=Reading(self.pooling, self.pooled_layers),
+                batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
+                rng=rng,
+                history=history,
+                progress=bool(self.verbose),
+                checkpoint_dir=self.checkpoint_dir,
+            )
+        warn_if_stuck(history, data, self.learning_rate)
+        keep()
         return self
 
     def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -25,11 +25,12 @@ from prefixembed._embedding import (
     resolve_batch_tokens,
 )
 from prefixembed._examples import check_tasks, prepare, read_rows
-from prefixembed._fine_tuning import fine_tune, pack_backbone, write_backbone
+from prefixembed._fine_tuning import fine_tune, pack_backbone, trainable_copy, write_backbone
+from prefixembed._learning import check_can_resume, kept_when_stopped
 from prefixembed._objectives import OBJECTIVES
 from prefixembed._pooling import Reading
 from prefixembed._texts import check_rows
-from prefixembed._training import Recipe
+from prefixembed._training import History, Recipe
 from prefixembed.backbone import (
     Backbone,
     load_backbone,
@@ -116,6 +117,9 @@ class MultiTaskEncoder(TextTransformer):
         Share that is set aside.
     n_iter_no_change : int, default=2
         Epochs to wait.
+    checkpoint_dir : str or path-like, default=None
+        Folder for the state of training, as :class:`PrefixEncoder` has it; each file takes four
+        times the memory of the backbone, and there are two.
     batch_tokens : int or "auto", default="auto"
         Most tokens, padding included, that go through the backbone at once.
     on_truncate : {"warn", "raise", "ignore"}, default="warn"
@@ -195,6 +199,7 @@ class MultiTaskEncoder(TextTransformer):
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "checkpoint_dir": [str, os.PathLike, None],
         "random_state": ["random_state"],
     }
 
@@ -220,6 +225,7 @@ class MultiTaskEncoder(TextTransformer):
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 2,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
         batch_tokens: int | str = "auto",
         on_truncate: str = "warn",
         random_state: int | np.random.RandomState | None = None,
@@ -246,6 +252,7 @@ class MultiTaskEncoder(TextTransformer):
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
+        self.checkpoint_dir = checkpoint_dir
         self.batch_tokens = batch_tokens
         self.on_truncate = on_truncate
         self.random_state = random_state
@@ -279,10 +286,19 @@ class MultiTaskEncoder(TextTransformer):
             If a task is no such tuple, an objective is unknown, or rows and labels are not
             what it wants.
         FloatingPointError
-            If the loss becomes infinite or NaN.
+            If the loss or its gradient becomes infinite or NaN.
+        OSError
+            If a checkpoint cannot be written.
+
+        Warns
+        -----
+        UserWarning
+            If an error or Ctrl-C stops training after an epoch or more that can be used: the
+            encoder is fitted then with the best of them, and the error goes on its way.
         """
         if not check_tasks(tasks):
             raise ValueError("tasks must have one source task or more, got none")
+        check_can_resume(self.checkpoint_dir, self.random_state)
         objectives = self._objectives(tasks)
         rows = {name: read_rows(objectives[name], *task) for name, task in tasks.items()}
         random = check_random_state(self.random_state)
@@ -306,28 +322,41 @@ class MultiTaskEncoder(TextTransformer):
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
         reading = Reading(self.pooling, int(self.pooled_layers))
-        backbone, heads, self.history_ = fine_tune(
-            original,
-            data,
-            recipe,
-            reading=reading,
-            temperature=self.temperature,
-            head_learning_rate=self.head_learning_rate,
-            mixed_precision=self._dtype_name() == "bfloat16",
-            batch_tokens=resolve_batch_tokens(self.batch_tokens, original.device),
-            rng=rng,
-            progress=bool(self.verbose),
-        )
-        self._read = reading, max_length, self.pairs
-        self.heads_ = {}
-        for (name, some), head in zip(data.items(), heads, strict=True):
-            weight, bias = some.objective.finish(
-                head.weight.detach().cpu().numpy(), head.bias.detach().cpu().numpy(), some.targets
+        backbone, heads = trainable_copy(original, data)
+        history: History = {}
+
+        def keep() -> None:
+            self.history_ = history
+            self._read = reading, max_length, self.pairs
+            self.heads_: dict[str, TaskHead] = {}
+            for (name, some), head in zip(data.items(), heads, strict=True):
+                weight, bias = some.objective.finish(
+                    head.weight.detach().cpu().numpy(),
+                    head.bias.detach().cpu().numpy(),
+                    some.targets,
+                )
+                self.heads_[name] = TaskHead(objectives[name], some.targets.classes, weight, bias)
+            self._files = pack_backbone(backbone)
+            self._loaded: tuple[tuple[torch.device, torch.dtype], Backbone] | None = None
+            self.n_features_out_ = original.n_features
+
+        with kept_when_stopped(history, keep, self.checkpoint_dir):
+            fine_tune(
+                backbone,
+                heads,
+                data,
+                recipe,
+                reading=reading,
+                temperature=self.temperature,
+                head_learning_rate=self.head_learning_rate,
+                mixed_precision=self._dtype_name() == "bfloat16",
+                batch_tokens=resolve_batch_tokens(self.batch_tokens, original.device),
+                rng=rng,
+                history=history,
+                progress=bool(self.verbose),
+                checkpoint_dir=self.checkpoint_dir,
             )
-            self.heads_[name] = TaskHead(objectives[name], some.targets.classes, weight, bias)
-        self._files = pack_backbone(backbone)
-        self._loaded: tuple[tuple[torch.device, torch.dtype], Backbone] | None = None
-        self.n_features_out_ = original.n_features
+        keep()
         return self
 
     def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:

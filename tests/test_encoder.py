@@ -336,7 +336,7 @@ def test_another_backbone_behind_the_same_name_is_refused(tiny, fitted):
 @at_chance
 def test_verbose_shows_progress(tiny, capsys):
     make(tiny(), verbose=True, max_epochs=1).fit(*reviews(16))
-    assert "fit: " in capsys.readouterr().err
+    assert "fit, epoch 1 of 1: " in capsys.readouterr().err
     make(tiny(), max_epochs=1).fit(*reviews(16))
     assert not capsys.readouterr().err
 

@@ -42,10 +42,12 @@ def make_data(backbone, n_valid=0):
 
 
 def learn(backbone, model, data=None, budget=10_000, seed=0):
-    return learn_prefix(
+    history = {}
+    learn_prefix(
         backbone, data or make_data(backbone), model, RECIPE, reading=Reading("mean"),
-        batch_tokens=budget, rng=np.random.default_rng(seed), progress=False,
+        batch_tokens=budget, rng=np.random.default_rng(seed), history=history,
     )  # fmt: skip
+    return history
 
 
 @pytest.mark.parametrize("hidden_size", [None, 6])

@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from prefixembed._training import Recipe, Step, _rate, optimise
+from prefixembed import _training
+from prefixembed._training import Recipe, Step, _rate
+
+
+def optimise(*args, **options):
+    history = {}
+    _training.optimise(*args, history, **options)
+    return history
 
 
 def draw(rng):

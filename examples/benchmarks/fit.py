@@ -25,7 +25,7 @@ from prefixembed._batching import pad_batch, shuffle_batches, tokenize
 from prefixembed._embedding import resolve_batch_tokens
 from prefixembed._examples import Examples
 from prefixembed._objectives import OBJECTIVES, Targets
-from prefixembed._pooling import Pooling, pool
+from prefixembed._pooling import Reading, pool
 from prefixembed._source_task import (
     PrefixModel,
     initial_keys_values,
@@ -104,8 +104,8 @@ def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
 
     def epoch() -> None:
         learn_prefix(
-            backbone, data, model, recipe, pooling=Pooling("mean"), batch_tokens=budget,
-            rng=np.random.default_rng(0), progress=False,
+            backbone, data, model, recipe, reading=Reading("mean"), batch_tokens=budget,
+            rng=np.random.default_rng(0), history={},
         )  # fmt: skip
 
     return epoch
