@@ -16,7 +16,7 @@ from filelock import FileLock
 from prefixembed._version import __version__
 from prefixembed.prefix import Prefix, write_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "bank.json"
 _KEYS = {"format_version", "library_version", "prefixes", "parameters", "digest"}
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -41,7 +41,7 @@ class BankFiles:
 def write_bank(folder: str | os.PathLike[str], files: BankFiles) -> None:
     """Write a bank; a kill at any moment leaves the old bank or the new one.
 
-    Files of prefixes are named after their digests, so that none of the old ones changes. The
+    Files of prefixes are named after what they hold, so that none of the old ones changes. The
     manifest is replaced next, and what it no longer names is deleted last.
 
     Parameters
@@ -59,21 +59,22 @@ def write_bank(folder: str | os.PathLike[str], files: BankFiles) -> None:
 
 
 def _write(target: Path, files: BankFiles) -> None:
-    for prefix in files.prefixes.values():
-        path = target / _file_name(prefix.digest)
-        if not _holds(path, prefix):
+    digests = {name: _digest_prefix(prefix) for name, prefix in files.prefixes.items()}
+    for name, prefix in files.prefixes.items():
+        path = target / _file_name(digests[name])
+        if not _holds(path, digests[name]):
             prefix.save(path)
     content = {
         "format_version": FORMAT_VERSION,
         "library_version": __version__,
-        "prefixes": {name: prefix.digest for name, prefix in files.prefixes.items()},
+        "prefixes": digests,
         "parameters": dict(files.parameters),
     }
     manifest = json.dumps({**content, "digest": _digest(content)}, indent=2)
     write_atomically(
         target / MANIFEST, lambda path: Path(path).write_text(manifest + "\n", encoding="utf-8")
     )
-    named = {_file_name(prefix.digest) for prefix in files.prefixes.values()}
+    named = {_file_name(digest) for digest in digests.values()}
     for path in target.glob("*.safetensors"):
         # Only what a bank may have written: other files of the folder are left alone.
         if _DIGEST.fullmatch(path.stem) and path.name not in named:
@@ -123,10 +124,10 @@ def _read(folder: str | os.PathLike[str], manifest: bytes) -> BankFiles:
     prefixes = {}
     for name, digest in content["prefixes"].items():
         prefixes[name] = Prefix.load(Path(folder) / _file_name(digest))
-        if prefixes[name].digest != digest:
+        if (found := _digest_prefix(prefixes[name])) != digest:
             raise ValueError(
-                f"{os.fspath(Path(folder) / _file_name(digest))!r} has digest "
-                f"{prefixes[name].digest}: it is not the prefix {name!r} of {os.fspath(path)!r}"
+                f"{os.fspath(Path(folder) / _file_name(digest))!r} has digest {found}: it is not "
+                f"the prefix {name!r} of {os.fspath(path)!r}"
             )
     return BankFiles(prefixes, content["parameters"])
 
@@ -157,15 +158,18 @@ def _file_name(digest: str) -> str:
     return f"{digest}.safetensors"
 
 
-def _holds(path: Path, prefix: Prefix) -> bool:
-    # A file of that name is that prefix, unless it is damaged. Facts that do not enter the
-    # digest, such as where the backbone lies, are written anew.
+def _holds(path: Path, digest: str) -> bool:
+    # A file of that name is that prefix, unless it is damaged.
     try:
-        there = Prefix.load(path)
+        return _digest_prefix(Prefix.load(path)) == digest
     except (OSError, ValueError):
         return False
-    facts = [(p.backbone, p.revision, dict(p.training)) for p in (there, prefix)]
-    return there == prefix and facts[0] == facts[1]
+
+
+def _digest_prefix(prefix: Prefix) -> str:
+    # With the facts that do not enter a prefix's own digest, such as where the backbone lies.
+    facts = [prefix.digest, prefix.backbone, prefix.revision, dict(prefix.training)]
+    return _digest({"prefix": facts})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -88,14 +88,14 @@ def test_old_prefixes_go_and_other_files_stay(tmp_path):
     write_bank(tmp_path, bank_of(1, 2))
     (tmp_path / "notes.txt").write_text("mine")
     prefix(9).save(tmp_path / "mine.safetensors")
-    kept = tmp_path / f"{prefix(2).digest}.safetensors"
+    kept = tmp_path / f"{_bank_files._digest_prefix(prefix(2))}.safetensors"
     before = kept.stat().st_mtime_ns
     write_bank(tmp_path, bank_of(2, 3))
     assert same(read_bank(tmp_path), bank_of(2, 3))
     assert kept.stat().st_mtime_ns == before  # not touched: its task was not
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
     assert names == {
-        MANIFEST, "notes.txt", "mine.safetensors", kept.name, f"{prefix(3).digest}.safetensors"
+        MANIFEST, "notes.txt", "mine.safetensors", kept.name, f"{_bank_files._digest_prefix(prefix(3))}.safetensors"
     }  # fmt: skip
 
 
@@ -107,6 +107,10 @@ def test_facts_outside_the_digest_are_written_anew(tmp_path):
     write_bank(tmp_path, BankFiles({"a": moved}, {}))
     found = read_bank(tmp_path).prefixes["a"]
     assert found.backbone == "elsewhere" and found.training["seconds"] == 3
+    # Of two names, too, each keeps its own.
+    write_bank(tmp_path, BankFiles({"a": moved, "b": one}, {}))
+    found = read_bank(tmp_path).prefixes
+    assert [found[name].backbone for name in "ab"] == ["elsewhere", "b"]
 
 
 @pytest.mark.parametrize("step", range(6))
@@ -220,7 +224,7 @@ def rewrite(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format version is 99, this version .* reads 1"),
+        ({"format_version": 99}, "format version is 99, this version .* reads 2"),
         ({"format_version": None}, "format version is None"),
         ({"more": 1}, "keys are .*'more'"),
         ({"parameters": None}, "keys are"),

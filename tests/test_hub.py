@@ -8,6 +8,7 @@ from hub_stand_in import Hub
 from huggingface_hub import constants
 
 from prefixembed import Prefix, PrefixBank
+from prefixembed._bank_files import _digest_prefix
 from prefixembed._hub import model_card
 
 TOKEN = "hf_" + "a" * 30
@@ -40,7 +41,7 @@ def test_a_bank_goes_to_the_hub_and_back(bank, hub):
     sha, files = hub.files("me/bank")
     assert url == f"{hub.url}/me/bank/commit/{sha}"
     assert sorted(files) == sorted(
-        ["README.md", "bank.json", *(f"{p.digest}.safetensors" for p in bank.values())]
+        ["README.md", "bank.json", *(f"{_digest_prefix(p)}.safetensors" for p in bank.values())]
     )
     files["modeling.py"] = b"raise SystemExit('executed')"
     hub.fetched.clear()
