@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from prefixembed._batching import Tokens
 from prefixembed._device import seeded
-from prefixembed._embedding import embed_tokens, encode_batch
+from prefixembed._encoding import embed_tokens, encode_batch
 from prefixembed._examples import Examples
 from prefixembed._learning import Learner, learn, mixed_steps
 from prefixembed._pooling import Reading

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prefixembed._batching import Tokens, plan_batches, shuffle_batches
 from prefixembed._checkpoints import Checkpoints, State
 from prefixembed._device import random_state, set_random_state
-from prefixembed._embedding import is_out_of_memory
+from prefixembed._encoding import is_out_of_memory
 from prefixembed._examples import Examples
 from prefixembed._training import History, Recipe, Step, Surroundings, optimise
 from prefixembed._warnings import warn

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prefixembed._attention import Attend, Record, combined_attention
 from prefixembed._batching import Tokens, pad_batch, shuffle_batches
-from prefixembed._embedding import embed_tokens, encode_batch
+from prefixembed._encoding import embed_tokens, encode_batch
 from prefixembed._examples import Examples
 from prefixembed._learning import Learner, learn
 from prefixembed._pooling import Reading

@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._base import TextTransformer
-from prefixembed._embedding import report_truncated, resolve_batch_tokens
+from prefixembed._encoding import report_truncated, resolve_batch_tokens
 from prefixembed._examples import Examples, prepare, read_rows
 from prefixembed._learning import check_can_resume, kept_when_stopped, training_facts, warn_if_stuck
 from prefixembed._objectives import OBJECTIVES

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._base import TextTransformer
 from prefixembed._device import resolve_device, resolve_dtype
-from prefixembed._embedding import (
+from prefixembed._encoding import (
     report_truncated,
     resolve_batch_tokens,
 )

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from prefixembed import (
     Prefix,
     VectorCache,
-    _embedding,
+    _encoding,
     cache,
     load_backbone,
     release_backbones,
@@ -128,13 +128,13 @@ def no_memory(monkeypatch):
 def encoded(monkeypatch):
     """List the token ids of every text that goes through the backbone."""
     ids = []
-    real = _embedding._embed_batch
+    real = _encoding._embed_batch
 
     def count(backbone, tokens, positions, *args):
         ids.extend(tokens.ids[k].tobytes() for k in positions)
         return real(backbone, tokens, positions, *args)
 
-    monkeypatch.setattr(_embedding, "_embed_batch", count)
+    monkeypatch.setattr(_encoding, "_embed_batch", count)
     return ids
 
 

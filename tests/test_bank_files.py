@@ -31,6 +31,10 @@ def prefix(seed, **changes):
     return Prefix(**(fields | changes))
 
 
+def file_name(prefix):
+    return f"{_bank_files._digest_prefix(prefix)}.safetensors"
+
+
 def bank_of(*seeds, **parameters):
     return BankFiles({f"task {seed}": prefix(seed) for seed in seeds}, parameters)
 
@@ -88,15 +92,13 @@ def test_old_prefixes_go_and_other_files_stay(tmp_path):
     write_bank(tmp_path, bank_of(1, 2))
     (tmp_path / "notes.txt").write_text("mine")
     prefix(9).save(tmp_path / "mine.safetensors")
-    kept = tmp_path / f"{_bank_files._digest_prefix(prefix(2))}.safetensors"
+    kept = tmp_path / file_name(prefix(2))
     before = kept.stat().st_mtime_ns
     write_bank(tmp_path, bank_of(2, 3))
     assert same(read_bank(tmp_path), bank_of(2, 3))
     assert kept.stat().st_mtime_ns == before  # not touched: its task was not
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
-    assert names == {
-        MANIFEST, "notes.txt", "mine.safetensors", kept.name, f"{_bank_files._digest_prefix(prefix(3))}.safetensors"
-    }  # fmt: skip
+    assert names == {MANIFEST, "notes.txt", "mine.safetensors", kept.name, file_name(prefix(3))}
 
 
 def test_facts_outside_the_digest_are_written_anew(tmp_path):

@@ -648,10 +648,10 @@ def test_a_grid_search_encodes_each_text_once_a_subset(bank, encoded, kind, tmp_
 
 OTHER_PROCESS = """
 import json, sys, joblib
-from prefixembed import _embedding
+from prefixembed import _encoding
 n = []
-real = _embedding._embed_batch
-_embedding._embed_batch = lambda *a: n.extend(a[2]) or real(*a)
+real = _encoding._embed_batch
+_encoding._embed_batch = lambda *a: n.extend(a[2]) or real(*a)
 pipe, texts = joblib.load(sys.argv[1])
 vectors = pipe.transform(texts)
 from prefixembed import release_backbones

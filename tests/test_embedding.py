@@ -8,8 +8,9 @@ from conftest import TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefixembed import VectorCache, _embedding, load_backbone
-from prefixembed._embedding import Embedder, is_out_of_memory, resolve_batch_tokens
+from prefixembed import VectorCache, _embedding, _encoding, load_backbone
+from prefixembed._embedding import Embedder
+from prefixembed._encoding import is_out_of_memory, resolve_batch_tokens
 from prefixembed._quantization import quantize
 from prefixembed.cache import Representation
 
@@ -87,7 +88,7 @@ def test_texts_cut_short_are_counted_once(tiny):
 )
 def test_out_of_memory_halves_the_budget_and_goes_on(tiny, monkeypatch, error):
     expected = embed(tiny(), TEXTS * 3 + ["one more"])
-    real = _embedding._embed_batch
+    real = _encoding._embed_batch
     sizes = []
 
     def small_device(backbone, tokens, positions, *args):
@@ -97,7 +98,7 @@ def test_out_of_memory_halves_the_budget_and_goes_on(tiny, monkeypatch, error):
             raise error
         return real(backbone, tokens, positions, *args)
 
-    monkeypatch.setattr(_embedding, "_embed_batch", small_device)
+    monkeypatch.setattr(_encoding, "_embed_batch", small_device)
     vectors = embed(tiny(), TEXTS * 3 + ["one more"], batch_tokens=500)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert sum(size > 60 for size in sizes) >= 2
@@ -109,7 +110,7 @@ def test_a_text_that_does_not_fit_alone_is_an_error(tiny, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(_embedding, "_embed_batch", full)
+    monkeypatch.setattr(_encoding, "_embed_batch", full)
     with pytest.raises(torch.OutOfMemoryError):
         embed(tiny(), TEXTS)
 
@@ -121,7 +122,7 @@ def test_other_errors_are_not_taken_for_lack_of_memory(tiny, monkeypatch):
         calls.append(args)
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(_embedding, "_embed_batch", broken)
+    monkeypatch.setattr(_encoding, "_embed_batch", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         embed(tiny(), TEXTS)
     assert len(calls) == 1
@@ -182,7 +183,7 @@ def test_chunks_change_nothing(tiny, small_chunks, cached):
 
 def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, monkeypatch):
     tokenized, behind = [], []
-    real_tokenize, real_batch = _embedding.tokenize, _embedding._embed_batch
+    real_tokenize, real_batch = _embedding.tokenize, _encoding._embed_batch
     started = threading.Semaphore(0)
 
     def tokenize(*args):
@@ -198,7 +199,7 @@ def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, mo
         return real_batch(*args)
 
     monkeypatch.setattr(_embedding, "tokenize", tokenize)
-    monkeypatch.setattr(_embedding, "_embed_batch", encode)
+    monkeypatch.setattr(_encoding, "_embed_batch", encode)
     embed(tiny(), [f"text {k}" for k in range(30)])
     assert behind[0] >= 2
 

@@ -22,7 +22,7 @@ from prefixembed import (
     load_backbone,
 )
 from prefixembed._batching import tokenize
-from prefixembed._embedding import embed_tokens, encode_batch
+from prefixembed._encoding import embed_tokens, encode_batch
 from prefixembed._pooling import Reading
 
 CPU = {"dtype": "float32", "device": "cpu", "cache": None}

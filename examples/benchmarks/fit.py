@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 
 from prefixembed import load_backbone
 from prefixembed._batching import pad_batch, shuffle_batches, tokenize
-from prefixembed._embedding import resolve_batch_tokens
+from prefixembed._encoding import resolve_batch_tokens
 from prefixembed._examples import Examples
 from prefixembed._objectives import OBJECTIVES, Targets
 from prefixembed._pooling import Reading, pool
