@@ -6,20 +6,20 @@ import functools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import Tags
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.metadata_routing import UNUSED
 
 from prefixembed._attention import Attend, attention_dtype, combined_attention
 from prefixembed._device import resolve_device, resolve_dtype
 from prefixembed._embedding import CHUNK, Embedder, embed
+from prefixembed._parameters import Count
 from prefixembed._quantization import OUTPUT_DTYPES, output_width
 from prefixembed._texts import check_sentences, iterate_texts
 from prefixembed.backbone import Backbone
@@ -32,8 +32,8 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "revision": [str, None],
-        "max_length": [Interval(Integral, 8, None, closed="left"), None],
-        "batch_tokens": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "max_length": [Count(8), None],
+        "batch_tokens": [Count(1), StrOptions({"auto"})],
         "on_truncate": [StrOptions({"warn", "raise", "ignore"})],
         "device": [str],
         "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],

@@ -17,6 +17,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.utils._param_validation import StrOptions
+
+from prefixembed._parameters import Count, checked
 
 DOCSTRING_TASKS = ("package", "kind", "name", "subpackage")
 
@@ -159,6 +162,10 @@ def demo_backbone() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
+@checked(
+    name=[StrOptions(set(DOCSTRING_TASKS))],
+    n_train_per_class=[Count(1), None],
+)
 def load_docstring_task(name: str, n_train_per_class: int | None = None) -> Task:
     """Make a task of the summary lines of public docstrings.
 
@@ -193,8 +200,6 @@ def load_docstring_task(name: str, n_train_per_class: int | None = None) -> Task
     >>> len(task.X_train) == 10 * len(set(task.y_train))
     True
     """
-    if name not in DOCSTRING_TASKS:
-        raise ValueError(f"name must be one of {', '.join(DOCSTRING_TASKS)}, got {name!r}")
     entries = list(_harvest())
     texts: list[Any]
     if name == "name":

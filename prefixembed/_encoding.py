@@ -95,6 +95,8 @@ def embed_tokens(
 
     Raises
     ------
+    FloatingPointError
+        If a vector is not finite.
     torch.OutOfMemoryError, MemoryError or RuntimeError
         If a single text does not fit.
     """
@@ -121,6 +123,13 @@ def embed_tokens(
     # Fetched last: a device works on its queue while the next batches are laid out.
     for positions, pooled in done:
         vectors[expand(positions, ends)] = pooled.cpu().numpy()
+    if not np.isfinite(vectors).all():
+        n_bad = int((~np.isfinite(vectors)).any(axis=1).sum())
+        raise FloatingPointError(
+            f"{n_bad} of {len(vectors)} vectors are not finite: backbone {backbone.name!r}, or a "
+            f"prefix, leaves the range of {backbone.dtype}. In float16 that can happen to any "
+            "text, and dtype='bfloat16' or 'float32' helps; otherwise learning_rate was too high"
+        )
     return vectors
 
 

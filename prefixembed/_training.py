@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from prefixembed._checkpoints import Checkpoints, State
 
 WARMUP_FRACTION = 0.1
 MAX_GRADIENT_NORM = 1.0
+# What AdamW can still multiply by in float32; sensible rates are far below.
+MAX_RATE = 1e6
 
 History = dict[str, list[float]]
 
@@ -168,6 +170,7 @@ def _run_epoch(
             bar.update()
             if checkpoints is not None and checkpoints.is_due() and run.taken < len(steps):
                 checkpoints.save(before + run.taken, run.state())
+        run.check_finite()
         figures = {"train_loss": run.loss / run.n_rows}
         if validate is not None:
             figures |= validate()
@@ -216,10 +219,7 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         for what, value in (("loss", loss), ("gradient's norm", float(norm))):
             if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the {what} became {value} in epoch {self.epoch} at "
-                    f"learning_rate={self.recipe.learning_rate}; a lower rate may help"
-                )
+                self._give_up(f"the {what} became {value}")
         self.rate = self.recipe.learning_rate * share
         for group, own in zip(self.optimizer.param_groups, self.shares, strict=True):
             group["lr"] = own * self.rate
@@ -227,6 +227,17 @@ class _Run:
         self.loss += loss * len(step.rows)
         self.n_rows += len(step.rows)
         self.taken += 1
+
+    def check_finite(self) -> None:
+        """Refuse what the last step may have left; the next step would notice by its loss."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            self._give_up("what is learned became infinite or NaN")
+
+    def _give_up(self, what: str) -> NoReturn:
+        raise FloatingPointError(
+            f"{what} in epoch {self.epoch} at learning_rate={self.recipe.learning_rate}; a lower "
+            "rate may help"
+        )
 
     def record(self, figures: Mapping[str, float]) -> None:
         """Write figures of this epoch into the history."""

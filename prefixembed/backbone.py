@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from sklearn.utils._param_validation import StrOptions
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
@@ -21,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from prefixembed._attention import ATTENTION, Attend, register
 from prefixembed._batching import Batch
 from prefixembed._device import resolve_device, resolve_dtype
+from prefixembed._parameters import PATH, checked
 from prefixembed._warnings import warn
 from prefixembed.prefix import Prefix
 
@@ -222,6 +224,12 @@ class Backbone:
             )
 
 
+@checked(
+    name_or_path=PATH,
+    revision=[str, None],
+    dtype=[StrOptions({"auto", "float32", "bfloat16", "float16"})],
+    device=[str],
+)
 def load_backbone(
     name_or_path: str,
     revision: str | None = None,
@@ -276,6 +284,7 @@ def load_backbone(
         return _loaded[key]
 
 
+@checked(name_or_path=[*PATH, None])
 def release_backbones(name_or_path: str | None = None) -> int:
     """Let go of loaded backbones, so that their memory can be used for something else.
 

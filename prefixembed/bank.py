@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from sklearn.utils import Tags
 from sklearn.utils._param_validation import Interval, StrOptions
 
 from prefixembed._base import TextTransformer
+from prefixembed._parameters import Count
 from prefixembed._saved_bank import SavedBank
 from prefixembed._texts import PAIR_WIDTH, check_sentences, is_pairs
 from prefixembed.backbone import Backbone, backbone_n_features, load_backbone
@@ -143,7 +144,7 @@ class PrefixBank(SavedBank, TextTransformer):
         "weights": [Interval(Real, 0, None, closed="neither"), dict, None],
         "backbone": [str, None],
         "pooling": [StrOptions(set(POOLINGS)), None],
-        "pooled_layers": [Interval(Integral, 1, None, closed="left"), None],
+        "pooled_layers": [Count(1), None],
         "pairs": [StrOptions(set(PAIRS)), None],
     }
 
@@ -238,6 +239,8 @@ class PrefixBank(SavedBank, TextTransformer):
         ValueError
             If a parameter is wrong, prefixes do not fit each other or the backbone, `out` does
             not fit, or X holds what is no text.
+        FloatingPointError
+            If a vector is not finite, as can happen in float16.
         """
         self._validate_params()
         known = self._check()

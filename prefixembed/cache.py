@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixembed._parameters import PATH, checked
 from prefixembed._texts import Text, Words
 from prefixembed._vector_store import DiskStore, Row, at_work
 
@@ -309,6 +310,7 @@ class _MemoryStore:
 _opened: dict[str | None, VectorCache] = {}
 
 
+@checked(cache=[*PATH, VectorCache])
 def open_cache(cache: str | os.PathLike[str] | VectorCache = "memory") -> VectorCache:
     """Give the cache that an estimator's ``cache`` parameter names.
 

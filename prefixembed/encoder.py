@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,11 +19,12 @@ from prefixembed._encoding import report_truncated, resolve_batch_tokens
 from prefixembed._examples import Examples, prepare, read_rows
 from prefixembed._learning import check_can_resume, kept_when_stopped, training_facts, warn_if_stuck
 from prefixembed._objectives import OBJECTIVES
+from prefixembed._parameters import Count
 from prefixembed._pooling import Reading
 from prefixembed._source_head import SourceHeadMixin
 from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix, learned
 from prefixembed._texts import is_pairs
-from prefixembed._training import History, Recipe
+from prefixembed._training import MAX_RATE, History, Recipe
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.prefix import PAIRS, POOLINGS, Prefix
@@ -173,19 +174,19 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         **TextTransformer._parameter_constraints,
         "backbone": [str],
         "objective": [StrOptions(set(OBJECTIVES))],
-        "prefix_length": [Interval(Integral, 1, None, closed="left")],
+        "prefix_length": [Count(1)],
         "init": [StrOptions({"text", "normal"})],
-        "reparameterize": [Interval(Integral, 1, None, closed="left"), None],
+        "reparameterize": [Count(1), None],
         "pooling": [StrOptions(set(POOLINGS))],
-        "pooled_layers": [Interval(Integral, 1, None, closed="left")],
+        "pooled_layers": [Count(1)],
         "pairs": [StrOptions(set(PAIRS))],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
+        "weight_decay": [Interval(Real, 0, MAX_RATE, closed="both")],
+        "batch_size": [Count(1)],
+        "max_epochs": [Count(1)],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_iter_no_change": [Count(1)],
         "class_weight": [StrOptions({"balanced"}), dict, None],
         "checkpoint_dir": [str, os.PathLike, None],
         "random_state": ["random_state"],
@@ -371,6 +372,8 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         ValueError
             If X holds what is no text, `out` does not fit, or the backbone is not the one that
             was fitted with.
+        FloatingPointError
+            If a vector is not finite, as can happen in float16.
         """
         vectors = self._vectors(X, self.output == "words", out, self.output_dtype)
         return self._in_container(vectors)

@@ -12,14 +12,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from sklearn.utils._param_validation import StrOptions
 
+from prefixembed._parameters import PATH, Count, checked
 from prefixembed.backbone import Backbone, load_backbone
-from prefixembed.prefix import Prefix, write_atomically
+from prefixembed.prefix import POOLINGS, Prefix, write_atomically
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = "prompt_embeddings"
 
 
+@checked(
+    folder=PATH,
+    backbone=[str, None],
+    revision=[str, None],
+    pooling=[StrOptions(set(POOLINGS))],
+    max_length=[Count(8), None],
+)
 def load_peft(
     folder: str | os.PathLike[str],
     backbone: str | None = None,
@@ -94,6 +103,7 @@ def load_peft(
     )
 
 
+@checked(prefix=[Prefix], folder=PATH)
 def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
     """Write a prefix as a prefix-tuning adapter that PEFT loads; its head is left out.
 
@@ -141,6 +151,13 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
     )
 
 
+@checked(
+    state=[Mapping],
+    backbone=[str],
+    revision=[str, None],
+    pooling=[StrOptions(set(POOLINGS))],
+    max_length=[Count(8), None],
+)
 def load_p_tuning(
     state: Mapping[str, ArrayLike],
     backbone: str,
@@ -206,6 +223,13 @@ def load_p_tuning(
     )
 
 
+@checked(
+    state=[Mapping],
+    backbone=[str],
+    revision=[str, None],
+    pooling=[StrOptions(set(POOLINGS))],
+    max_length=[Count(8), None],
+)
 def load_adapters(
     state: Mapping[str, ArrayLike],
     backbone: str,

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -28,9 +28,10 @@ from prefixembed._examples import check_tasks, prepare, read_rows
 from prefixembed._fine_tuning import fine_tune, pack_backbone, trainable_copy, write_backbone
 from prefixembed._learning import check_can_resume, kept_when_stopped
 from prefixembed._objectives import OBJECTIVES
+from prefixembed._parameters import Count
 from prefixembed._pooling import Reading
 from prefixembed._texts import check_rows
-from prefixembed._training import History, Recipe
+from prefixembed._training import MAX_RATE, History, Recipe
 from prefixembed.backbone import (
     Backbone,
     load_backbone,
@@ -189,16 +190,16 @@ class MultiTaskEncoder(TextTransformer):
         "objectives": [dict, None],
         "temperature": [Interval(Real, 1, None, closed="both")],
         "pooling": [StrOptions(set(POOLINGS))],
-        "pooled_layers": [Interval(Integral, 1, None, closed="left")],
+        "pooled_layers": [Count(1)],
         "pairs": [StrOptions(set(PAIRS))],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "head_learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
+        "head_learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
+        "weight_decay": [Interval(Real, 0, MAX_RATE, closed="both")],
+        "batch_size": [Count(1)],
+        "max_epochs": [Count(1)],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
+        "n_iter_no_change": [Count(1)],
         "checkpoint_dir": [str, os.PathLike, None],
         "random_state": ["random_state"],
     }
@@ -378,6 +379,8 @@ class MultiTaskEncoder(TextTransformer):
         ------
         ValueError
             If X holds what is no text, or `out` does not fit.
+        FloatingPointError
+            If a vector is not finite, as can happen in float16.
         """
         vectors = self._vectors(X, self.output == "words", out, self.output_dtype)
         return self._in_container(vectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from typing import Any
 
 import joblib
@@ -13,12 +14,19 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 
 from prefixembed._base import TextTransformer
 from prefixembed._examples import check_tasks
+from prefixembed._parameters import checked
 from prefixembed._texts import check_sentences, is_pairs, split_pairs, vector_counts
 from prefixembed._warnings import warn
 from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.encoder import PrefixEncoder
 
 
+@checked(
+    tasks=[Mapping],
+    encoder=[PrefixEncoder, None],
+    n_jobs=[Integral, None],
+    verbose=["verbose"],
+)
 def fit_prefixes(
     tasks: Mapping[str, tuple[Any, ...]],
     encoder: PrefixEncoder | None = None,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from prefixembed.bank import PrefixBank
+from prefixembed._parameters import Count, checked
+from prefixembed.bank import PrefixBank
 
 
+@checked(
+    bank=[PrefixBank],
+    min_size=[Count(0)],
+    max_size=[Count(0), None],
+)
 def prefix_subsets(
     bank: PrefixBank, min_size: int = 0, max_size: int | None = None
 ) -> list[tuple[str, ...]]:

@@ -15,8 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import StrOptions
 
 from prefixembed._docstrings import DOCSTRING_TASKS, Task, demo_backbone, load_docstring_task
+from prefixembed._objectives import OBJECTIVES
+from prefixembed._parameters import PATH, Count, checked
 from prefixembed._task_table import CONVERTED, TASKS, Example, Reader, Row, TaskInfo
 
 __all__ = [
@@ -106,6 +109,10 @@ _METRICS: dict[str, Callable[[Any, Any, Any], float]] = {
 }
 
 
+@checked(
+    role=[StrOptions({"source", "target", "further"}), None],
+    objective=[StrOptions(set(OBJECTIVES)), None],
+)
 def list_tasks(role: str | None = None, objective: str | None = None) -> list[TaskInfo]:
     """List the tasks that :func:`fetch_task` knows.
 
@@ -139,6 +146,13 @@ def list_tasks(role: str | None = None, objective: str | None = None) -> list[Ta
     ]
 
 
+@checked(
+    name=[StrOptions(set(TASKS))],
+    split=[StrOptions({"train", "test"})],
+    limit=[Count(0), None],
+    data_dir=[*PATH, None],
+    random_state=["random_state"],
+)
 def fetch_task(
     name: str,
     split: str = "train",
@@ -181,10 +195,6 @@ def fetch_task(
     >>> from prefixembed.tasks import fetch_task
     >>> mr = fetch_task("mr", "test", limit=100, random_state=0)  # doctest: +SKIP
     """
-    if name not in TASKS:
-        raise ValueError(f"name must be one of {', '.join(TASKS)}, got {name!r}")
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
     info, read = TASKS[name]
     if data_dir is None:
         rows = _hub_rows(info, split)

@@ -79,7 +79,7 @@ def test_summary_of_a_docstring(doc, summary):
 
 
 def test_unknown_tasks_are_refused():
-    with pytest.raises(ValueError, match="name must be one of package, .* got 'nope'"):
+    with pytest.raises(ValueError, match="'name' parameter of load_docstring_task must be .* Got 'nope'"):
         load_docstring_task("nope")
 
 

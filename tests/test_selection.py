@@ -23,5 +23,5 @@ def test_every_subset_once_smaller_first(n, data):
 
 @pytest.mark.parametrize("sizes", [(-1, None), (2, 1), (0, 3), (3, None)])
 def test_impossible_sizes_are_refused(sizes):
-    with pytest.raises(ValueError, match="0 <= min_size <= max_size <= 2"):
+    with pytest.raises(ValueError, match="min_size"):
         prefix_subsets(PrefixBank(dict.fromkeys("ab")), *sizes)

@@ -219,7 +219,7 @@ def test_scores_are_the_literatures():
 
 
 def test_what_cannot_be_had_is_said(tmp_path):
-    with pytest.raises(ValueError, match="name must be one of mnli, .* got 'nothing'"):
+    with pytest.raises(ValueError, match="'name' parameter of fetch_task must be .* Got 'nothing'"):
         fetch_task("nothing")
     with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'dev'"):
         fetch_task("cr", "dev")
