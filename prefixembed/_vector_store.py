@@ -125,7 +125,8 @@ class DiskStore:
                     return work(db)
             except sqlite3.OperationalError as error:
                 self._warn_once(f"{error}")
-            except sqlite3.DatabaseError as error:
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                # The latter where SQLite's own message quotes what is damaged.
                 self._set_aside(identity, str(error))
             except OSError as error:
                 self._warn_once(f"{error}")

@@ -448,7 +448,7 @@ class PrefixBank(SavedBank, TextTransformer):
             return list(known)
         names = list(self.active)
         for name in names:
-            if name not in known:
+            if not isinstance(name, str) or name not in known:
                 raise ValueError(f"active has {name!r}, which is none of {list(known)}")
         if len(set(names)) < len(names):
             raise ValueError(f"active has a name twice: {names}")

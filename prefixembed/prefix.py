@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ _TYPES = {
     "n_features": int,
     "pooled_layers": int,
 }
+# As a file may name them: nothing that numpy would have to parse or could take for more.
+_CLASSES_DTYPE = re.compile(r"[<|][biufU]\d{1,9}")
+_MOST_CLASSES_BYTES = 2**28
 _WITHOUT_CLASSES = ("regression", "multiple_choice")
 POOLINGS = ("cls", "mean", "max", "last")
 PAIRS = ("joint", "apart")
@@ -281,7 +285,7 @@ class Prefix:
             raise ValueError(f"{os.fspath(path)!r} holds no prefix: its header says nothing of one")
         try:
             return cls._from_file(json.loads(metadata[_METADATA_KEY]), tensors)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"{os.fspath(path)!r} cannot be read: {error}") from error
 
     def push_to_hub(
@@ -369,7 +373,9 @@ class Prefix:
         }
 
     @classmethod
-    def _from_file(cls, header: dict[str, Any], tensors: dict[str, Any]) -> Prefix:
+    def _from_file(cls, header: Any, tensors: dict[str, Any]) -> Prefix:
+        if not isinstance(header, dict):
+            raise ValueError(f"its header is a {type(header).__name__}, and no object")
         version = header.pop("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -500,10 +506,13 @@ def _encode_classes(classes: NDArray[Any]) -> dict[str, Any]:
 
 
 def _decode_classes(encoded: Mapping[str, Any]) -> NDArray[Any]:
-    dtype = np.dtype(encoded["dtype"])
-    if dtype.kind not in "biufU":
-        raise ValueError(f"labels of dtype {dtype} are not numbers, booleans or strings")
-    return np.array(encoded["values"], dtype=dtype)
+    dtype, values = encoded["dtype"], encoded["values"]
+    if not isinstance(dtype, str) or not _CLASSES_DTYPE.fullmatch(dtype):
+        raise ValueError(f"labels of dtype {dtype!r} are not numbers, booleans or strings")
+    size = np.dtype(dtype).itemsize * len(values)
+    if size > _MOST_CLASSES_BYTES:
+        raise ValueError(f"{len(values)} labels of dtype {dtype} take {size} bytes")
+    return np.array(values, dtype=dtype)
 
 
 def write_atomically(target: Path, write: Callable[[str], Any]) -> None:

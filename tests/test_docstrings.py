@@ -79,7 +79,9 @@ def test_summary_of_a_docstring(doc, summary):
 
 
 def test_unknown_tasks_are_refused():
-    with pytest.raises(ValueError, match="'name' parameter of load_docstring_task must be .* Got 'nope'"):
+    with pytest.raises(
+        ValueError, match="'name' parameter of load_docstring_task must be .* Got 'nope'"
+    ):
         load_docstring_task("nope")
 
 

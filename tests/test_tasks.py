@@ -221,7 +221,7 @@ def test_scores_are_the_literatures():
 def test_what_cannot_be_had_is_said(tmp_path):
     with pytest.raises(ValueError, match="'name' parameter of fetch_task must be .* Got 'nothing'"):
         fetch_task("nothing")
-    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'dev'"):
+    with pytest.raises(ValueError, match="'split' parameter of fetch_task must be .* Got 'dev'"):
         fetch_task("cr", "dev")
     with pytest.raises(FileNotFoundError, match=r"no file .*cr\.test\.jsonl.* data_dir must"):
         fetch_task("cr", "test", data_dir=tmp_path)

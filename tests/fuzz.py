@@ -1,0 +1,241 @@
+"""Fuzzing of everything that is read: files that others wrote, and texts.
+
+By hypothesis in ``test_fuzz.py``, and guided by coverage, with atheris, for as long as one likes::
+
+    python tests/fuzz.py prefix -max_total_time=3600
+    python tests/fuzz.py all -max_total_time=600
+
+Each target takes any bytes. What it raises beyond the errors that are documented is a finding.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+# Not more than this, whatever a file says that it holds.
+MEMORY_MB = 2048
+
+
+class Targets:
+    """What can be fuzzed, in a folder of its own."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.whole = self.make_prefix()
+
+    @staticmethod
+    def make_prefix(seed=0):
+        from prefixembed.prefix import Prefix
+
+        rng = np.random.default_rng(seed)
+        return Prefix(
+            keys_values=rng.standard_normal((1, 2, 1, 2, 2), dtype=np.float32),
+            backbone="b",
+            fingerprint="f" * 64,
+            pooling="mean",
+            max_length=64,
+            n_features=2,
+            classes=np.array(["no", "yes"]),
+            head_weight=rng.standard_normal((2, 2), dtype=np.float32),
+            head_bias=np.zeros(2, dtype=np.float32),
+        )
+
+    def seeds(self, target):
+        """Give whole content for a target, to start from."""
+        path = self.folder / "seed"
+        if target in ("prefix", "bank_prefix"):
+            self.whole.save(path)
+            return [path.read_bytes()]
+        if target == "bank":
+            return [self._bank()[0].read_bytes()]
+        if target == "cache":
+            return [self._cache_file(path)]
+        if target == "checkpoint":
+            return [self._checkpoint()[0].read_bytes()]
+        if target == "peft":
+            return [json.dumps(self._peft_config()).encode()]
+        if target == "task":
+            return [b'{"text": "a", "label": 1}\n{"text": "b", "text_b": "c", "label": 0}\n']
+        return ["a text\x00\U0001f600 \u05e9".encode(), b"\xff\xfe", b"[CLS]" * 9]
+
+    def prefix(self, data):
+        from prefixembed.prefix import Prefix
+
+        path = self.folder / "p.safetensors"
+        path.write_bytes(data)
+        with contextlib.suppress(ValueError):
+            found = Prefix.load(path)
+            # What is not refused is whole: it is written and read again as it is.
+            found.save(path)
+            assert Prefix.load(path) == found
+
+    def _bank(self):
+        from prefixembed._bank_files import MANIFEST, BankFiles, write_bank
+
+        folder = self.folder / "bank"
+        if not folder.exists():
+            prefixes = {"a": self.make_prefix(1), "b": self.make_prefix(2)}
+            write_bank(folder, BankFiles(prefixes, {"combine": "mean"}))
+        return folder / MANIFEST, sorted(folder.glob("*.safetensors"))[0]
+
+    def bank(self, data):
+        self._read_bank(self._bank()[0], data)
+
+    def bank_prefix(self, data):
+        self._read_bank(self._bank()[1], data)
+
+    def _read_bank(self, path, data):
+        from prefixembed._bank_files import read_bank
+
+        whole = path.read_bytes()
+        path.write_bytes(data)
+        try:
+            with contextlib.suppress(ValueError, FileNotFoundError):
+                read_bank(path.parent)
+        finally:
+            path.write_bytes(whole)
+
+    KEYS = (b"\x00" * 32, b"\x01" * 32)
+
+    def _cache_file(self, path):
+        from prefixembed.cache import VectorCache
+
+        for old in self.folder.glob(f"{path.name}*"):
+            old.unlink()
+        cache = VectorCache(path)
+        vectors = np.arange(8, dtype=np.float32).reshape(2, 4)
+        cache.put(list(self.KEYS), vectors, np.array([False, True]))
+        cache._store.close() if hasattr(cache._store, "close") else None
+        return path.read_bytes()
+
+    def cache(self, data):
+        from prefixembed.cache import VectorCache
+
+        path = self.folder / "c.db"
+        for old in self.folder.glob("c.db*"):
+            old.unlink()
+        path.write_bytes(data)
+        cache = VectorCache(path)
+        known = np.arange(8, dtype=np.float32).reshape(2, 4)
+        for row, expected in zip(cache.get(list(self.KEYS)), known, strict=True):
+            assert row is None or np.array_equal(row[0], expected)
+        cache.put([self.KEYS[0]], known[:1], np.array([False]))
+        (row,) = cache.get([self.KEYS[0]])
+        assert row is None or np.array_equal(row[0], known[0])
+        cache.stats()
+        cache.clear()
+
+    def _checkpoint(self):
+        import torch
+
+        from prefixembed._checkpoints import Checkpoints, State
+
+        checkpoints = Checkpoints(self.folder, "run")
+        if checkpoints.load() is None:
+            checkpoints.save(1, State({"a": 1}, {"t": torch.ones(2)}))
+            checkpoints.save(2, State({"a": 2}, {"t": torch.ones(2)}))
+        return checkpoints._files()[0][1], checkpoints
+
+    def checkpoint(self, data):
+        path, checkpoints = self._checkpoint()
+        whole = path.read_bytes()
+        path.write_bytes(data)
+        try:
+            assert checkpoints.load().facts == {"a": 2 if data == whole else 1}
+        finally:
+            path.write_bytes(whole)
+
+    @staticmethod
+    def _peft_config():
+        return {
+            "peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2, "prefix_projection": False,
+            "base_model_name_or_path": "nowhere", "token_dim": 2, "num_layers": 1,
+            "num_attention_heads": 1, "encoder_hidden_size": 2, "task_type": "FEATURE_EXTRACTION",
+        }  # fmt: skip
+
+    def peft(self, data):
+        from prefixembed.interop import load_peft
+
+        folder = self.folder / "peft"
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_bytes(data)
+        self.whole.save(folder / "adapter_model.safetensors")
+        with contextlib.suppress(ValueError, OSError):
+            load_peft(folder, "nowhere/at-all")
+
+    def task(self, data):
+        from prefixembed.tasks import fetch_task
+
+        (self.folder / "mr.test.jsonl").write_bytes(data)
+        with contextlib.suppress(ValueError):
+            split = fetch_task("mr", "test", data_dir=self.folder)
+            assert len(split.X) == len(split.y)
+
+    def text(self, data):
+        from prefixembed import PrefixBank
+
+        if not hasattr(self, "encoder"):
+            from conftest import make_backbone
+
+            folder = make_backbone(tempfile.mkdtemp(dir=self.folder), "bert")
+            self.encoder = PrefixBank(
+                {}, backbone=folder, device="cpu", dtype="float32", cache=None, on_truncate="ignore"
+            )
+        texts = data.decode("utf-16-le", "surrogatepass" if len(data) % 2 == 0 else "replace")
+        vectors = self.encoder.transform([texts, "another", texts[::-1]])
+        assert np.isfinite(vectors).all()
+
+
+# What each target reads with.
+MODULES = {
+    "prefix": "prefixembed.prefix",
+    "bank": "prefixembed._bank_files",
+    "bank_prefix": "prefixembed._bank_files",
+    "cache": "prefixembed.cache",
+    "task": "prefixembed.tasks",
+    "checkpoint": "prefixembed._checkpoints",
+    "peft": "prefixembed.interop",
+    "text": "prefixembed.bank",
+}
+
+
+def main():
+    """Fuzz one target, or all of them one after the other."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    name, *options = sys.argv[1:]
+    if name == "all":
+        for one in MODULES:
+            subprocess.run([sys.executable, __file__, one, *options], check=True)
+        return
+    import atheris
+
+    with atheris.instrument_imports(include=["prefixembed"]):
+        importlib.import_module(MODULES[name])
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "corpus"
+        corpus.mkdir()
+        targets = Targets(folder)
+        for k, seed in enumerate(targets.seeds(name)):
+            (corpus / str(k)).write_bytes(seed)
+        arguments = [
+            sys.argv[0],
+            f"-rss_limit_mb={MEMORY_MB}",
+            "-timeout=30",
+            *options,
+            str(corpus),
+        ]
+        atheris.Setup(arguments, getattr(targets, name))
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
