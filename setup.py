@@ -22,6 +22,7 @@ TEST = [
     "polars",
     "psutil",
     "pytest",
+    "pytest-xdist",
     "ruff",
     "skops",
 ]

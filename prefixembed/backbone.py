@@ -51,6 +51,16 @@ _loaded: dict[tuple[str, str | None, torch.dtype, torch.device], Backbone] = {}
 _lock = threading.RLock()
 
 
+def _new_lock() -> None:
+    # Of a thread that was loading when the process forked, the child has the lock and no more.
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)
+
+
 @dataclass(frozen=True, eq=False)
 class Backbone:
     """A frozen encoder and its tokenizer; made by :func:`load_backbone`.

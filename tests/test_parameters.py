@@ -53,17 +53,15 @@ def wrong_values(constraints):
 def estimator_cases():
     for kind in ESTIMATORS:
         for name, constraints in kind._parameter_constraints.items():
-            for value in wrong_values(constraints):
-                yield pytest.param(kind, name, value, id=f"{kind.__name__}-{name}-{value!r:.20}")
+            for k, value in enumerate(wrong_values(constraints)):
+                yield pytest.param(kind, name, value, id=f"{kind.__name__}-{name}-{k}")
 
 
 def function_cases():
     for function in dict.fromkeys(FUNCTIONS):
         for name, constraints in getattr(function, "_skl_parameter_constraints", {}).items():
-            for value in wrong_values(constraints):
-                yield pytest.param(
-                    function, name, value, id=f"{function.__name__}-{name}-{value!r:.20}"
-                )
+            for k, value in enumerate(wrong_values(constraints)):
+                yield pytest.param(function, name, value, id=f"{function.__name__}-{name}-{k}")
 
 
 def use(estimator):

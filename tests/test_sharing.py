@@ -1,13 +1,17 @@
 """One backbone for all: threads, memory."""
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import skops.io
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -59,6 +63,61 @@ def test_one_bank_serves_threads(tiny, random_prefix):
     with ThreadPoolExecutor(8) as threads:
         for vectors in threads.map(lambda _: bank.transform(texts), range(24)):
             np.testing.assert_array_equal(vectors, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_use_a_bank_that_the_parent_has_used(
+    tiny, random_prefix, method, dtype, monkeypatch
+):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    prefixes = {"a": random_prefix(tiny()), "b": random_prefix(tiny(), seed=1)}
+    bank = PrefixBank(prefixes, device="cpu", dtype=dtype, cache=None, on_truncate="ignore")
+    texts = [f"text {k} " * (k % 9) for k in range(200)]
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # a forked child has none but its first
+    expected = bank.transform(texts)
+    torch.set_num_threads(n_threads)
+    with warnings.catch_warnings():
+        # Python 3.12 and later, on forks of a process with threads.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            jobs = [pool.apply_async(bank.transform, (texts,)) for _ in range(4)]
+            together = [job.get(timeout=60) for job in jobs]
+    for vectors in together:
+        np.testing.assert_allclose(vectors, expected, atol=1e-5 if dtype == "float32" else 0.1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_while_a_backbone_is_being_loaded(tiny, fresh_backbones):
+    code = """if True:
+        import os, sys, threading
+        from prefixembed import PrefixBank, backbone
+        real, inside, go_on = backbone.read_backbone, threading.Event(), threading.Event()
+        def slow(*args):
+            inside.set()
+            go_on.wait()
+            return real(*args)
+        backbone.read_backbone = slow
+        bank = PrefixBank({}, backbone=sys.argv[1], dtype="float32", device="cpu", cache=None)
+        thread = threading.Thread(target=bank.transform, args=(["a"],))
+        thread.start()
+        inside.wait()
+        child = os.fork()
+        backbone.read_backbone = real
+        if not child:
+            assert bank.transform(["a", "b"]).shape == (2, 32)
+            os._exit(7)
+        _, status = os.waitpid(child, 0)
+        go_on.set()
+        thread.join()
+        assert os.waitstatus_to_exitcode(status) == 7
+    """
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, tiny()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 MEMORY = """
