@@ -1,0 +1,127 @@
+"""Everything, over and over: memory and open files must stay flat.
+
+An hour by hand, and a few rounds in ``test_sharing.py``::
+
+    python tests/soak.py BACKBONE --minutes 60
+
+BACKBONE is a folder or a name. Each round fits prefixes with checkpoints, adds them to a bank,
+turns texts into vectors in every way, saves and loads, and removes what it added.
+"""
+
+import argparse
+import gc
+import json
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import psutil
+from joblib import dump, load
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from prefixembed import Prefix, PrefixBank, PrefixEncoder, VectorCache
+
+CPU = {"dtype": "float32", "device": "cpu", "max_length": 64, "on_truncate": "ignore"}
+
+
+class Soak:
+    """A bank that is never done."""
+
+    def __init__(self, backbone, folder):
+        self.backbone, self.folder = backbone, Path(folder)
+        self.rng = np.random.default_rng(0)
+        self.cache = VectorCache(self.folder / "vectors.db", max_bytes=2**20)
+        self.memory = VectorCache(max_bytes=2**18)
+        self.bank = PrefixBank({}, backbone=backbone, cache=self.memory, **CPU)
+        self.n_rounds = 0
+
+    def texts(self, n):
+        lengths = self.rng.integers(0, 12, size=n)
+        return [" ".join(f"w{self.rng.integers(999)}" for _ in range(k)) for k in lengths]
+
+    def round(self):
+        """Do a little of everything."""
+        k = self.n_rounds
+        texts, labels = self.texts(40), np.arange(40) % 2
+        encoder = PrefixEncoder(
+            self.backbone, max_epochs=2, batch_size=8, random_state=k, cache=self.cache,
+            checkpoint_dir=self.folder / "checkpoints", **CPU,
+        ).fit(texts, labels)  # fmt: skip
+        encoder.predict(texts)
+        name = f"task {k % 5}"
+        if name in self.bank:
+            self.bank.remove(name)
+        self.bank.add(name, encoder.prefix_)
+        for params in (
+            {"combine": "concat", "cache": self.memory},
+            {"combine": "mean", "cache": self.cache},
+            {"combine": "concat", "weights": 0.5, "cache": None},
+        ):
+            self.bank.set_params(weights=None).set_params(**params)
+            vectors = self.bank.transform(texts)
+            assert np.isfinite(vectors).all()
+        pairs = list(zip(texts[::2], texts[1::2], strict=True))
+        self.bank.transform(iter(pairs))
+        self.bank.set_params(weights=None, output="words").transform([t.split() for t in texts])
+        self.bank.set_params(output="texts", cache=self.memory)
+        pipe = make_pipeline(self.bank, LogisticRegression()).fit(texts, labels)
+        dump(pipe, self.folder / "pipe.joblib")
+        again = load(self.folder / "pipe.joblib")
+        np.testing.assert_array_equal(again.predict(texts), pipe.predict(texts))
+        self.bank.save(self.folder / "bank")
+        assert PrefixBank.load(self.folder / "bank").values() == self.bank.values()
+        encoder.prefix_.save(self.folder / "one.safetensors")
+        assert Prefix.load(self.folder / "one.safetensors") == encoder.prefix_
+        try:
+            self.bank.transform([None])
+        except ValueError:
+            pass
+        else:
+            raise AssertionError("None went through")
+        for run in (self.folder / "checkpoints").iterdir():
+            for file in run.iterdir():
+                file.unlink()
+            run.rmdir()
+        self.n_rounds += 1
+
+
+def measure(process):
+    """Give memory in bytes, objects, open files and threads."""
+    gc.collect()
+    n_files = process.num_fds() if os.name == "posix" else process.num_handles()
+    return process.memory_info().rss, len(gc.get_objects()), n_files, process.num_threads()
+
+
+def main():
+    """Soak for some minutes, or some rounds; print what was measured first and last."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("backbone")
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--rounds", type=int, default=0)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    process = psutil.Process()
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(args.backbone, folder)
+        for _ in range(25):  # until caches are full
+            soak.round()
+        measured = [measure(process)]
+        started = time.monotonic()
+        told = 0
+        while soak.n_rounds < 25 + args.rounds or time.monotonic() - started < 60 * args.minutes:
+            soak.round()
+            minutes = (time.monotonic() - started) / 60
+            if minutes - told >= 1:
+                told += 1
+                measured.append(measure(process))
+                print(f"{minutes:.0f} min, {soak.n_rounds} rounds: {measured[-1]}", flush=True)
+        measured.append(measure(process))
+    print(json.dumps({"rounds": soak.n_rounds, "first": measured[0], "last": measured[-1]}))
+
+
+if __name__ == "__main__":
+    main()
