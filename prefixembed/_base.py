@@ -17,11 +17,12 @@ from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.metadata_routing import UNUSED
 
 from prefixembed._attention import Attend, attention_dtype, combined_attention
-from prefixembed._device import resolve_device, resolve_dtype
+from prefixembed._device import is_here, resolve_device, resolve_dtype
 from prefixembed._embedding import CHUNK, Embedder, embed
 from prefixembed._parameters import Count
 from prefixembed._quantization import OUTPUT_DTYPES, output_width
 from prefixembed._texts import check_sentences, iterate_texts
+from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone
 from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.prefix import Prefix
@@ -42,6 +43,8 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         "cache": [str, os.PathLike, VectorCache, None],
         "verbose": ["verbose"],
     }
+
+    device: str
 
     # `out` is no metadata to route.
     __metadata_request__transform: ClassVar[dict[str, str]] = {"out": UNUSED}
@@ -110,6 +113,15 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         import pandas as pd
 
         return pd.DataFrame(vectors, columns=self.get_feature_names_out())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if not is_here(self.device):
+            warn(
+                f"device {self.device!r}, which this {type(self).__name__} was saved with, is not "
+                "on this machine: device='auto' is taken in its place"
+            )
+            self.device = "auto"
 
     def _dtype_name(self) -> str:
         return str(resolve_dtype(self.dtype, resolve_device(self.device))).removeprefix("torch.")

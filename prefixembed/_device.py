@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,6 +36,15 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return resolved
+
+
+def is_here(device: Any) -> bool:
+    """Tell whether this machine has a device, without a context on it; what is no name passes."""
+    kind, _, index = str(device).partition(":")
+    if kind == "cuda":
+        n_devices = torch.cuda.device_count()
+        return n_devices > (int(index) if index.isdigit() else 0)
+    return kind != "mps" or torch.backends.mps.is_available()
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -16,7 +17,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from prefixembed import PrefixBank
+from prefixembed import PrefixBank, PrefixEncoder
 
 CPU = {"dtype": "float32", "device": "cpu"}
 
@@ -55,6 +56,29 @@ def test_skops_carries_a_pipeline_with_two_types_to_trust(tiny, random_prefix):
     np.testing.assert_array_equal(again.predict_proba(texts), pipe.predict_proba(texts))
     found = again[0].prefixes["a"]
     assert found == prefix and not found.keys_values.flags.writeable
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 3, reason="the device is here")
+@pytest.mark.parametrize("device", ["cuda:3", "cuda:7"])
+def test_what_was_saved_on_another_device_works_here(tiny, random_prefix, device):
+    prefix = random_prefix(tiny())
+    texts = ["a joy", "a bore", ""]
+    for kind, here in (
+        ("encoder", PrefixEncoder.from_prefix(prefix, dtype="float32", cache=None)),
+        ("bank", PrefixBank({"a": prefix}, dtype="float32", cache=None)),
+    ):
+        expected = here.transform(texts)
+        for dump, load in ((pickle.dumps, pickle.loads), (skops.io.dumps, trusting_loads)):
+            written = dump(here.set_params(device=device))
+            with pytest.warns(UserWarning, match=f"device '{device}', which this .* saved with"):
+                again = load(written)
+            assert again.device == "auto", kind
+            np.testing.assert_allclose(again.transform(texts), expected, atol=1e-5)
+            here.set_params(device="auto")
+
+
+def trusting_loads(written):
+    return skops.io.loads(written, trusted=skops.io.get_untrusted_types(data=written))
 
 
 def test_one_bank_serves_threads(tiny, random_prefix):
