@@ -159,6 +159,23 @@ def test_a_tokenizer_without_special_tokens_is_refused(tiny, tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize("family", ["custom", "bert"])
+def test_code_that_comes_with_a_model_is_not_run(tiny, tmp_path, family):
+    folder = shutil.copytree(tiny("bert"), tmp_path / "copy")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = family
+    names = {"AutoConfig": "code.C", "AutoModel": "code.M", "AutoTokenizer": [None, "code.T"]}
+    config["auto_map"] = names
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    if family == "bert":  # which transformers knows by itself
+        assert load(folder).n_features == 32
+    else:
+        with pytest.raises(ValueError, match="'custom', which is not supported"):
+            load(folder)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_max_length_is_checked(tiny):
     with pytest.raises(ValueError, match="the 80 tokens .* got 81"):
         load(tiny("bert")).tokenizer(81)

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 import os
 import pickle
@@ -76,6 +77,24 @@ def test_digest_ignores_where_and_how_it_was_learned():
     prefix = make(training={"seconds": 9}, backbone="elsewhere", revision="main")
     assert prefix == make()
     assert hash(prefix) == hash(make())
+
+
+def test_digest_is_the_same_on_every_machine():
+    numbers = np.arange(96, dtype=">f4").reshape(1, 2, 3, 4, 4) / 7
+    prefix = Prefix(
+        keys_values=numbers, backbone="b", fingerprint="f" * 64, pooling="cls", max_length=9,
+        n_features=12, classes=np.array(["à", "b"], dtype=">U3"),
+        head_weight=np.ones((2, 12), dtype=">f8"), head_bias=np.zeros(2, dtype=np.float16),
+    )  # fmt: skip
+    # Big-endian here, little-endian there: written down, so that no machine gives another.
+    little = dataclasses.replace(
+        prefix, keys_values=numbers.astype("<f4"), classes=np.array(["à", "b"], dtype="<U3")
+    )
+    assert (
+        prefix.digest
+        == little.digest
+        == ("e9aef82838f8d51e982d8d2939a091e0ebb1480cf6fdd61f81499111ae102340")
+    )
 
 
 # numpy cannot tell a trailing NUL from padding.
