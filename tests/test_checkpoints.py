@@ -341,6 +341,7 @@ from prefixembed import _checkpoints
 torch.set_num_threads(1)
 _checkpoints.INTERVAL_SECONDS, _checkpoints._MOST_OF_THE_TIME = 0.0, float("inf")
 print("ready", flush=True)
+input()
 make(sys.argv[1], checkpoint_dir=sys.argv[2], max_epochs=60, early_stopping=False).fit(*reviews(48))
 print("ended", flush=True)
 """
@@ -349,12 +350,10 @@ print("ended", flush=True)
 def start_trainer(backbone, folder):
     here = os.path.dirname(__file__)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)])}
-    trainer = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", TRAINER, backbone, str(folder)],
-        stdout=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    assert trainer.stdout.readline() == "ready\n"
-    return trainer
+    command = [sys.executable, "-W", "ignore", "-c", TRAINER, backbone, str(folder)]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 @pytest.mark.usefixtures("every_step")
@@ -367,11 +366,17 @@ def test_kill_9_at_any_moment(tiny, tmp_path):
         moments = random.Random(0)
         reached = []
         for _ in range(2):
-            trainer = start_trainer(tiny(), tmp_path)
-            time.sleep(moments.uniform(0.5, 1.0))
-            trainer.send_signal(signal.SIGKILL)
-            assert trainer.wait() == -signal.SIGKILL
-            trainer.stdout.close()
+            # Two at once that do the same, in one folder.
+            trainers = [start_trainer(tiny(), tmp_path) for _ in range(2)]
+            assert [trainer.stdout.readline() for trainer in trainers] == ["ready\n"] * 2
+            for trainer in trainers:
+                trainer.stdin.write("go\n")
+                trainer.stdin.flush()
+            for trainer in trainers:
+                time.sleep(moments.uniform(0.3, 0.6))
+                trainer.send_signal(signal.SIGKILL)
+                trainer.communicate()
+                assert trainer.returncode == -signal.SIGKILL
             reached.append(max(tmp_path.glob("*/*-*"), default=None))
         assert None not in reached and reached[0].name < reached[1].name
         encoder.set_params(checkpoint_dir=tmp_path)
