@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prefixembed.multitask import MultiTaskEncoder
     from prefixembed.parallel import fill_cache, fit_prefixes
     from prefixembed.prefix import Prefix
-    from prefixembed.selection import prefix_subsets
+    from prefixembed.selection import PrefixSelector, prefix_subsets
 
 _HOMES = {
     "Backbone": "backbone",
@@ -29,6 +29,7 @@ _HOMES = {
     "Prefix": "prefix",
     "PrefixBank": "bank",
     "PrefixEncoder": "encoder",
+    "PrefixSelector": "selection",
     "VectorCache": "cache",
     "fill_cache": "parallel",
     "fit_prefixes": "parallel",
@@ -44,6 +45,7 @@ __all__ = [
     "Prefix",
     "PrefixBank",
     "PrefixEncoder",
+    "PrefixSelector",
     "VectorCache",
     "__version__",
     "fill_cache",

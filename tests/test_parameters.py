@@ -18,7 +18,15 @@ from test_encoder import make, reviews
 from test_multitask import make as make_multitask
 
 import prefixembed
-from prefixembed import ChoiceRanker, MultiTaskEncoder, PrefixBank, PrefixEncoder, interop, tasks
+from prefixembed import (
+    ChoiceRanker,
+    MultiTaskEncoder,
+    PrefixBank,
+    PrefixEncoder,
+    PrefixSelector,
+    interop,
+    tasks,
+)
 from prefixembed._docstrings import demo_backbone
 from prefixembed.cache import open_cache
 
@@ -27,7 +35,7 @@ def is_public(function, module):
     return function.__module__ == module.__name__ and not function.__name__.startswith("_")
 
 
-ESTIMATORS = [ChoiceRanker, MultiTaskEncoder, PrefixBank, PrefixEncoder]
+ESTIMATORS = [ChoiceRanker, MultiTaskEncoder, PrefixBank, PrefixEncoder, PrefixSelector]
 FUNCTIONS = [
     open_cache,
     *(f for f in vars(interop).values() if inspect.isfunction(f) and is_public(f, interop)),
@@ -88,8 +96,11 @@ def test_every_parameter_is_checked():
 
 @pytest.mark.parametrize(("kind", "name", "value"), estimator_cases())
 def test_wrong_parameters_of_estimators_are_named(tiny, kind, name, value):
-    first = {PrefixBank: {"prefixes": {}}, ChoiceRanker: {"encoder": PrefixBank({})}}
-    params = first.get(kind, {}) | ({} if kind is ChoiceRanker else {"backbone": tiny()})
+    params = {
+        PrefixBank: {"prefixes": {}, "backbone": tiny()},
+        ChoiceRanker: {"encoder": PrefixBank({})},
+        PrefixSelector: {"estimator": PrefixBank({})},
+    }.get(kind, {"backbone": tiny()})
     estimator = kind(**params).set_params(**{name: value})
     message = rf"The '{name}' parameter of {kind.__name__} must be .* Got {re.escape(repr(value))}"
     with pytest.raises(InvalidParameterError, match=message):

@@ -1,8 +1,20 @@
+import itertools
+import pickle
+import warnings
+from collections import Counter
+
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.base import clone, is_classifier
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
 
-from prefixembed import PrefixBank, prefix_subsets
+from prefixembed import ChoiceRanker, PrefixBank, PrefixSelector, VectorCache, prefix_subsets
 
 
 @given(n=st.integers(0, 6), data=st.data())
@@ -25,3 +37,185 @@ def test_every_subset_once_smaller_first(n, data):
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ValueError, match="min_size"):
         prefix_subsets(PrefixBank(dict.fromkeys("ab")), *sizes)
+
+
+def test_too_many_are_refused_with_a_pointer():
+    bank = PrefixBank(dict.fromkeys(f"p{k}" for k in range(13)))
+    with pytest.raises(ValueError, match=r"13 prefixes have 8192 selections .*PrefixSelector"):
+        prefix_subsets(bank)
+    assert len(prefix_subsets(bank, max_size=2)) == 1 + 13 + 78
+    assert len(prefix_subsets(bank, min_size=12)) == 14
+
+
+# A target task whose score is known for every selection: what is walked can be told from a table.
+
+
+NAMES = "abcd"
+TEXTS, LABELS = ["a", "b"] * 4, [0, 1] * 4
+
+
+class Scores:
+    """Score a pipeline by the selection of its bank."""
+
+    def __init__(self, table, settings=None):
+        self.table, self.settings = table, settings or {}
+        self.asked = []
+
+    def __call__(self, pipe, X, y):
+        bank = pipe[0]
+        self.asked.append(tuple(bank.active))
+        return self.table[tuple(bank.active)] + self.settings.get((bank.combine, bank.weights), 0)
+
+
+@pytest.fixture
+def pipe(tiny, random_prefix):
+    prefixes = {name: random_prefix(tiny(), seed=k) for k, name in enumerate(NAMES)}
+    return make_pipeline(
+        PrefixBank(prefixes, dtype="float32", device="cpu", cache=VectorCache()), DummyClassifier()
+    )
+
+
+def random_table(seed, levels=50):
+    rng = np.random.default_rng(seed)
+    subsets = [s for size in range(5) for s in itertools.combinations(NAMES, size)]
+    return {subset: float(rng.integers(levels)) for subset in subsets}
+
+
+def walk(table, forward, n, tol):
+    """Choose one after the other, in as few words as can be."""
+    current = () if forward else tuple(NAMES)
+    while len(current) != (n if n is not None else (4 if forward else 0)):
+        near = [
+            tuple(m for m in NAMES if (m in current) != (m == name))
+            for name in NAMES
+            if (name in current) != forward
+        ]
+        best = max(near, key=table.get)
+        gain = table[best] - table[current]
+        if n is None and not (gain > tol if forward else gain >= -tol):
+            break
+        current = best
+    return current
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("n", "tol"), [(None, 0.0), (None, 5.0), (None, -3.0), (0, 0), (2, 0), (4, 0)]
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_walk_is_that_of_the_naive_one(pipe, direction, n, tol, seed):
+    scores = Scores(random_table(seed))
+    selector = PrefixSelector(
+        pipe, direction=direction, n_prefixes=n, tol=tol, scoring=scores, cv=2
+    ).fit(TEXTS, LABELS)
+    expected = walk(scores.table, direction == "forward", n, tol)
+    assert selector.active_ == expected == selector.best_estimator_[0].active
+    assert selector.best_params_ == {"prefixbank__active": expected}
+    assert selector.best_score_ == scores.table[expected]
+    # Each selection once, in each fold.
+    assert set(Counter(scores.asked).values()) == {2}
+
+
+def test_floating_finds_what_greed_does_not(pipe):
+    # The best alone, a, is in the way: b and c together are better than all with a.
+    table = dict.fromkeys(random_table(0), 0.0)
+    table |= {("a",): 5, ("b",): 1, ("c",): 1, ("a", "b"): 6, ("a", "c"): 5.5, ("b", "c"): 9}
+    table |= {("a", "b", "c"): 7, ("a", "b", "d"): 1}
+    greedy, floating = (
+        PrefixSelector(pipe, floating=f, n_prefixes=3, scoring=Scores(table), cv=2)
+        for f in (False, True)
+    )
+    greedy.fit(TEXTS, LABELS)
+    floating.fit(TEXTS, LABELS)
+    assert greedy.active_ == floating.active_ == ("a", "b", "c")
+    seen = set(pd.DataFrame(floating.cv_results_)["param_prefixbank__active"])
+    assert ("b", "c") in seen - set(greedy.cv_results_["param_prefixbank__active"])
+    floating.set_params(n_prefixes=None).fit(TEXTS, LABELS)
+    assert floating.active_ == ("b", "c")
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_floating_ends_and_is_no_worse(pipe, direction, seed):
+    table = random_table(seed, levels=6)
+    plain, floating = (
+        PrefixSelector(pipe, direction=direction, floating=f, scoring=Scores(table), cv=2)
+        .fit(TEXTS, LABELS)
+        .best_score_
+        for f in (False, True)
+    )
+    assert floating >= plain
+
+
+def test_combine_and_weights_are_tried_with_each_selection(pipe):
+    table = dict.fromkeys(random_table(0), 0.0) | {("b",): 2, ("b", "c"): 3}
+    settings = {("mean", 0.5): 0.7, ("mean", None): 0.5}
+    selector = PrefixSelector(
+        pipe, combine=["concat", "mean"], weights=[None, 0.5], scoring=Scores(table, settings), cv=2
+    ).fit(TEXTS, LABELS)
+    assert selector.active_ == ("b", "c")
+    bank = selector.best_estimator_[0]
+    assert (bank.combine, bank.weights, bank.active) == ("mean", 0.5, ("b", "c"))
+    frame = pd.DataFrame(selector.cv_results_)
+    assert len(frame) == 4 * (1 + 4 + 3 + 2)
+    assert list(frame["step"].value_counts().sort_index()) == [4, 16, 12, 8]
+    assert selector.best_score_ == pytest.approx(3.7)
+
+
+def test_it_is_a_search_of_scikit_learn(pipe, encoded):
+    pipe.set_params(dummyclassifier=LogisticRegression())
+    selector = PrefixSelector(pipe, cv=2, n_prefixes=2)
+    assert clone(selector).get_params()["n_prefixes"] == 2
+    selector.fit(TEXTS, LABELS)
+    assert selector.score(TEXTS, LABELS) == 1.0
+    assert selector.predict_proba(TEXTS).shape == (8, 2)
+    assert list(selector.classes_) == [0, 1] and is_classifier(selector)
+    n_subsets = len(set(selector.cv_results_["param_prefixbank__active"]))
+    # Two different texts, in as many representations as there are selections.
+    assert len(encoded) == 2 * n_subsets == 2 * (1 + 4 + 3)
+    scores = cross_val_score(selector, TEXTS, LABELS, cv=2)
+    assert len(encoded) <= 2 * (1 + 4 + 6) and len(scores) == 2
+    again = pickle.loads(pickle.dumps(selector))
+    np.testing.assert_array_equal(again.predict(TEXTS), selector.predict(TEXTS))
+
+
+def test_workers_choose_the_same(tiny, random_prefix, tmp_path):
+    prefixes = {name: random_prefix(tiny(), seed=k) for k, name in enumerate("ab")}
+    bank = PrefixBank(prefixes, dtype="float32", device="cpu", cache=tmp_path / "vectors.db")
+    selectors = [
+        PrefixSelector(make_pipeline(bank, LogisticRegression()), cv=2, n_jobs=n).fit(TEXTS, LABELS)
+        for n in (None, 2)
+    ]
+    assert selectors[0].active_ == selectors[1].active_
+
+
+def test_a_ranker_of_choices_is_searched_too(tiny, random_prefix):
+    bank = PrefixBank({"a": random_prefix(tiny())}, dtype="float32", device="cpu", cache=None)
+    rows = [("a", ["b", "c"]), ("d", ["e", "f", "g"])] * 4
+    selector = PrefixSelector(ChoiceRanker(bank), direction="backward", cv=2).fit(rows, [0, 1] * 4)
+    assert selector.best_params_["encoder__active"] == selector.active_
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"n_prefixes": 5}, "n_prefixes must be at most 4, .* got 5"),
+        ({"estimator": LogisticRegression()}, "one PrefixBank .* LogisticRegression has 0"),
+        ({"combine": []}, "combine.*is empty|non-empty"),
+        ({"scoring": lambda e, X, y: {"a": 1, "b": 2}}, "scoring must give one score"),
+        ({"direction": "sideways"}, "'direction' parameter of PrefixSelector"),
+    ],
+)
+def test_what_cannot_be_searched_is_said(pipe, params, message):
+    with pytest.raises(ValueError, match=message):
+        PrefixSelector(pipe, cv=2).set_params(**params).fit(TEXTS, LABELS)
+
+
+def test_fits_that_fail_are_never_chosen(pipe):
+    def scoring(pipe, X, y):
+        return np.nan if "a" in pipe[0].active else len(pipe[0].active)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        selector = PrefixSelector(pipe, scoring=scoring, cv=2).fit(TEXTS, LABELS)
+    assert selector.active_ == ("b", "c", "d")
