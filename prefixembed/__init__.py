@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefixembed.parallel import fill_cache, fit_prefixes
     from prefixembed.prefix import Prefix
     from prefixembed.selection import PrefixSelector, prefix_subsets
+    from prefixembed.targets import TargetHeads
 
 _HOMES = {
     "Backbone": "backbone",
@@ -30,6 +31,7 @@ _HOMES = {
     "PrefixBank": "bank",
     "PrefixEncoder": "encoder",
     "PrefixSelector": "selection",
+    "TargetHeads": "targets",
     "VectorCache": "cache",
     "fill_cache": "parallel",
     "fit_prefixes": "parallel",
@@ -46,6 +48,7 @@ __all__ = [
     "PrefixBank",
     "PrefixEncoder",
     "PrefixSelector",
+    "TargetHeads",
     "VectorCache",
     "__version__",
     "fill_cache",

@@ -46,14 +46,16 @@ class LabelledRows:
     weights: NDArray[np.float32]
 
 
-def check_tasks(tasks: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
+def check_tasks(
+    tasks: Mapping[str, tuple[Any, ...]], what: str = "tasks"
+) -> Mapping[str, tuple[Any, ...]]:
     """Refuse what is no mapping of names to ``(X, y)`` or ``(X, y, sample_weight)``."""
     if not isinstance(tasks, Mapping):
-        raise ValueError(f"tasks must be a dict of names to tuples (X, y), got {show(tasks)}")
+        raise ValueError(f"{what} must be a dict of names to tuples (X, y), got {show(tasks)}")
     for name, task in tasks.items():
         if not isinstance(task, tuple) or len(task) not in (2, 3):
             raise ValueError(
-                f"tasks[{name!r}] must be a tuple (X, y) or (X, y, sample_weight), got "
+                f"{what}[{name!r}] must be a tuple (X, y) or (X, y, sample_weight), got "
                 f"{type(task).__name__}" + (f" of {len(task)}" if isinstance(task, tuple) else "")
             )
     return tasks

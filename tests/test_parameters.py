@@ -24,6 +24,7 @@ from prefixembed import (
     PrefixBank,
     PrefixEncoder,
     PrefixSelector,
+    TargetHeads,
     interop,
     tasks,
 )
@@ -35,7 +36,14 @@ def is_public(function, module):
     return function.__module__ == module.__name__ and not function.__name__.startswith("_")
 
 
-ESTIMATORS = [ChoiceRanker, MultiTaskEncoder, PrefixBank, PrefixEncoder, PrefixSelector]
+ESTIMATORS = [
+    ChoiceRanker,
+    MultiTaskEncoder,
+    PrefixBank,
+    PrefixEncoder,
+    PrefixSelector,
+    TargetHeads,
+]
 FUNCTIONS = [
     open_cache,
     *(f for f in vars(interop).values() if inspect.isfunction(f) and is_public(f, interop)),
@@ -75,7 +83,7 @@ def function_cases():
 def use(estimator):
     if isinstance(estimator, PrefixBank):
         estimator.transform(["a text"])
-    elif isinstance(estimator, MultiTaskEncoder):
+    elif isinstance(estimator, (MultiTaskEncoder, TargetHeads)):
         estimator.fit({"a": (["a", "b"] * 4, [0, 1] * 4)})
     elif isinstance(estimator, ChoiceRanker):
         estimator.fit([("a", ["b", "c"])] * 2, [0, 1])
@@ -100,6 +108,7 @@ def test_wrong_parameters_of_estimators_are_named(tiny, kind, name, value):
         PrefixBank: {"prefixes": {}, "backbone": tiny()},
         ChoiceRanker: {"encoder": PrefixBank({})},
         PrefixSelector: {"estimator": PrefixBank({})},
+        TargetHeads: {"bank": PrefixBank({})},
     }.get(kind, {"backbone": tiny()})
     estimator = kind(**params).set_params(**{name: value})
     message = rf"The '{name}' parameter of {kind.__name__} must be .* Got {re.escape(repr(value))}"

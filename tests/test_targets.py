@@ -1,0 +1,150 @@
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from prefixembed import PrefixBank, TargetHeads, VectorCache
+
+TEXTS = [f"{word} {k}" for k in range(12) for word in ("joy", "bore")]
+PAIRS = [(text, "it is" if k % 3 else "it is not") for k, text in enumerate(TEXTS)]
+GOOD = np.array(["yes", "no"] * 12)
+LARGE = np.array([k // 2 >= 6 for k in range(24)])
+NUMBER = np.arange(24) / 2.0
+
+
+def targets():
+    return {
+        "good": (TEXTS, GOOD),
+        "large": (pd.Series(TEXTS), LARGE, np.linspace(0.5, 1, 24)),
+        "number": (np.array(TEXTS), NUMBER),
+        "is": (PAIRS, np.arange(24) % 3 > 0),
+    }
+
+
+@pytest.fixture
+def bank(tiny, random_prefix):
+    prefixes = {name: random_prefix(tiny(), seed=k) for k, name in enumerate("abc")}
+    return PrefixBank(prefixes, dtype="float32", device="cpu", cache=None)
+
+
+@pytest.fixture
+def many(bank):
+    return TargetHeads(bank, heads={"number": Ridge()}, active={"large": ["c", "a"], "is": []})
+
+
+def test_each_head_is_what_it_would_be_alone(bank, many):
+    many.fit(targets())
+    assert list(many.heads_) == ["good", "large", "number", "is"]
+    assert many.active_["good"] == ("a", "b", "c") and many.active_["large"] == ("c", "a")
+    for name, (X, y, *weights) in targets().items():
+        alone = clone(bank).set_params(active=many.active.get(name))
+        head = Ridge() if name == "number" else LogisticRegression(max_iter=1000)
+        head.fit(alone.transform(X), y, *weights)
+        new = PAIRS[::-1] if name == "is" else TEXTS[::-1]
+        expected = head.predict(alone.transform(new))
+        found = many.predict(new, [name])[:, 0]
+        if name == "number":
+            np.testing.assert_allclose(found, expected, atol=1e-3)
+        else:
+            np.testing.assert_array_equal(found, expected)
+            proba = many.predict_proba(new, [name])[name]
+            np.testing.assert_allclose(proba, head.predict_proba(alone.transform(new)), atol=1e-3)
+
+
+def test_a_text_is_encoded_once_a_representation(many, encoded):
+    many.fit(targets())
+    # All prefixes, two of them; and pairs without any.
+    assert len(encoded) == 24 + 24 + 24
+    encoded.clear()
+    many.predict(TEXTS * 3, ["good", "number", "large"])
+    assert len(encoded) == 2 * 24
+    encoded.clear()
+    many.scores({name: targets()[name] for name in ("good", "number")})
+    assert len(encoded) == 24
+
+
+def test_the_order_of_prefixes_makes_no_other_representation(bank, encoded):
+    some = {"one": (TEXTS, GOOD), "other": (TEXTS, GOOD)}
+    TargetHeads(bank, active={"one": ["a", "b"], "other": ("b", "a")}).fit(some)
+    assert len(encoded) == 24
+
+
+def test_columns_keep_the_types_of_labels(many):
+    many.fit(targets())
+    table = many.predict(TEXTS[:5])
+    assert table.shape == (5, 4) and table.dtype == object
+    assert [type(value) for value in table[0]] == [str, bool, float, bool]
+    assert many.predict(TEXTS[:5], ["large", "is"]).dtype == bool
+    assert many.predict(TEXTS[:5], ["good"]).dtype.kind == "U"
+    assert many.predict(TEXTS[:5], []).shape == (5, 0)
+
+
+def test_targets_come_and_go_and_leave_the_others_alone(bank):
+    many = TargetHeads(bank, active={"large": ["c", "a"]})
+    many.fit({"good": (TEXTS, GOOD), "large": (TEXTS, LARGE)})
+    kept = many.heads_["good"]
+    many.add_target("large", TEXTS, LARGE, head=make_pipeline(StandardScaler(), Ridge()))
+    assert many.active_["large"] == ("c", "a")  # as the parameter says
+    many.add_target("is", PAIRS, np.arange(24) % 3 > 0, active=["b"])
+    assert many.heads_["good"] is kept and many.active_["is"] == ("b",)
+    assert isinstance(many.heads_["large"][-1], Ridge)
+    assert list(many.remove_target("large").heads_) == ["good", "is"]
+    before = dict(many.heads_)
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        many.add_target("good", TEXTS, GOOD[:3])
+    with pytest.raises(ValueError, match="classes"):
+        many.add_target("good", TEXTS, ["yes"] * 24)
+    assert many.heads_ == before
+    with pytest.raises(ValueError, match="has \\['large'\\], and target tasks are"):
+        many.remove_target("large")
+
+
+def test_scores(many):
+    many.fit(targets())
+    scores = many.scores(targets())
+    assert list(scores) == list(targets())
+    assert many.score(targets()) == pytest.approx(np.mean(list(scores.values())))
+    assert scores["good"] == np.mean(many.predict(TEXTS, ["good"])[:, 0] == GOOD)
+
+
+def test_grammar_of_scikit_learn(many, bank):
+    assert clone(many).get_params()["bank__combine"] == "concat"
+    many.set_params(bank__cache=VectorCache(), bank__combine="mean").fit(targets())
+    assert many.bank_ is not many.bank and many.bank_.combine == "mean"
+    again = pickle.loads(pickle.dumps(many))
+    np.testing.assert_array_equal(again.predict(TEXTS), many.predict(TEXTS))
+    framed = TargetHeads(bank.set_output(transform="pandas")).fit({"good": (TEXTS, GOOD)})
+    assert framed.predict(TEXTS).shape == (24, 1)
+
+
+@pytest.mark.parametrize(
+    ("params", "given", "message"),
+    [
+        ({}, [("good", TEXTS)], "targets must be a dict"),
+        ({}, {"good": TEXTS}, r"targets\['good'\] must be a tuple"),
+        ({}, {"good": (["a", None], [0, 1])}, r"X\[1\] must be a str, got None"),
+        ({}, {"good": ("a bare string", [0, 1])}, "wrap a single text"),
+        ({"heads": {"bad": Ridge()}}, {"good": (TEXTS, GOOD)}, r"heads has \['bad'\]"),
+        ({"heads": {"good": 3}}, {"good": (TEXTS, GOOD)}, r"heads\['good'\] is no estimator: 3"),
+        ({"active": {"bad": []}}, {"good": (TEXTS, GOOD)}, r"active has \['bad'\]"),
+        ({"active": {"good": ["z"]}}, {"good": (TEXTS, GOOD)}, r"active\['good'\] must be names"),
+        ({"active": {"good": "ab"}}, {"good": (TEXTS, GOOD)}, r"active\['good'\] must be names"),
+        ({"bank__output": "words"}, {"good": (TEXTS, GOOD)}, "bank must have output='texts'"),
+    ],
+)
+def test_what_is_wrong_is_said(bank, params, given, message):
+    with pytest.raises(ValueError, match=message):
+        TargetHeads(bank).set_params(**params).fit(given)
+
+
+def test_heads_without_probabilities_say_so(many):
+    many.fit(targets())
+    with pytest.raises(ValueError, match=r"heads of \['number'\] give no probabilities"):
+        many.predict_proba(TEXTS)
+    with pytest.raises(ValueError, match="one target task or more"):
+        many.score({})
