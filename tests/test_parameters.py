@@ -44,13 +44,6 @@ ESTIMATORS = [
     PrefixSelector,
     TargetHeads,
 ]
-    ChoiceRanker,
-    MultiTaskEncoder,
-    PrefixBank,
-    PrefixEncoder,
-    PrefixSelector,
-    TargetHeads,
-]
 FUNCTIONS = [
     open_cache,
     *(f for f in vars(interop).values() if inspect.isfunction(f) and is_public(f, interop)),
