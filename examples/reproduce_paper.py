@@ -168,10 +168,9 @@ def representations(
     if tuned is not None:
         found[MULTITASK] = PrefixBank({}, backbone=tuned, **common)
     if args.pooled_layers > 1:
-        for name in (BARE, "bank, mean", MULTITASK):
-            if name in found:
-                more = clone(found[name]).set_params(pooled_layers=args.pooled_layers)
-                found[f"{name}, last {args.pooled_layers} layers"] = more
+        for name in [name for name in found if not name.endswith(" alone")]:
+            more = clone(found[name]).set_params(pooled_layers=args.pooled_layers)
+            found[f"{name}, last {args.pooled_layers} layers"] = more
     return found
 
 
