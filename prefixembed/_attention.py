@@ -289,12 +289,22 @@ def _attention_with_mass(
             query, key, value, 0.0, False, attn_mask=mask, scale=scaling
         )
         return output, mass
-    # In float32, as the kernels keep them: rounded logits cost a percent of the output.
-    logits = query.float() @ key.float().transpose(-1, -2) * scaling  # (batch, head, q, token)
-    if mask is not None:
-        logits = (logits + mask).clamp_(min=torch.finfo(logits.dtype).min)
+    logits = _logits(query, key, mask, scaling)
     mass = logits.logsumexp(-1)
     return (logits - mass.unsqueeze(-1)).exp_().to(value.dtype) @ value, mass
+
+
+def attention_mass(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """Give the logarithm of the softmax mass of keys: (batch, head, position)."""
+    return _logits(query, key, _additive(mask, torch.float32), scaling).logsumexp(-1)
+
+
+def _logits(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    # In float32, as the kernels keep them: rounded logits cost a percent of the output.
+    logits = query.float() @ key.float().transpose(-1, -2) * scaling  # (batch, head, q, token)
+    if mask is None:
+        return logits
+    return (logits + mask).clamp_(min=torch.finfo(logits.dtype).min)
 
 
 def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

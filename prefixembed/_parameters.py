@@ -31,12 +31,12 @@ class Count(Interval):
         return not isinstance(val, bool) and super().is_satisfied_by(val)
 
 
-def checked(**constraints: list[Any]) -> Callable[[Function], Function]:
+def checked(**constraints: Any) -> Callable[[Function], Function]:
     """Have a function refuse wrong parameters, with their name and value.
 
     Parameters
     ----------
-    **constraints : list
+    **constraints : list or "no_validation"
         Of each parameter, in the form that ``_parameter_constraints`` have.
 
     Returns
