@@ -6,14 +6,16 @@ import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
+from html import escape
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 from sklearn.base import _fit_context, clone
-from sklearn.utils import Tags
+from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils._param_validation import Interval, StrOptions
 
+from prefixembed._bank_html import bank_table
 from prefixembed._base import TextTransformer
 from prefixembed._parameters import Count
 from prefixembed._saved_bank import SavedBank
@@ -466,6 +468,21 @@ class PrefixBank(SavedBank, TextTransformer):
         if prefix is None:
             raise ValueError("backbone must be given where there is no prefix to name it")
         return prefix.backbone, self.revision or prefix.revision
+
+    def _html_repr(self) -> str:
+        # For notebooks: what it holds, above scikit-learn's table of parameters.
+        try:
+            known = self._check()
+            table = bank_table(
+                known,
+                self._active_names(known),
+                {name: self._weight(name) for name in known},
+                self._backbone_name(known)[0],
+                self.combine,
+            )
+        except (TypeError, ValueError) as error:
+            table = f"<p>{escape(str(error))}</p>"
+        return table + estimator_html_repr(self)
 
     def __sklearn_clone__(self) -> Self:
         # scikit-learn clones the values of a dict one by one, and a cloned encoder has lost its

@@ -514,7 +514,8 @@ class TrainingCurveDisplay(_Display):
                 ax.plot(
                     epochs, self.history[name], marker="o", markersize=3, label=label, color=color
                 )
-        for name, color in zip(tasks, _colors(len(tasks)), strict=True):
+        # The first colour is that of their mean.
+        for name, color in zip(tasks, _colors(len(tasks) + 1)[1:], strict=True):
             ax.plot(
                 epochs, self.history[name], linewidth=1, linestyle="--", color=color,
                 label=name.removeprefix("valid_loss[").removesuffix("]"),

@@ -301,3 +301,27 @@ def test_float16_is_close_to_float32(bank):
 def test_fit_refuses_what_can_be_read_once(bank):
     with pytest.raises(ValueError, match="X must be a sequence, got a generator: an iterator"):
         bank.fit_transform(text for text in TEXTS)
+
+
+def test_a_notebook_shows_what_a_bank_holds(tiny, random_prefix):
+    odd = "<script>alert(1)</script>"
+    prefixes = {
+        "a": random_prefix(tiny(), training={"n_texts": 1234, "valid_accuracy": 0.75}),
+        odd: random_prefix(tiny(), length=7, seed=1, objective="regression", classes=None,
+                           head_weight=np.ones((1, 32)), head_bias=np.ones(1)),
+    }  # fmt: skip
+    bank = PrefixBank(prefixes, active=["a"], weights={"a": 0.5}, combine="mean")
+    shown = bank._repr_mimebundle_()["text/html"]
+    assert shown.split("</table>")[0] == bank._repr_html_().split("</table>")[0]
+    for part in (
+        "1 of 2 prefixes active, combined by mean, on " + tiny(),
+        "<td>a</td><td>yes</td><td>0.5</td><td>classification, 2 classes</td><td>5</td>",
+        "<td>1,234</td><td>accuracy 0.750</td>",
+        "<td>no</td><td>1</td><td>regression</td><td>7</td>",
+    ):
+        assert part in shown
+    assert odd not in shown and "&lt;script&gt;" in shown
+    assert "PrefixBank" in shown  # scikit-learn's own
+    wrong = PrefixBank(prefixes, active=["b"])
+    assert "active has &#x27;b&#x27;" in wrong._repr_html_()
+    assert "prefixes active" in PrefixBank({}, backbone=tiny())._repr_html_()
