@@ -83,8 +83,10 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         "active": [dict, None],
     }
 
-    # `targets` is what fit learns from, and no metadata to route.
+    # `targets` is what is learned from, or which ones are asked for, and no metadata to route.
     __metadata_request__fit: ClassVar[dict[str, str]] = {"targets": UNUSED}
+    __metadata_request__predict: ClassVar[dict[str, str]] = {"targets": UNUSED}
+    __metadata_request__predict_proba: ClassVar[dict[str, str]] = {"targets": UNUSED}
     __metadata_request__score: ClassVar[dict[str, str]] = {"targets": UNUSED}
 
     def __init__(
