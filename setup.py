@@ -18,6 +18,7 @@ TEST = [
     "hypothesis",
     "import-linter",
     "mypy",
+    "numpydoc",
     "peft",
     "polars",
     "psutil",

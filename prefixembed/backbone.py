@@ -185,7 +185,18 @@ class Backbone:
         return torch.stack(last).float().mean(dim=0), mask  # (batch, position, feature)
 
     def check_pooled_layers(self, pooled_layers: int) -> None:
-        """Refuse to average more layers than there are, the embeddings not counted."""
+        """Refuse to average more layers than there are, the embeddings not counted.
+
+        Parameters
+        ----------
+        pooled_layers : int
+            Number of last layers to average.
+
+        Raises
+        ------
+        ValueError
+            If there are fewer.
+        """
         if pooled_layers > self.layout[0]:
             raise ValueError(
                 f"pooled_layers must be at most the {self.layout[0]} layers of backbone "
@@ -193,7 +204,20 @@ class Backbone:
             )
 
     def check_positions(self, first_position: int, max_length: int) -> None:
-        """Refuse texts whose last token would lie behind the last position."""
+        """Refuse texts whose last token would lie behind the last position.
+
+        Parameters
+        ----------
+        first_position : int
+            Position of the first token.
+        max_length : int
+            Longest text in tokens.
+
+        Raises
+        ------
+        ValueError
+            If there are too few positions.
+        """
         if first_position and first_position + max_length > self.max_length:
             raise ValueError(
                 f"max_length must be at most {self.max_length - first_position} where the first "

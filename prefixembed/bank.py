@@ -390,15 +390,33 @@ class PrefixBank(SavedBank, TextTransformer):
         return True
 
     def keys(self) -> list[str]:
-        """Names of the source tasks, active or not."""
+        """Names of the source tasks, active or not.
+
+        Returns
+        -------
+        names : list of str
+            In the bank's order.
+        """
         return list(self.prefixes)
 
     def values(self) -> list[Prefix]:
-        """Prefixes of the source tasks, active or not."""
+        """Prefixes of the source tasks, active or not.
+
+        Returns
+        -------
+        prefixes : list of Prefix
+            In the bank's order.
+        """
         return [self[name] for name in self.prefixes]
 
     def items(self) -> list[tuple[str, Prefix]]:
-        """Names and prefixes of the source tasks, active or not."""
+        """Names and prefixes of the source tasks, active or not.
+
+        Returns
+        -------
+        items : list of (str, Prefix)
+            In the bank's order.
+        """
         return [(name, self[name]) for name in self.prefixes]
 
     @property

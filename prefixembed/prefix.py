@@ -363,7 +363,13 @@ class Prefix:
         return cls.load(fetch_folder(name, revision, token) / PREFIX_FILE)
 
     def facts(self) -> dict[str, Any]:
-        """Tell what a card says of it: kind, classes, length, digest, training."""
+        """Tell what a card says of it: kind, classes, length, digest, training.
+
+        Returns
+        -------
+        facts : dict of str to object
+            What is JSON.
+        """
         return {
             "objective": self.objective,
             "n_classes": None if self.classes is None else len(self.classes),

@@ -49,7 +49,7 @@ class TaskSplit:
         :meth:`PrefixEncoder.fit <prefixembed.PrefixEncoder.fit>` takes with ``info.objective``.
     y : ndarray of shape (n_rows,)
         Labels.
-    groups : ndarray of shape (n_rows,) or None
+    groups : ndarray of shape (n_rows,), default=None
         What is scored together: in MultiRC, the question that an answer belongs to.
     """
 
