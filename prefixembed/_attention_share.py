@@ -107,7 +107,8 @@ def measure_shares(
             lengths = some.lengths
             for length in np.unique(lengths):  # so that nothing is padded
                 positions = np.flatnonzero(lengths == length)
-                for chunk in np.array_split(positions, -(-len(positions) * length // 2048)):
+                n_chunks = min(len(positions), -(-len(positions) * int(length) // 2048))
+                for chunk in np.array_split(positions, n_chunks):
                     batch = pad_batch(some, chunk, backbone.pad_id)
                     backbone.forward(batch, measured, first_position=first_position)
                     n_texts += len(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from prefixembed.prefix import write_atomically
 INTERVAL_SECONDS = 60.0
 _MOST_OF_THE_TIME = 0.05
 _KEPT = 2
+_LEFT_AFTER = 3600.0  # seconds; nothing takes that long to write
 _NAME = re.compile(r"(\d{12})-([0-9a-f]{64})\.safetensors")
 
 
@@ -90,8 +92,14 @@ class Checkpoints:
         except OSError as error:
             message = f"no checkpoint could be written: {error.strerror}; those before are kept"
             raise OSError(error.errno, message, os.fspath(self.folder)) from error
-        for _, path in self._files()[_KEPT:]:
+        # What is ahead of it is damaged, or of another process that runs the same.
+        for _, path in [file for file in self._files() if file[1].name <= name][_KEPT:]:
             path.unlink(missing_ok=True)
+        for path in self.folder.glob(".*.safetensors.*"):
+            # What a kill has left half written.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _LEFT_AFTER:
+                    path.unlink()
         took = time.monotonic() - started
         self._due = time.monotonic() + max(INTERVAL_SECONDS, took / _MOST_OF_THE_TIME)
 

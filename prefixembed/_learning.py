@@ -164,12 +164,14 @@ def _identify(
         (data.tokens, data.counts, data.targets, data.weights, data.train, data.valid)
         for data in tasks.values()
     ]
-    start = [parameter.detach().cpu().numpy() for some, _ in learner.groups for parameter in some]
+    # Where parameters start follows from the rest, but for rounding, which goes by the number of
+    # threads.
+    shapes = [tuple(parameter.shape) for some, _ in learner.groups for parameter in some]
     shares = [share for _, share in learner.groups]
     kinds = [type(data.objective).__name__ for data in tasks.values()]
     drawn_from = rng.bit_generator.state
     return joblib.hash(
-        (list(tasks), kinds, content, start, shares, learner.identity, recipe, drawn_from)
+        (list(tasks), kinds, content, shapes, shares, learner.identity, recipe, drawn_from)
     )
 
 

@@ -49,6 +49,18 @@ class Recipe:
     weight_decay: float
     patience: int | None
 
+    def __post_init__(self) -> None:
+        # What numpy gives is neither JSON nor the same content as Python's own.
+        for name, kind in (
+            ("max_epochs", int),
+            ("batch_size", int),
+            ("learning_rate", float),
+            ("weight_decay", float),
+        ):
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        if self.patience is not None:
+            object.__setattr__(self, "patience", int(self.patience))
+
 
 @dataclass(frozen=True)
 class Step:
@@ -133,9 +145,9 @@ def optimise(
         If a checkpoint cannot be written.
     """
     run = _Run(groups, recipe, rng, history, surroundings)
-    if checkpoints is not None and (state := checkpoints.load()) is not None:
-        run.restore(state)
     try:
+        if checkpoints is not None and (state := checkpoints.load()) is not None:
+            run.restore(state)
         while not run.finished:
             _run_epoch(run, backward, draw, recipe, validate, progress, checkpoints)
     except KeyboardInterrupt:
@@ -248,12 +260,15 @@ class _Run:
 
     def end_epoch(self, figures: Mapping[str, float]) -> None:
         """Record the epoch, keep its state if it is the best, and see whether it is the last."""
-        self.record(figures)
         stops = False
+        better = figures.get("valid_loss", math.inf) < self.best_loss
+        best = [p.detach().clone() for p in self.parameters] if better else self.best
+        self.record(figures)
         if "valid_loss" in figures:
-            if figures["valid_loss"] < self.best_loss:
-                self.best_loss, self.best_epoch = figures["valid_loss"], self.epoch
-                self.best = [parameter.detach().clone() for parameter in self.parameters]
+            if better:
+                self.best_loss, self.best_epoch, self.best = (
+                    figures["valid_loss"], self.epoch, best,
+                )  # fmt: skip
             patience = self.recipe.patience
             stops = patience is not None and self.epoch - self.best_epoch >= patience
         self.finished = stops or self.epoch == self.recipe.max_epochs
@@ -293,12 +308,8 @@ class _Run:
     def restore(self, state: State) -> None:
         """Take up what was written down."""
         facts, by_kind = dict(state.facts), _nested(state.tensors)
-        self.seconds = facts.pop("seconds")
         around = State(facts.pop("surroundings", {}), by_kind.get("surroundings", {}))
-        self.history.update(facts.pop("history"))
-        for name, value in facts.items():
-            setattr(self, name, value)
-        self.rng.bit_generator.state = self.drawn_from
+        history = facts.pop("history")
         with torch.no_grad():
             for name, value in by_kind["parameter"].items():
                 self.parameters[int(name)].copy_(value)
@@ -315,6 +326,11 @@ class _Run:
             self.optimizer.state[parameter][field] = value.to(where)
         if self.surroundings is not None:
             self.surroundings.put(around)
+        for name, value in facts.items():
+            setattr(self, name, value)
+        self.rng.bit_generator.state = self.drawn_from
+        # Last: with a history, there is something to keep.
+        self.history.update(history)
 
 
 def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

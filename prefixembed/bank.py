@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -498,14 +497,15 @@ class PrefixBank(SavedBank, TextTransformer):
                 self._backbone_name(known)[0],
                 self.combine,
             )
-        except (TypeError, ValueError) as error:
+        except (AttributeError, TypeError, ValueError) as error:
             table = f"<p>{escape(str(error))}</p>"
         return table + estimator_html_repr(self)
 
     def __sklearn_clone__(self) -> Self:
         # scikit-learn clones the values of a dict one by one, and a cloned encoder has lost its
         # fit. A prefix has none to lose.
-        bank = copy.copy(self)
+        bank = object.__new__(type(self))
+        bank.__dict__.update(self.__dict__)
         bank.prefixes = {
             name: getattr(value, "prefix_", value) for name, value in self.prefixes.items()
         }

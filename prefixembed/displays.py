@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,7 +157,7 @@ class PrefixAblationDisplay(_Display):
                 color="tab:red", zorder=3, label="harmful",
             )  # fmt: skip
         ax.axvline(0, color="0.6", linewidth=0.8)
-        ax.set_yticks(rows, [found["names"][k] for k in order])
+        ax.set_yticks(rows, _plain([found["names"][k] for k in order]))
         ax.set_ylim(-0.6, len(rows) - 0.4)
         ax.set_xlabel("move of the score, with its interval over folds")
         ax.grid(axis="x", alpha=0.3)
@@ -246,9 +246,9 @@ class AttentionShareDisplay(_Display):
         ax = self._axes(ax, 2.6 + 0.34 * n_columns, 1.8 + 0.28 * n_layers)
         image = ax.imshow(100 * values, origin="lower", aspect="auto", cmap="viridis", vmin=0)
         _write_cells(ax, 100 * values, "{:.0f}", dark_is_low=True)
-        ax.set_xticks(range(n_columns), labels, rotation=0 if what == "head" else 90)
+        ax.set_xticks(range(n_columns), _plain(labels), rotation=0 if what == "head" else 90)
         ax.set_yticks(range(n_layers), [str(k + 1) for k in range(n_layers)])
-        ax.set(xlabel=what, ylabel="layer", title="" if prefix is None else f"prefix {prefix}")
+        ax.set(xlabel=what, ylabel="layer", title=_plain([f"prefix {prefix}"])[0] if prefix else "")
         ax.figure.colorbar(image, ax=ax, label="share of attention, %")
         return self
 
@@ -329,12 +329,12 @@ class PrefixSimilarityDisplay(_Display):
         ax = self._axes(ax, 2.8 + 0.34 * n, 2.0 + 0.3 * n)
         image = ax.imshow(self.similarity, cmap="RdBu", vmin=-1, vmax=1)
         _write_cells(ax, self.similarity, "{:.2f}", dark_is_low=False)
-        ax.set_xticks(range(n), self.names, rotation=90)
+        ax.set_xticks(range(n), _plain(self.names), rotation=90)
         labels = [
             f"{name} ({100 * size:.0f} %)"
             for name, size in zip(self.names, self.effect, strict=True)
         ]
-        ax.set_yticks(range(n), labels)
+        ax.set_yticks(range(n), _plain(labels))
         ax.set_ylabel("prefix (length of its move)")
         ax.figure.colorbar(image, ax=ax, label="cosine of moves")
         return self
@@ -419,7 +419,9 @@ class EmbeddingMapDisplay(_Display):
         ax = self._axes(ax, 6.4, 4.4)
         x, y = self.points.T
         size = float(np.clip(4000 / max(1, len(x)), 3, 24))
-        labels = self.labels
+        labels = None if self.labels is None else np.asarray(self.labels)
+        if labels is not None and labels.dtype.kind == "O":
+            labels = np.array([str(label) for label in labels])  # None has no order
         classes = None if labels is None else np.unique(labels)
         if labels is None or classes is None:
             ax.scatter(x, y, s=size, alpha=0.7, linewidths=0)
@@ -430,18 +432,16 @@ class EmbeddingMapDisplay(_Display):
             ax.figure.colorbar(points, ax=ax, label="label")
         else:
             colors = _colors(len(classes))
+            drawn = []
             for label, color in zip(classes, colors, strict=True):
                 inside = labels == label
-                ax.scatter(
-                    x[inside],
-                    y[inside],
-                    s=size,
-                    alpha=0.7,
-                    linewidths=0,
-                    color=color,
-                    label=str(label),
+                drawn.append(
+                    ax.scatter(x[inside], y[inside], s=size, alpha=0.7, linewidths=0, color=color)
                 )
-            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=1.5)
+            ax.legend(
+                drawn, _plain(classes), loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
+                markerscale=1.5,
+            )  # fmt: skip
         ax.set_xticks([])
         ax.set_yticks([])
         return self
@@ -516,18 +516,23 @@ class TrainingCurveDisplay(_Display):
                 )
         # The first colour is that of their mean.
         for name, color in zip(tasks, _colors(len(tasks) + 1)[1:], strict=True):
-            ax.plot(
-                epochs, self.history[name], linewidth=1, linestyle="--", color=color,
-                label=name.removeprefix("valid_loss[").removesuffix("]"),
-            )  # fmt: skip
+            task = name.removeprefix("valid_loss[").removesuffix("]")
+            (line,) = ax.plot(epochs, self.history[name], linewidth=1, linestyle="--", color=color)
+            line.set_label(_plain([task])[0])
         if "valid_loss" in self.history:
             kept = epochs[int(np.argmin(self.history["valid_loss"]))]
             ax.axvline(kept, color="0.7", linestyle=":", label="kept")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="epoch", ylabel="loss")
         ax.grid(alpha=0.3)
-        ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        labels = [line.get_label() for line in ax.lines]
+        ax.legend(ax.lines, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
         return self
+
+
+def _plain(names: Iterable[Any]) -> list[str]:
+    # A dollar would begin mathematics.
+    return [str(name).replace("$", r"\$") for name in names]
 
 
 def _write_cells(ax: Any, values: NDArray[np.float64], pattern: str, dark_is_low: bool) -> None:

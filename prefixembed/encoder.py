@@ -338,7 +338,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
                 data,
                 model,
                 recipe,
-                reading=Reading(self.pooling, self.pooled_layers),
+                reading=Reading(self.pooling, int(self.pooled_layers)),
                 batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
                 rng=rng,
                 history=history,

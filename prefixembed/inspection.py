@@ -100,7 +100,8 @@ def prefix_ablation(
     Notes
     -----
     Folds share training texts, so their scores are not independent: intervals are those of the
-    corrected resampled t-test [1]_.
+    corrected resampled t-test [1]_. Where all folds move by the same, and not by zero, there is no
+    interval: its ends are NaN, and nothing is called harmful.
 
     References
     ----------
@@ -126,7 +127,9 @@ def prefix_ablation(
     folds = list(splitter.split(np.zeros(len(texts)), y))
     if len(folds) < 2:
         raise ValueError(f"cv must give two folds or more, got {len(folds)}: {cv!r}")
-    plain = clone(bank).set_params(cache=None).set_output(transform="default")
+    plain = clone(bank).set_params(cache=None, output_dtype="float32")
+    plain.set_output(transform="default")
+    plain.transform(texts[:1])  # loads the backbone, which is no cost of a representation
     known: dict[frozenset[str], tuple[NDArray[np.float64], float]] = {}
 
     def score(active: Sequence[str]) -> tuple[NDArray[np.float64], float]:
@@ -176,7 +179,10 @@ def _interval(
     n = len(differences)
     mean = differences.mean()
     error = np.sqrt(differences.var(ddof=1) * (1 / n + test_to_train))
-    reach = error * student.ppf((1 + level) / 2, n - 1) if error > 0 else 0.0
+    reach = error * student.ppf((1 + level) / 2, n - 1)
+    if np.ptp(differences) == 0:
+        # Folds that all move alike, as few texts may, do not tell how far the mean may lie off.
+        reach = 0.0 if mean == 0 else np.nan
     return np.array([mean, mean - reach, mean + reach])
 
 

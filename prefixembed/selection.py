@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.metrics import get_scorer_names
 from sklearn.model_selection import ParameterGrid
 from sklearn.model_selection._search import BaseSearchCV
+from sklearn.model_selection._split import _yields_constant_splits
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from prefixembed._parameters import Count, checked
@@ -201,6 +202,11 @@ class PrefixSelector(BaseSearchCV):
     def _run_search(self, evaluate_candidates: Callable[..., dict[str, Any]]) -> None:
         name, bank = find_bank(self.estimator)
         names = list(bank)
+        if not _yields_constant_splits(self._checked_cv_orig):
+            raise ValueError(
+                f"cv must give the same folds each time, got {self.cv!r}: selections of different "
+                "steps are compared; pass a splitter with an int as random_state"
+            )
         if self.n_prefixes is not None and self.n_prefixes > len(names):
             raise ValueError(
                 f"n_prefixes must be at most {len(names)}, the prefixes of the bank, got "
@@ -239,24 +245,32 @@ class PrefixSelector(BaseSearchCV):
     ) -> Subset:
         forward = self.direction == "forward"
         current: Subset = () if forward else tuple(names)
-        value = score([current])[current]
-        best = {len(current): value}  # by size
+        values = score([current])
+        best = {len(current): current}  # by size
         end = self.n_prefixes
         if end is None:
             end = len(names) if forward else 0
+
+        def best_neighbour(larger: bool) -> Subset | None:
+            found = score(_neighbours(names, current, larger))
+            values.update(found)
+            return max(found, key=found.__getitem__, default=None)
+
         while len(current) < end if forward else len(current) > end:
-            reached, gain = _best(score(_neighbours(names, current, forward)), value)
+            reached = best_neighbour(forward)
+            assert reached is not None
+            gain = _gain(values[current], values[reached])
             worth = gain > self.tol if forward else gain >= -self.tol
             if self.n_prefixes is None and not worth:
                 break
-            current, value = reached, value + gain
-            best[len(current)] = max(value, best.get(len(current), -math.inf))
-            while self.floating and (back := _neighbours(names, current, not forward)):
-                reached, gain = _best(score(back), value)
-                if not value + gain > best.get(len(reached), -math.inf):
+            # Where steps back have found a better one of that size before, that is gone on from.
+            current = max(best.get(len(reached), reached), reached, key=values.__getitem__)
+            best[len(current)] = current
+            while self.floating and (back := best_neighbour(not forward)) is not None:
+                known = best.get(len(back))
+                if known is not None and not values[back] > values[known]:
                     break
-                current, value = reached, value + gain
-                best[len(current)] = value
+                current = best[len(back)] = back
         return current
 
     def _select_best_index(self, refit: Any, refit_metric: str, results: dict[str, Any]) -> int:
@@ -270,10 +284,11 @@ def _neighbours(names: list[str], current: Subset, larger: bool) -> list[Subset]
     return [tuple(n for n in names if n in inside ^ {name}) for name in changed]
 
 
-def _best(scores: dict[Subset, float], before: float) -> tuple[Subset, float]:
-    """Give the best of some selections, the first where several are, and what it gains."""
-    subset = max(scores, key=scores.__getitem__)
-    return subset, scores[subset] - before
+def _gain(before: float, after: float) -> float:
+    # A fit that failed scores minus infinity.
+    if before == -math.inf:
+        return 0.0 if after == -math.inf else math.inf
+    return after - before
 
 
 def find_bank(estimator: Any) -> tuple[str, PrefixBank]:

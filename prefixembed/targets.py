@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -131,10 +132,11 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
                 raise ValueError(f"{parameter} has {unknown}, and targets are {list(targets)}")
         if self.bank.output != "texts":
             raise ValueError(f"bank must have output='texts', got {self.bank.output!r}")
-        self.bank_ = clone(self.bank)
-        self.heads_: dict[str, Any] = {}
-        self.active_: dict[str, tuple[str, ...]] = {}
-        self._learn(targets, self.heads or {}, self.active or {})
+        bank = clone(self.bank).set_params(output_dtype="float32").set_output(transform="default")
+        heads, active = self._learn(bank, targets, self.heads or {}, self.active or {})
+        self.bank_: PrefixBank = bank
+        self.heads_: dict[str, Any] = heads
+        self.active_: dict[str, tuple[str, ...]] = active
         return self
 
     def add_target(
@@ -178,7 +180,9 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         heads = {**(self.heads or {}), **({} if head is None else {name: head})}
         actives = {**(self.active or {}), **({} if active is None else {name: active})}
         target = (X, y) if sample_weight is None else (X, y, sample_weight)
-        self._learn({name: target}, heads, actives)
+        learned, active = self._learn(self.bank_, {name: target}, heads, actives)
+        self.heads_.update(learned)
+        self.active_.update(active)
         return self
 
     def remove_target(self, name: str) -> Self:
@@ -226,7 +230,7 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         names = self._check_names(targets)
         if not names:
             return np.empty((len(check_texts(X)), 0), dtype=object)
-        vectors = self._vectors(dict.fromkeys(names, check_texts(X)), self.active_)
+        vectors = _encode(self.bank_, dict.fromkeys(names, check_texts(X)), self.active_)
         columns = [self.heads_[name].predict(vectors[name]) for name in names]
         kinds = {(column.dtype.kind, column.ndim) for column in columns}
         if len(kinds) == 1 and columns[0].ndim == 1:
@@ -260,7 +264,7 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         names = self._check_names(targets)
         if without := [n for n in names if not hasattr(self.heads_[n], "predict_proba")]:
             raise ValueError(f"heads of {without} give no probabilities")
-        vectors = self._vectors(dict.fromkeys(names, check_texts(X)), self.active_)
+        vectors = _encode(self.bank_, dict.fromkeys(names, check_texts(X)), self.active_)
         return {name: self.heads_[name].predict_proba(vectors[name]) for name in names}
 
     def score(self, targets: Mapping[str, tuple[Any, ...]], y: Any = None) -> float:
@@ -306,61 +310,38 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         names = self._check_names(check_tasks(targets, "targets"))
         if not names:
             raise ValueError("targets must have one target task or more, got none")
-        vectors = self._vectors(_read({name: targets[name][0] for name in names}), self.active_)
-        return {
-            name: float(self.heads_[name].score(vectors[name], *targets[name][1:]))
-            for name in names
-        }
+        texts = _read({name: targets[name][0] for name in names})
+        vectors = _encode(self.bank_, texts, self.active_)
+        scores = {}
+        for name in names:
+            _, y, *weights = targets[name]
+            weighted = {"sample_weight": weights[0]} if weights else {}
+            scores[name] = float(self.heads_[name].score(vectors[name], y, **weighted))
+        return scores
 
     def _learn(
         self,
+        bank: PrefixBank,
         targets: Mapping[str, tuple[Any, ...]],
         heads: Mapping[str, Any],
         active: Mapping[str, Any],
-    ) -> None:
+    ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
+        """Give the heads of some target tasks, and their prefixes; nothing is changed."""
         default = LogisticRegression(max_iter=1000) if self.head is None else self.head
-        actives = {name: self._active(name, active.get(name)) for name in targets}
+        actives = {name: _selection(bank, name, active.get(name)) for name in targets}
         texts = _read({name: target[0] for name, target in targets.items()})
         for name, (_, y, *_) in targets.items():
             check_consistent_length(texts[name], y)
-            if not hasattr(heads.get(name, default), "fit"):
-                raise ValueError(f"heads[{name!r}] is no estimator: {heads[name]!r}")
-        vectors = self._vectors(texts, actives)
-        learned = {
-            name: clone(heads.get(name, default)).fit(vectors[name], *target[1:])
-            for name, target in targets.items()
-        }
-        # All at once: a head that cannot be learned leaves what was there.
-        self.heads_.update(learned)
-        self.active_.update(actives)
-
-    def _active(self, name: str, active: Any) -> tuple[str, ...]:
-        known = list(self.bank_)
-        if active is None:
-            active = known if self.bank_.active is None else self.bank_.active
-        if isinstance(active, str) or any(prefix not in known for prefix in active):
-            raise ValueError(f"active[{name!r}] must be names of {known}, got {active!r}")
-        return tuple(active)
-
-    def _vectors(
-        self, texts: Mapping[str, list[Text]], active: Mapping[str, tuple[str, ...]]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Encode the texts of target tasks, all those that have a representation at once."""
-        groups: dict[tuple[frozenset[str], bool], dict[str, list[Text]]] = {}
-        for name, some in texts.items():
-            groups.setdefault((frozenset(active[name]), is_pairs(some)), {})[name] = some
-        vectors: dict[str, NDArray[np.float32]] = {}
-        for (prefixes, _), members in groups.items():
-            bank = clone(self.bank_).set_params(active=[n for n in self.bank_ if n in prefixes])
-            bank.set_output(transform="default")
-            distinct: dict[int, list[Text]] = {id(some): some for some in members.values()}
-            encoded = np.split(
-                bank.transform([text for some in distinct.values() for text in some]),
-                np.cumsum([len(some) for some in distinct.values()])[:-1],
-            )
-            by_list = dict(zip(distinct, encoded, strict=True))
-            vectors |= {name: by_list[id(some)] for name, some in members.items()}
-        return vectors
+            head = heads.get(name, default)
+            if not hasattr(head, "fit"):
+                raise ValueError(f"heads[{name!r}] is no estimator: {head!r}")
+        vectors = _encode(bank, texts, actives)
+        learned = {}
+        for name, (_, y, *weights) in targets.items():
+            head = clone(heads.get(name, default))
+            weighted = {_weight_name(head): weights[0]} if weights else {}
+            learned[name] = head.fit(vectors[name], y, **weighted)
+        return learned, actives
 
     def _check_names(self, names: Iterable[str] | None) -> list[str]:
         check_is_fitted(self)
@@ -380,3 +361,40 @@ def _read(X: Mapping[str, Any]) -> dict[str, list[Text]]:
         if id(texts) not in known:
             known[id(texts)] = check_texts(texts)
     return {name: known[id(texts)] for name, texts in X.items()}
+
+
+def _encode(
+    bank: PrefixBank, texts: Mapping[str, list[Text]], active: Mapping[str, tuple[str, ...]]
+) -> dict[str, NDArray[np.float32]]:
+    """Encode the texts of target tasks, all those that have a representation at once."""
+    groups: dict[tuple[frozenset[str], bool], dict[str, list[Text]]] = {}
+    for name, some in texts.items():
+        groups.setdefault((frozenset(active[name]), is_pairs(some)), {})[name] = some
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for (prefixes, _), members in groups.items():
+        active_bank = clone(bank).set_params(active=[n for n in bank if n in prefixes])
+        distinct: dict[int, list[Text]] = {id(some): some for some in members.values()}
+        encoded = np.split(
+            active_bank.transform([text for some in distinct.values() for text in some]),
+            np.cumsum([len(some) for some in distinct.values()])[:-1],
+        )
+        by_list = dict(zip(distinct, encoded, strict=True))
+        vectors |= {name: by_list[id(some)] for name, some in members.items()}
+    return vectors
+
+
+def _selection(bank: PrefixBank, name: str, active: Any) -> tuple[str, ...]:
+    known = list(bank)
+    if active is None:
+        active = known if bank.active is None else bank.active
+    if isinstance(active, str) or any(prefix not in known for prefix in active):
+        raise ValueError(f"active[{name!r}] must be names of {known}, got {active!r}")
+    return tuple(active)
+
+
+def _weight_name(head: Any) -> str:
+    """Name the weights of texts as the head's fit takes them: a Pipeline, for its last step."""
+    if isinstance(head, Pipeline):
+        step, last = head.steps[-1]
+        return f"{step}__{_weight_name(last)}"
+    return "sample_weight"

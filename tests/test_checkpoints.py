@@ -76,6 +76,21 @@ def test_the_last_two_are_kept_and_other_files_left_alone(tmp_path):
     assert notes.read_text() == "not ours"
 
 
+def test_what_is_written_stays_though_damaged_ones_are_ahead(tmp_path):
+    checkpoints = Checkpoints(tmp_path, "run")
+    for number in (90, 100):
+        checkpoints.save(number, state(number))
+    for _, path in checkpoints._files():
+        flip(path, 100)
+    left = tmp_path / "run" / ".000000000007-ab.safetensors.xyz"
+    left.write_text("half")
+    os.utime(left, (0, 0))
+    checkpoints.save(5, state(5))
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert same(checkpoints.load(), state(5))
+    assert not left.exists()
+
+
 def test_damage_anywhere_falls_back_to_the_one_before(tmp_path):
     checkpoints = Checkpoints(tmp_path, "run")
     checkpoints.save(1, state(1))
@@ -237,6 +252,55 @@ def test_a_run_that_has_ended_is_not_run_again(tiny, tmp_path):
         with stops(1, LOST):
             make(tiny(), checkpoint_dir=tmp_path, **params).fit(x, y)
     assert list(tmp_path.iterdir()) == [run]
+
+
+@pytest.mark.usefixtures("every_step")
+def test_numbers_of_numpy_are_numbers(tiny, tmp_path):
+    texts, labels = reviews(48)
+    expected = learned(make(tiny(), n_iter_no_change=1).fit(texts, labels))
+    params = {
+        "max_epochs": np.int64(3), "batch_size": np.int32(8), "n_iter_no_change": np.int8(1),
+        "learning_rate": np.float64(0.03), "weight_decay": np.float32(0),
+        "pooled_layers": np.int64(1),
+    }  # fmt: skip
+    encoder = make(tiny(), checkpoint_dir=tmp_path, **params)
+    assert learned(encoder.fit(texts, labels)) == expected
+    with stops(1, LOST, says=None):  # of Python's own, the run is the same
+        make(tiny(), checkpoint_dir=tmp_path, n_iter_no_change=1).fit(texts, labels)
+        raise LOST
+
+
+@pytest.mark.usefixtures("every_step")
+def test_another_number_of_threads_goes_on_with_the_run(tiny, tmp_path):
+    texts, labels = reviews(48)
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        with stops(12, LOST):
+            make(tiny(), checkpoint_dir=tmp_path).fit(texts, labels)
+        torch.set_num_threads(2)
+        make(tiny(), checkpoint_dir=tmp_path).fit(texts, labels)
+    finally:
+        torch.set_num_threads(n_threads)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.usefixtures("every_step")
+def test_a_stop_while_going_on_keeps_the_best(tiny, tmp_path, monkeypatch):
+    texts, labels = reviews(48)
+    params = {"max_epochs": 6, "n_iter_no_change": 6, "learning_rate": 0.5}
+    encoder = make(tiny(), checkpoint_dir=tmp_path, **params)
+    first = learned(encoder.fit(texts, labels))
+    real = _training._Run.restore
+
+    def stopped(run, state):
+        real(run, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_training._Run, "restore", stopped)
+    with pytest.warns(UserWarning, match="fit was stopped"), pytest.raises(KeyboardInterrupt):
+        encoder.fit(texts, labels)
+    assert learned(encoder) == first
 
 
 @pytest.mark.usefixtures("every_step")

@@ -171,3 +171,16 @@ def test_without_matplotlib_the_extra_is_named():
             sys.exit(7)
     """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
+
+
+def test_names_that_matplotlib_reads_otherwise():
+    points = np.zeros((4, 2))
+    labels = np.array(["_hidden", r"$\frac$", None, "plain"], dtype=object)
+    display = EmbeddingMapDisplay(points, list(labels)).plot()
+    display.figure_.canvas.draw()
+    assert len(display.ax_.get_legend().get_texts()) == 4
+    result = ablation(2) | {"names": [r"$\frac$", "_b"]}
+    PrefixAblationDisplay.from_result(result).figure_.canvas.draw()
+    history = {"epoch": [1], "train_loss": [1], "valid_loss": [1], "valid_loss[_a]": [1]}
+    ax = TrainingCurveDisplay(history).plot().ax_
+    assert "_a" in [text.get_text() for text in ax.get_legend().get_texts()]

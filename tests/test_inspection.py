@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from conftest import make_backbone
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import ShuffleSplit, StratifiedKFold, cross_val_score
 
-from prefixembed import PrefixBank, load_backbone
+from prefixembed import Prefix, PrefixBank, load_backbone
 from prefixembed.inspection import (
     _interval,
     attention_share,
@@ -52,8 +53,8 @@ def test_ablation_is_what_cross_validation_says(bank):
 
 def test_each_representation_is_encoded_once(bank, encoded):
     found = prefix_ablation(bank, TEXTS, LABELS, cv=2)
-    # All, none, three alone, three left out.
-    assert len(encoded) == 8 * len(TEXTS)
+    # All, none, three alone, three left out; and one text, so that loading is not timed.
+    assert len(encoded) == 8 * len(TEXTS) + 1
     assert found.without.shape == (3, 2)
 
 
@@ -63,7 +64,9 @@ def test_what_harms_is_flagged():
     clear, unclear = -0.1 + 0.001 * rng.standard_normal(5), -0.1 + rng.standard_normal(5)
     assert _interval(clear, 0.25, 0.95)[2] < 0
     assert _interval(unclear, 0.25, 0.95)[2] > 0
-    np.testing.assert_array_equal(_interval(np.full(5, 0.2), 0.25, 0.95), [0.2, 0.2, 0.2])
+    np.testing.assert_array_equal(_interval(np.zeros(5), 0.25, 0.95), [0, 0, 0])
+    # Folds that lose the same tell nothing of what others would.
+    np.testing.assert_array_equal(_interval(np.full(2, -0.2), 1.0, 0.95), [-0.2, np.nan, np.nan])
 
 
 def test_intervals_hold_what_they_promise():
@@ -190,3 +193,18 @@ def test_map(bank):
 def test_what_is_wrong_is_said(bank, call, message):
     with pytest.raises(ValueError, match=message):
         call(bank)
+
+
+def test_long_texts_and_packed_vectors(tmp_path):
+    folder = make_backbone(tmp_path, "bert", max_position_embeddings=4096)
+    backbone = load_backbone(folder, dtype="float32", device="cpu")
+    keys_values = np.zeros((3, 2, 4, 2, 8))
+    prefix = Prefix(
+        keys_values=keys_values, backbone=folder, fingerprint=backbone.fingerprint, pooling="mean",
+        max_length=4096, n_features=32,
+    )  # fmt: skip
+    bank = PrefixBank({"a": prefix}, output_dtype="binary", **CPU)
+    assert attention_share(bank, ["x" * 3000, "x" * 3000, "a"]).shares.shape == (3, 4, 1)
+    exact = PrefixBank({"a": prefix}, **CPU)
+    one, other = (prefix_ablation(b, TEXTS, LABELS, cv=2) for b in (bank, exact))
+    np.testing.assert_array_equal(one.alone, other.alone)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.base import clone, is_classifier
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 
 from prefixembed import ChoiceRanker, PrefixBank, PrefixSelector, VectorCache, prefix_subsets
@@ -219,3 +219,38 @@ def test_fits_that_fail_are_never_chosen(pipe):
         warnings.simplefilter("ignore")
         selector = PrefixSelector(pipe, scoring=scoring, cv=2).fit(TEXTS, LABELS)
     assert selector.active_ == ("b", "c", "d")
+
+
+def test_folds_that_change_from_step_to_step_are_refused(pipe):
+    selector = PrefixSelector(pipe, cv=KFold(2, shuffle=True))
+    with pytest.raises(ValueError, match="cv must give the same folds each time"):
+        selector.fit(TEXTS, LABELS)
+    selector.set_params(cv=KFold(2, shuffle=True, random_state=0)).fit(TEXTS, LABELS)
+
+
+def test_a_start_that_fails_is_left_behind(pipe):
+    table = dict.fromkeys(random_table(0), 0.0) | {(): np.nan, ("a",): 0.6, ("a", "b"): 0.9}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        selector = PrefixSelector(pipe, scoring=Scores(table), cv=2).fit(TEXTS, LABELS)
+    assert selector.active_ == ("a", "b")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_scores_are_no_rise(pipe, seed):
+    rng = np.random.default_rng(seed)
+    low, high = np.sort(rng.standard_normal(2))
+    table = {s: high if "a" in s else low for s in random_table(0)}
+    assert PrefixSelector(pipe, scoring=Scores(table), cv=2).fit(TEXTS, LABELS).active_ == ("a",)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("seed", range(8))
+def test_floating_gives_the_best_of_its_size_that_it_has_seen(pipe, direction, n, seed):
+    scores = Scores(random_table(seed, levels=1000))
+    selector = PrefixSelector(
+        pipe, direction=direction, floating=True, n_prefixes=n, scoring=scores, cv=2
+    ).fit(TEXTS, LABELS)
+    of_size = [scores.table[subset] for subset in set(scores.asked) if len(subset) == n]
+    assert selector.best_score_ == max(of_size)

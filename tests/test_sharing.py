@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import skops.io
 import torch
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
@@ -75,6 +76,11 @@ def test_what_was_saved_on_another_device_works_here(tiny, random_prefix, device
             assert again.device == "auto", kind
             np.testing.assert_allclose(again.transform(texts), expected, atol=1e-5)
             here.set_params(device="auto")
+
+
+def test_a_clone_keeps_its_device(tiny, random_prefix):
+    # Only what comes from a file takes another one.
+    assert clone(PrefixBank({"a": random_prefix(tiny())}, device="cuda:7")).device == "cuda:7"
 
 
 def trusting_loads(written):

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression, Perceptron, Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prefixembed import PrefixBank, TargetHeads, VectorCache
@@ -148,3 +149,37 @@ def test_heads_without_probabilities_say_so(many):
         many.predict_proba(TEXTS)
     with pytest.raises(ValueError, match="one target task or more"):
         many.score({})
+
+
+def test_weights_reach_any_head(bank):
+    weights = np.linspace(0, 1, 24)
+    for head in (Perceptron(), make_pipeline(StandardScaler(), LogisticRegression()), Ridge()):
+        y = LARGE.astype(int)
+        many = TargetHeads(bank, head).fit({"large": (TEXTS, y, weights)})
+        vectors = bank.transform(TEXTS)
+        alone = clone(head)
+        if isinstance(head, Pipeline):
+            alone.fit(vectors, y, logisticregression__sample_weight=weights)
+        else:
+            alone.fit(vectors, y, sample_weight=weights)
+        np.testing.assert_array_equal(many.predict(TEXTS)[:, 0], alone.predict(vectors))
+        expected = alone.score(vectors, y, sample_weight=weights)
+        assert many.scores({"large": (TEXTS, y, weights)})["large"] == pytest.approx(expected)
+
+
+def test_a_fit_that_fails_leaves_what_was_there(bank):
+    many = TargetHeads(bank)
+    with pytest.raises(ValueError, match="classes"):
+        many.fit({"good": (TEXTS, ["yes"] * 24)})
+    with pytest.raises(NotFittedError):
+        many.predict(TEXTS)
+    many.fit({"good": (TEXTS, GOOD)})
+    heads = many.heads_
+    with pytest.raises(ValueError, match="classes"):
+        many.fit({"good": (TEXTS, ["yes"] * 24)})
+    assert many.heads_ is heads
+
+
+def test_heads_read_floats_whatever_the_bank_stores(bank):
+    many = TargetHeads(bank.set_params(output_dtype="binary")).fit({"good": (TEXTS, GOOD)})
+    assert many.heads_["good"].n_features_in_ == 32
