@@ -1,6 +1,7 @@
 """Runs that stop and go on: what is kept, what a kill leaves, what damage does."""
 
 import contextlib
+import multiprocessing
 import os
 import random
 import re
@@ -485,3 +486,24 @@ def test_threads_and_tasks_share_a_folder(tiny, tmp_path):
     fitted = fit_prefixes(tasks, make(tiny(), checkpoint_dir=tmp_path))
     assert learned(fitted["one"]) == expected != learned(fitted["other"])
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_processes_share_a_folder(tiny, tmp_path, method, monkeypatch):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no {method} here")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    texts, labels = reviews(48)
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    expected = learned(make(tiny()).fit(texts, labels))
+    torch.set_num_threads(n_threads)
+    encoder = make(tiny(), checkpoint_dir=tmp_path)
+    with warnings.catch_warnings():
+        # Python 3.12 and later, on forks of a process with threads.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            jobs = [pool.apply_async(encoder.fit, (texts, labels)) for _ in range(4)]
+            fitted = [job.get(timeout=120) for job in jobs]
+    assert [learned(one) for one in fitted] == [expected] * 4
+    assert len(list(tmp_path.iterdir())) == 1
