@@ -25,6 +25,7 @@ from prefixembed import (
     PrefixEncoder,
     PrefixSelector,
     TargetHeads,
+    inspection,
     interop,
     tasks,
 )
@@ -48,10 +49,11 @@ FUNCTIONS = [
     open_cache,
     *(f for f in vars(interop).values() if inspect.isfunction(f) and is_public(f, interop)),
     *(f for f in map(vars(tasks).get, tasks.__all__) if inspect.isfunction(f)),
+    *map(vars(inspection).get, inspection.__all__),
     *(f for name in prefixembed.__all__ if inspect.isfunction(f := getattr(prefixembed, name))),
 ]
 # Checked by themselves, as data are.
-DATA = {"search", "X"}
+DATA = {"search", "X", "y"}
 
 
 class BadType:
@@ -76,6 +78,8 @@ def estimator_cases():
 def function_cases():
     for function in dict.fromkeys(FUNCTIONS):
         for name, constraints in getattr(function, "_skl_parameter_constraints", {}).items():
+            if name in DATA:
+                continue
             for k, value in enumerate(wrong_values(constraints)):
                 yield pytest.param(function, name, value, id=f"{function.__name__}-{name}-{k}")
 
@@ -98,7 +102,7 @@ def test_every_parameter_is_checked():
         assert "no_validation" not in kind._parameter_constraints.values()
     for function in FUNCTIONS:
         names = set(inspect.signature(function).parameters) - DATA
-        known = set(getattr(function, "_skl_parameter_constraints", {}))
+        known = set(getattr(function, "_skl_parameter_constraints", {})) - DATA
         assert names == known or function is demo_backbone, function
 
 
@@ -120,7 +124,7 @@ def test_wrong_parameters_of_estimators_are_named(tiny, kind, name, value):
 def test_wrong_parameters_of_functions_are_named(tmp_path, function, name, value):
     given = {
         "bank": PrefixBank({}), "name_or_path": "b", "tasks": {}, "name": "sst2", "cache": "memory",
-        "folder": tmp_path, "prefix": object(), "state": {}, "backbone": "b",
+        "folder": tmp_path, "prefix": object(), "state": {}, "backbone": "b", "X": [], "y": [],
     }  # fmt: skip
     wanted = inspect.signature(function).parameters
     if function is tasks.load_docstring_task:
