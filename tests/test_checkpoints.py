@@ -412,6 +412,17 @@ print("ended", flush=True)
 """
 
 
+def newest(folder):
+    return max((path.name for path in folder.glob("*/0*.safetensors")), default="")
+
+
+def wait_for_checkpoint(folder, after=""):
+    end = time.monotonic() + 120
+    while newest(folder) <= after:
+        assert time.monotonic() < end, "no step was taken"
+        time.sleep(0.01)
+
+
 def start_trainer(backbone, folder):
     here = os.path.dirname(__file__)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, os.path.dirname(here)])}
@@ -429,7 +440,7 @@ def test_kill_9_at_any_moment(tiny, tmp_path):
         encoder = make(tiny(), max_epochs=60, early_stopping=False)
         expected = learned(encoder.fit(*reviews(48)))
         moments = random.Random(0)
-        reached = []
+        reached = [""]
         for _ in range(2):
             # Two at once that do the same, in one folder.
             trainers = [start_trainer(tiny(), tmp_path) for _ in range(2)]
@@ -437,13 +448,14 @@ def test_kill_9_at_any_moment(tiny, tmp_path):
             for trainer in trainers:
                 trainer.stdin.write("go\n")
                 trainer.stdin.flush()
+            wait_for_checkpoint(tmp_path, after=reached[-1])
             for trainer in trainers:
-                time.sleep(moments.uniform(0.3, 0.6))
+                time.sleep(moments.uniform(0.0, 0.3))
                 trainer.send_signal(signal.SIGKILL)
                 trainer.communicate()
                 assert trainer.returncode == -signal.SIGKILL
-            reached.append(max(tmp_path.glob("*/*-*"), default=None))
-        assert None not in reached and reached[0].name < reached[1].name
+            reached.append(newest(tmp_path))
+        assert "" < reached[1] < reached[2]
         encoder.set_params(checkpoint_dir=tmp_path)
         assert learned(encoder.fit(*reviews(48))) == expected
     finally:
@@ -454,7 +466,13 @@ def test_kill_9_at_any_moment(tiny, tmp_path):
 def test_a_signal_at_any_moment_leaves_an_encoder_that_works(tiny, tmp_path):
     texts, labels = reviews(48)
     encoder = make(tiny(), max_epochs=10_000, early_stopping=False, checkpoint_dir=tmp_path)
-    timer = threading.Timer(0.7, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    def press():
+        wait_for_checkpoint(tmp_path)
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Thread(target=press)
     timer.start()
     with pytest.warns(UserWarning, match="KeyboardInterrupt"), pytest.raises(KeyboardInterrupt):
         encoder.fit(texts, labels)

@@ -116,7 +116,7 @@ def test_processes_use_a_bank_that_the_parent_has_used(
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         with multiprocessing.get_context(method).Pool(2) as pool:
             jobs = [pool.apply_async(bank.transform, (texts,)) for _ in range(4)]
-            together = [job.get(timeout=60) for job in jobs]
+            together = [job.get(timeout=180) for job in jobs]
     for vectors in together:
         np.testing.assert_allclose(vectors, expected, atol=1e-5 if dtype == "float32" else 0.1)
 
