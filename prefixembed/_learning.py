@@ -21,6 +21,7 @@ from prefixembed._device import random_state, set_random_state
 from prefixembed._encoding import is_out_of_memory
 from prefixembed._examples import Examples
 from prefixembed._training import History, Recipe, Step, Surroundings, optimise
+from prefixembed._version import __version__
 from prefixembed._warnings import warn
 
 # A final training loss above this share of the labels' entropy means that nothing was learned.
@@ -169,10 +170,10 @@ def _identify(
     shapes = [tuple(parameter.shape) for some, _ in learner.groups for parameter in some]
     shares = [share for _, share in learner.groups]
     kinds = [type(data.objective).__name__ for data in tasks.values()]
-    drawn_from = rng.bit_generator.state
-    return joblib.hash(
-        (list(tasks), kinds, content, shapes, shares, learner.identity, recipe, drawn_from)
-    )
+    # Another version may train otherwise, and write down other things.
+    data = (list(tasks), kinds, content)
+    training = (shapes, shares, learner.identity, recipe, rng.bit_generator.state)
+    return joblib.hash((__version__, data, training))
 
 
 def check_can_resume(checkpoint_dir: Any, random_state: Any) -> None:
@@ -209,11 +210,12 @@ def kept_when_stopped(
         yield
     except BaseException as error:
         told = []
-        # After an error, parameters are what validation saw last, or may be anything.
+        # Where validation saw no state that is better, an error may have left anything.
         if "valid_loss" in history or (history and isinstance(error, KeyboardInterrupt)):
             keep()
             n_epochs = len(history["epoch"])
-            told.append(f"the estimator holds the best state of {n_epochs} epoch(s)")
+            which = "best" if "valid_loss" in history else "last"
+            told.append(f"the estimator holds the {which} state of {n_epochs} epoch(s)")
         if checkpoint_dir is not None:
             where = os.fspath(checkpoint_dir)
             told.append(f"the same call goes on from the last checkpoint in {where!r}, if any")

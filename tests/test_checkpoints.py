@@ -20,7 +20,14 @@ from test_encoder import make, reviews
 from test_multitask import OBJECTIVES, three_tasks
 from test_multitask import make as make_multitask
 
-from prefixembed import PrefixEncoder, _checkpoints, _source_task, _training, fit_prefixes
+from prefixembed import (
+    PrefixEncoder,
+    _checkpoints,
+    _learning,
+    _source_task,
+    _training,
+    fit_prefixes,
+)
 from prefixembed._checkpoints import Checkpoints, State
 
 pytestmark = pytest.mark.filterwarnings("ignore:the training loss is stuck at chance")
@@ -241,7 +248,10 @@ def test_a_run_that_has_ended_is_not_run_again(tiny, tmp_path):
         again = make(tiny(), checkpoint_dir=tmp_path, batch_tokens=500, verbose=False)
         assert learned(again.fit(texts, labels)) == expected
         raise LOST
-    # Whatever decides what is learned makes another run of it.
+    # Whatever decides what is learned makes another run of it, and so does another version.
+    with pytest.MonkeyPatch.context() as patch, stops(1, LOST):
+        patch.setattr(_learning, "__version__", "99")
+        make(tiny(), checkpoint_dir=tmp_path).fit(texts, labels)
     changed = np.roll(labels, 1)
     for x, y, params in [
         (texts, labels, {"learning_rate": 0.02}),
@@ -346,7 +356,7 @@ def test_ctrl_c_leaves_what_was_learned_and_says_so(tiny, tmp_path, checkpoints)
     texts, labels = reviews(48)
     where = tmp_path if checkpoints else None
     encoder = make(tiny(), early_stopping=False, checkpoint_dir=where)
-    said = r"fit was stopped \(KeyboardInterrupt\): the estimator holds the best state of 1 epoch"
+    said = r"fit was stopped \(KeyboardInterrupt\): the estimator holds the last state of 1 epoch"
     said += r"\(s\); the same call goes on" if checkpoints else r"\(s\)$"
     with stops(4, KeyboardInterrupt(), says=said):
         encoder.fit(texts, labels)
