@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +33,33 @@ __all__ = [
 _MOST_CELLS, _MOST_LABELS = 12, 20
 
 
-class _Display:
+class _Display(ABC):
     """What the displays share: axes of their own where none are given."""
 
     ax_: Any
     figure_: Any
+
+    @classmethod
+    def from_result(cls, result: Mapping[str, Any], *, ax: Any = None) -> Self:
+        """Draw what was computed before.
+
+        Parameters
+        ----------
+        result : Bunch
+            As the function gives it that computes what is shown.
+        ax : matplotlib Axes, default=None
+            Where to draw. None for a new figure.
+
+        Returns
+        -------
+        display : Display
+            Drawn.
+        """
+        return cls(**{name: result[name] for name in inspect.signature(cls).parameters}).plot(ax)
+
+    @abstractmethod
+    def plot(self, ax: Any = None) -> Self:
+        """Draw."""
 
     def _axes(self, ax: Any, width: float, height: float) -> Any:
         try:
@@ -55,8 +79,12 @@ class PrefixAblationDisplay(_Display):
 
     Parameters
     ----------
-    result : Bunch
-        As :func:`~prefixembed.inspection.prefix_ablation` gives it.
+    names : list of str
+        The prefixes.
+    gain, contribution : ndarray of shape (n_prefixes, 3)
+        As :func:`~prefixembed.inspection.prefix_ablation` gives them.
+    harmful : bool ndarray of shape (n_prefixes,)
+        The same.
 
     Attributes
     ----------
@@ -75,8 +103,17 @@ class PrefixAblationDisplay(_Display):
     >>> display = PrefixAblationDisplay.from_estimator(bank, X, y)  # doctest: +SKIP
     """
 
-    def __init__(self, result: Mapping[str, Any]) -> None:
-        self.result = result
+    def __init__(
+        self,
+        names: Sequence[str],
+        gain: NDArray[np.float64],
+        contribution: NDArray[np.float64],
+        harmful: NDArray[np.bool_],
+    ) -> None:
+        self.names = names
+        self.gain = gain
+        self.contribution = contribution
+        self.harmful = harmful
 
     @classmethod
     def from_estimator(
@@ -104,25 +141,7 @@ class PrefixAblationDisplay(_Display):
         display : PrefixAblationDisplay
             Drawn.
         """
-        return cls(prefix_ablation(bank, X, y, head, **params)).plot(ax)
-
-    @classmethod
-    def from_result(cls, result: Mapping[str, Any], *, ax: Any = None) -> Self:
-        """Draw what was computed.
-
-        Parameters
-        ----------
-        result : Bunch
-            As :func:`~prefixembed.inspection.prefix_ablation` gives it.
-        ax : matplotlib Axes, default=None
-            Where to draw. None for a new figure.
-
-        Returns
-        -------
-        display : PrefixAblationDisplay
-            Drawn.
-        """
-        return cls(result).plot(ax)
+        return cls.from_result(prefix_ablation(bank, X, y, head, **params), ax=ax)
 
     def plot(self, ax: Any = None) -> Self:
         """Draw, the prefix that contributes most on top.
@@ -137,27 +156,26 @@ class PrefixAblationDisplay(_Display):
         display : PrefixAblationDisplay
             Itself.
         """
-        found = self.result
-        order = np.argsort(found["contribution"][:, 0])
+        order = np.argsort(self.contribution[:, 0])
         rows = np.arange(len(order))
         ax = self._axes(ax, 6.4, 1.6 + 0.3 * len(order))
         for values, label, marker, color, shift in (
-            (found["gain"], "alone, beyond the bare backbone", "o", "tab:gray", -0.14),
-            (found["contribution"], "in the bank, beyond the others", "s", "tab:blue", 0.14),
+            (self.gain, "alone, beyond the bare backbone", "o", "tab:gray", -0.14),
+            (self.contribution, "in the bank, beyond the others", "s", "tab:blue", 0.14),
         ):
             mean, low, high = values[order].T
             ax.errorbar(
                 mean, rows + shift, xerr=[mean - low, high - mean], fmt=marker, color=color,
                 markersize=4, elinewidth=1.2, label=label,
             )  # fmt: skip
-        harmful = np.flatnonzero(found["harmful"][order])
+        harmful = np.flatnonzero(self.harmful[order])
         if len(harmful):
             ax.scatter(
-                found["contribution"][order][harmful, 0], harmful + 0.14, marker="s", s=30,
+                self.contribution[order][harmful, 0], harmful + 0.14, marker="s", s=30,
                 color="tab:red", zorder=3, label="harmful",
             )  # fmt: skip
         ax.axvline(0, color="0.6", linewidth=0.8)
-        ax.set_yticks(rows, _plain([found["names"][k] for k in order]))
+        ax.set_yticks(rows, _plain([self.names[k] for k in order]))
         ax.set_ylim(-0.6, len(rows) - 0.4)
         ax.set_xlabel("move of the score, with its interval over folds")
         ax.grid(axis="x", alpha=0.3)

@@ -22,7 +22,7 @@ from prefixembed.displays import (
     PrefixSimilarityDisplay,
     TrainingCurveDisplay,
 )
-from prefixembed.inspection import prefix_ablation
+from prefixembed.inspection import attention_share, prefix_ablation
 
 TEXTS = [f"{word} {k}" for k in range(6) for word in ("joy", "bore")]
 LABELS = [1, 0] * 6
@@ -78,7 +78,7 @@ def test_ablation_shows_every_prefix_best_on_top(n):
 def test_ablation_from_an_estimator(bank):
     display = PrefixAblationDisplay.from_estimator(bank, TEXTS, LABELS, cv=2)
     expected = prefix_ablation(bank, TEXTS, LABELS, cv=2)
-    np.testing.assert_allclose(display.result["gain"], expected.gain)
+    np.testing.assert_allclose(display.gain, expected.gain)
 
 
 @pytest.mark.parametrize(("n", "written"), [(2, True), (30, False)])
@@ -110,6 +110,8 @@ def test_from_estimators(bank):
     _, ax = plt.subplots()
     assert AttentionShareDisplay.from_estimator(bank, TEXTS, ax=ax).ax_ is ax
     assert PrefixSimilarityDisplay.from_estimator(bank, TEXTS).similarity.shape == (3, 3)
+    computed = attention_share(bank, TEXTS)
+    assert AttentionShareDisplay.from_result(computed).shares is computed.shares
     assert EmbeddingMapDisplay.from_estimator(bank, TEXTS, LABELS).points.shape == (12, 2)
 
 
@@ -156,6 +158,7 @@ def test_every_display_is_of_one_grammar():
         display = getattr(displays, name)
         assert "ax" in inspect.signature(display.plot).parameters
         assert "ax" in inspect.signature(display.from_estimator).parameters
+        assert "ax" in inspect.signature(display.from_result).parameters
 
 
 def test_without_matplotlib_the_extra_is_named():
