@@ -1,8 +1,14 @@
 """Sphinx configuration."""
 
+import os
+import warnings
+
 import prefixembed
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # examples need no model hub
+
 project = "prefixembed"
+author = "the prefixembed developers"
 version = release = prefixembed.__version__
 
 extensions = [
@@ -10,16 +16,43 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "numpydoc",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "auto_examples/*.ipynb", "auto_examples/*.py"]
+templates_path = ["_templates"]
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
-autosummary_generate = False
+autosummary_generate = True
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples/gallery",
+    "gallery_dirs": "auto_examples",
+    "within_subsection_order": "FileNameSortKey",
+    "doc_module": ("prefixembed",),
+    "backreferences_dir": "generated/backreferences",
+    "download_all_examples": False,
+    "remove_config_comments": True,
+    "show_memory": False,
+    "show_signature": False,
+    "plot_gallery": True,
+}
+# Small fits may well leave the loss at chance.
+warnings.filterwarnings("ignore", message="the training loss is stuck")
+
 html_theme = "pydata_sphinx_theme"
-html_title = f"prefixembed {release}"
-html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+html_title = "prefixembed"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {
+    "header_links_before_dropdown": 6,
+    "navigation_with_keys": False,
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+}
+html_sidebars = {page: [] for page in ("index", "install", "quickstart", "changelog")}

@@ -1,0 +1,77 @@
+"""
+A target task with few labels
+=============================
+
+What source tasks have learned is worth most where a target task has few labels of its own. Here the target is to
+tell which part of scipy a docstring comes from. The source tasks have seen docstrings of scipy
+too, but none of the target's test texts.
+"""
+
+# %%
+# Two source tasks, learned independently: which package, and which kind of object.
+from prefixembed import PrefixBank, PrefixEncoder
+from prefixembed.tasks import demo_backbone, load_docstring_task
+
+encoders = {}
+for name in ["package", "kind"]:
+    source = load_docstring_task(name, n_train_per_class=80)
+    encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
+    encoders[name] = encoder.fit(source.X_train, source.y_train)
+
+banks = {
+    "bare backbone": PrefixBank(encoders, active=[]),
+    "bank, concatenated": PrefixBank(encoders),
+    "bank, mean": PrefixBank(encoders, combine="mean"),
+}
+
+# %%
+# The head of the target is trained on 1 to 16 texts a class, four times on different ones. The cache
+# encodes each text once a bank, however often it is drawn.
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+target = load_docstring_task("subpackage")
+sizes, seeds = [1, 2, 4, 8, 16], range(4)
+
+
+def draw(n: int, seed: int) -> np.ndarray:
+    """Draw the positions of n training texts of each class."""
+    rng = np.random.default_rng(seed)
+    classes = np.unique(target.y_train)
+    return np.concatenate(
+        [rng.permutation(np.flatnonzero(target.y_train == c))[:n] for c in classes]
+    )
+
+
+scores = {}
+for name, bank in banks.items():
+    head = make_pipeline(bank, StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    scores[name] = np.array(
+        [
+            [
+                head.fit(target.X_train[rows], target.y_train[rows]).score(
+                    target.X_test, target.y_test
+                )
+                for rows in (draw(n, seed) for seed in seeds)
+            ]
+            for n in sizes
+        ]
+    )  # (size, seed)
+
+# %%
+# Means over the four draws, and how far they spread.
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+for name, some in scores.items():
+    mean = some.mean(axis=1)
+    axes.plot(sizes, mean, marker="o", label=name)
+    axes.fill_between(sizes, some.min(axis=1), some.max(axis=1), alpha=0.15)
+axes.set(xlabel="training texts a class", ylabel="accuracy on test texts", xscale="log")
+axes.set_xticks(sizes, sizes)
+axes.minorticks_off()
+axes.grid(alpha=0.3)
+axes.legend(frameon=False)
+plt.show()

@@ -1,0 +1,70 @@
+"""
+Add, update and remove source tasks
+===================================
+
+A source task is its prefix. Adding one, learning it again and taking it out touches nothing else, where a
+backbone that was fine-tuned on all tasks together would have to be trained again.
+"""
+
+# %%
+import time
+
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from prefixembed import PrefixBank, PrefixEncoder
+from prefixembed.tasks import demo_backbone, load_docstring_task
+
+target = load_docstring_task("subpackage", n_train_per_class=12)
+log = []
+
+
+def learn(name: str, n: int) -> PrefixEncoder:
+    """Learn a source task from n texts a class."""
+    source = load_docstring_task(name, n_train_per_class=n)
+    encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
+    return encoder.fit(source.X_train, source.y_train)
+
+
+def score(bank: PrefixBank) -> float:
+    """Score a head of the target task on a bank's vectors."""
+    head = make_pipeline(bank, StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    return head.fit(target.X_train, target.y_train).score(target.X_test, target.y_test)
+
+
+# %%
+# A bank over time. After each step the head of the target task is fitted anew: the vectors are others.
+bank = PrefixBank({}, backbone=demo_backbone(), combine="mean")
+steps = {
+    "empty": lambda: None,
+    "add kind": lambda: bank.add("kind", learn("kind", 40)),
+    "add package": lambda: bank.add("package", learn("package", 40)),
+    "update package": lambda: bank.add("package", learn("package", 120)),
+    "remove kind": lambda: bank.remove("kind"),
+}
+for name, step in steps.items():
+    before = dict(bank.items())
+    started = time.perf_counter()
+    step()
+    seconds = time.perf_counter() - started
+    untouched = [key for key, prefix in bank.items() if before.get(key) == prefix]
+    log.append((name, seconds, score(bank)))
+    print(f"{name:15} {seconds:7.3f} s   holds {list(bank)}, untouched {untouched}")
+
+# %%
+# What each step took, and what the target made of it.
+import matplotlib.pyplot as plt
+
+names, seconds, scores = zip(*log, strict=True)
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
+left.barh(names, scores, color="tab:blue")
+left.set(xlabel="target task, accuracy on test texts", xlim=(min(scores) - 0.05, max(scores) + 0.02))
+right.barh(names, seconds, color="tab:gray")
+right.set(xlabel="seconds of the step")
+left.invert_yaxis()
+plt.show()
+
+# %%
+# With 20 source tasks, a change was 56 times as fast as training a backbone on all of them again:
+# :doc:`measured </paper>`.
