@@ -28,7 +28,17 @@ TEST = [
     "skops",
 ]
 BENCH = ["matplotlib", "peft", "psutil", "sentence-transformers", "skrub"]
-DOCS = ["myst-parser", "numpydoc", "pydata-sphinx-theme", "sphinx"]
+DOCS = [
+    *DEMO,
+    "linkchecker",
+    "myst-parser",
+    "numpydoc",
+    "pydata-sphinx-theme",
+    "sphinx",
+    "sphinx-copybutton",
+    "sphinx-design",
+    "sphinx-gallery",
+]
 
 setup(
     name="prefixembed",

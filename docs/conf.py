@@ -6,6 +6,7 @@ import warnings
 import prefixembed
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # examples need no model hub
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two examples run at a time
 
 project = "prefixembed"
 author = "the prefixembed developers"
@@ -40,7 +41,7 @@ sphinx_gallery_conf = {
     "remove_config_comments": True,
     "show_memory": False,
     "show_signature": False,
-    "plot_gallery": True,
+    "parallel": 2,
 }
 # Small fits may well leave the loss at chance.
 warnings.filterwarnings("ignore", message="the training loss is stuck")

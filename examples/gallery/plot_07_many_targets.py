@@ -61,4 +61,4 @@ plt.show()
 # A target task comes and goes without touching another.
 heads.add_target("questions", X, ["?" in text for text in [*X[:-1], "?"]])
 heads.remove_target("words")
-print(list(heads.heads_))
+print(*heads.heads_, sep=", ")
