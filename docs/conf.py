@@ -1,6 +1,8 @@
 """Sphinx configuration."""
 
+import inspect
 import os
+import pydoc
 import warnings
 
 import prefixembed
@@ -27,7 +29,23 @@ templates_path = ["_templates"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
+
+def own_members(fullname: str) -> list[str]:
+    """Name the public methods and properties of a class that were written here."""
+    described = pydoc.locate(fullname)
+    found = []
+    for name in dir(described):
+        member = inspect.getattr_static(described, name)
+        function = getattr(member, "__func__", None) or getattr(member, "fget", None) or member
+        module = getattr(function, "__module__", None) or ""
+        if module.startswith("prefixembed") and function.__doc__ and not name.startswith("_"):
+            found.append(name)
+    return found
+
+
 autosummary_generate = True
+autosummary_context = {"own_members": own_members}
+suppress_warnings = ["config.cache"]  # of that function, which cannot be kept between builds
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
 

@@ -2,8 +2,8 @@
 Learn one source task
 =====================
 
-A prefix is learned from labelled texts while the backbone stays as it is. Here the task is to tell whether the
-first line of a docstring belongs to a class, a function or a method.
+A prefix is learned from labelled texts while the backbone stays as it is. Here the task is to
+tell whether the first line of a docstring belongs to a class, a function or a method.
 """
 
 # %%
@@ -22,8 +22,8 @@ encoder.fit(task.X_train, task.y_train)
 print(f"{encoder.prefix_.keys_values.size:,} numbers of the prefix were learned")
 
 # %%
-# What was learned, epoch by epoch. A tenth of the texts was set aside, and the best epoch on
-# them is the one that is kept.
+# What was learned, epoch by epoch. A tenth of the texts was set aside, and the best epoch on them
+# is the one that is kept.
 from prefixembed.displays import TrainingCurveDisplay
 
 TrainingCurveDisplay.from_estimator(encoder)

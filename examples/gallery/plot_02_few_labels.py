@@ -2,9 +2,9 @@
 A target task with few labels
 =============================
 
-What source tasks have learned is worth most where a target task has few labels of its own. Here the target is to
-tell which part of scipy a docstring comes from. The source tasks have seen docstrings of scipy
-too, but none of the target's test texts.
+What source tasks have learned is worth most where a target task has few labels of its own. Here
+the target is to tell which part of scipy a docstring comes from. The source tasks have seen
+docstrings of scipy too, but none of the target's test texts.
 """
 
 # %%
@@ -25,8 +25,8 @@ banks = {
 }
 
 # %%
-# The head of the target is trained on 1 to 16 texts a class, four times on different ones. The cache
-# encodes each text once a bank, however often it is drawn.
+# The head of the target is trained on 1 to 16 texts a class, four times on different ones. The
+# cache encodes each text once a bank, however often it is drawn.
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline

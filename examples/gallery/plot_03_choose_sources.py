@@ -2,14 +2,14 @@
 Which source tasks help?
 ========================
 
-Not every source task helps a target, and some get in its way. An ablation tells what each adds, and a
-selector chooses.
+Not every source task helps a target, and some get in its way. An ablation tells what each adds,
+and a selector chooses.
 """
 
 # %%
-# The target: is a docstring of pandas or torch, or of another package? It has 120 labelled texts. One source task has
-# more texts with finer labels, one asks for something else, and one has labels without any sense,
-# learned by heart.
+# The target: is a docstring of pandas or torch, or of another package? It has 120 labelled texts.
+# One source task has more texts with finer labels, one asks for something else, and one has
+# labels without any sense, learned by heart.
 import numpy as np
 
 from prefixembed import PrefixBank, PrefixEncoder
@@ -44,9 +44,9 @@ X_train, y_train = package.X_train[few], group(package.y_train[few])
 X_test, y_test = package.X_test, group(package.y_test)
 
 # %%
-# Each prefix alone, and the bank without each, over the same five folds of the training texts. Intervals take
-# into account that folds share training texts. With so few texts they are wide: what an ablation does
-# not tell apart, it says.
+# Each prefix alone, and the bank without each, over the same five folds of the training texts.
+# Intervals take into account that folds share training texts. With so few texts they are wide:
+# what an ablation does not tell apart, it says.
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -59,8 +59,8 @@ found = prefix_ablation(bank, X_train, y_train, head, cv=5)
 PrefixAblationDisplay.from_result(found)
 
 # %%
-# A forward selection adds the best prefix until none adds to the score of cross-validation. Both ways
-# to combine are tried at every step.
+# A forward selection adds the best prefix until none adds to the score of cross-validation. Both
+# ways to combine are tried at every step.
 import pandas as pd
 
 from prefixembed import PrefixSelector

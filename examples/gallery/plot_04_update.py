@@ -2,8 +2,8 @@
 Add, update and remove source tasks
 ===================================
 
-A source task is its prefix. Adding one, learning it again and taking it out touches nothing else, where a
-backbone that was fine-tuned on all tasks together would have to be trained again.
+A source task is its prefix. Adding one, learning it again and taking it out touches nothing else,
+where a backbone that was fine-tuned on all tasks together would have to be trained again.
 """
 
 # %%
@@ -34,7 +34,8 @@ def score(bank: PrefixBank) -> float:
 
 
 # %%
-# A bank over time. After each step the head of the target task is fitted anew: the vectors are others.
+# A bank over time. After each step the head of the target task is fitted anew: the vectors are
+# others.
 bank = PrefixBank({}, backbone=demo_backbone(), combine="mean")
 steps = {
     "empty": lambda: None,
@@ -47,10 +48,10 @@ for name, step in steps.items():
     before = dict(bank.items())
     started = time.perf_counter()
     step()
-    seconds = time.perf_counter() - started
+    took = time.perf_counter() - started
     untouched = [key for key, prefix in bank.items() if before.get(key) == prefix]
-    log.append((name, seconds, score(bank)))
-    print(f"{name:15} {seconds:7.3f} s   holds {list(bank)}, untouched {untouched}")
+    log.append((name, took, score(bank)))
+    print(f"{name:15} {took:7.3f} s   holds {list(bank)}, untouched {untouched}")
 
 # %%
 # What each step took, and what the target made of it.
@@ -59,7 +60,9 @@ import matplotlib.pyplot as plt
 names, seconds, scores = zip(*log, strict=True)
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
 left.barh(names, scores, color="tab:blue")
-left.set(xlabel="target task, accuracy on test texts", xlim=(min(scores) - 0.05, max(scores) + 0.02))
+left.set(
+    xlabel="target task, accuracy on test texts", xlim=(min(scores) - 0.05, max(scores) + 0.02)
+)
 right.barh(names, seconds, color="tab:gray")
 right.set(xlabel="seconds of the step")
 left.invert_yaxis()

@@ -2,8 +2,8 @@
 Where attention goes
 ====================
 
-Prefixes compete for the attention of the tokens. How much each of them gets, by layer, tells which ones
-have something to say, and whether they crowd out the text.
+Prefixes compete for the attention of the tokens. How much each of them gets, by layer, tells
+which ones have something to say, and whether they crowd out the text.
 """
 
 # %%
@@ -19,22 +19,23 @@ bank = PrefixBank(encoders)
 texts = load_docstring_task("subpackage").X_test[:100]
 
 # %%
-# The share of each prefix, averaged over tokens, texts and heads. What is left belongs to the text.
+# The share of each prefix, averaged over tokens, texts and heads. What is left belongs to the
+# text.
 from prefixembed.displays import AttentionShareDisplay
 
-AttentionShareDisplay.from_estimator(bank, texts)
+display = AttentionShareDisplay.from_estimator(bank, texts)
 
 # %%
 # The same of one prefix, head by head.
-AttentionShareDisplay.from_estimator(bank, texts).plot(prefix="package")
+display.plot(prefix="package")
 
 # %%
 # With ``weights`` below one, the text gets its attention back.
 AttentionShareDisplay.from_estimator(PrefixBank(encoders, weights=1 / 3), texts)
 
 # %%
-# Two prefixes that move vectors in the same direction have learned the same. What counts is what they do
-# to vectors, not their raw numbers.
+# Two prefixes that move vectors in the same direction have learned the same. What counts is what
+# they do to vectors, not their raw numbers.
 from prefixembed.displays import PrefixSimilarityDisplay
 
 PrefixSimilarityDisplay.from_estimator(bank, texts)

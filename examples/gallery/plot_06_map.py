@@ -2,8 +2,8 @@
 A map of vectors
 ================
 
-What a source task has learned shows in how vectors lie: texts of one label move together. The texts here are
-none that the prefix has seen.
+What a source task has learned shows in how vectors lie: texts of one label move together. The
+texts here are none that the prefix has seen.
 """
 
 # %%
@@ -30,7 +30,8 @@ for axes, (title, bank) in zip(panels, banks.items(), strict=True):
 plt.show()
 
 # %%
-# Two dimensions of 384 are few. How well labels can be told from their neighbours, in all of them:
+# Two dimensions of 384 are few. How well labels can be told from their neighbours, in all of
+# them:
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 

@@ -2,13 +2,13 @@
 Many predictions from one text
 ==============================
 
-The reason for all of this: one pass through the backbone serves any number of target tasks. Each one
-more costs a product of a vector and a matrix.
+The reason for all of this: one pass through the backbone serves any number of target tasks. Each
+one more costs a product of a vector and a matrix.
 """
 
 # %%
-# Eleven target tasks on the docstrings of scipy: for each part of it, whether a text comes from there. And one
-# that is a number: how many words the text has.
+# Eleven target tasks on the docstrings of scipy: for each part of it, whether a text comes from
+# there. And one that is a number: how many words the text has.
 import numpy as np
 from sklearn.linear_model import Ridge
 
@@ -35,8 +35,8 @@ new = ["Compute the roots of a polynomial.", "Hierarchical clustering of points 
 pd.DataFrame(heads.predict(new), columns=list(heads.heads_), index=new).T
 
 # %%
-# What a target more costs: all predictions of 100 texts, for a growing number of targets. Nothing is cached
-# here, so that the backbone shows.
+# What a target more costs: all predictions of 100 texts, for a growing number of targets. Nothing
+# is cached here, so that the backbone shows.
 import time
 
 import matplotlib.pyplot as plt

@@ -2,23 +2,26 @@
 One vector a word
 =================
 
-With ``output="words"`` a bank gives a vector for each word of a sentence, for heads that tag, and a source
-task may have a label a word. Here: what does a name do in a line of Python?
+With ``output="words"`` a bank gives a vector for each word of a sentence, for heads that tag, and
+a source task may have a label a word. Here: what does a name do in a line of Python?
 """
 
 # %%
 # Lines of the standard library, and the role of each name in them.
 import io
 import keyword
+import queue
+import shlex
 import statistics
 import textwrap
 import tokenize
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 
-def read_lines(module: object) -> tuple[list[list[str]], list[list[str]]]:
+def read_lines(module: ModuleType) -> tuple[list[list[str]], list[list[str]]]:
     """Give words and roles of the lines of a module's source."""
     lines: list[list[str]] = []
     roles: list[list[str]] = []
@@ -43,11 +46,13 @@ def read_lines(module: object) -> tuple[list[list[str]], list[list[str]]]:
     return lines, roles
 
 
-train, train_roles = read_lines(textwrap)
-more, more_roles = read_lines(tokenize)
-train, train_roles = [*train, *more], [*train_roles, *more_roles]
+train, train_roles = [], []
+for module in [queue, shlex, textwrap]:
+    lines, roles = read_lines(module)
+    train, train_roles = train + lines, train_roles + roles
 test, test_roles = read_lines(statistics)
-print(train[20], train_roles[20], sep="\n")
+for k in [9, 30]:
+    print(*map("/".join, zip(train[k], train_roles[k], strict=True)))
 
 # %%
 # A source task with a label a word.
@@ -64,10 +69,10 @@ encoder = PrefixEncoder(
 encoder.fit(train, train_roles)
 
 # %%
-# Rows of ``transform`` are words, sentence after sentence, and the head is any classifier. The demo backbone was
-# trained to say what a whole sentence is about: a word in its last layer has taken on much of the
-# others, and is harder to tell from them than by itself. Lower layers know more of words, and a prefix
-# turns the backbone towards the task.
+# Rows of ``transform`` are words, sentence after sentence, and the head is any classifier. The
+# demo backbone was trained to say what a whole sentence is about: a word in its last layer has
+# taken on much of the others, and is harder to tell from them than by itself. Lower layers know
+# more of words, and a prefix turns the backbone towards the task.
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -95,8 +100,8 @@ predicted = {
     "in its line, prefix": tag(train, test),
     "in its line, prefix, last 3 layers": tag(train, test, pooled_layers=3),
 }
-for name, roles in predicted.items():
-    print(f"{name:36} {np.mean(roles[names] == y_test[names]):.3f} of the names")
+for name, guessed in predicted.items():
+    print(f"{name:36} {np.mean(guessed[names] == y_test[names]):.3f} of the names")
 
 # %%
 # Which roles are taken for which, on a module that neither prefix nor head has seen.
@@ -105,6 +110,6 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 figure, axes = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
 ConfusionMatrixDisplay.from_predictions(
-    y_test, roles, normalize="true", values_format=".2f", cmap="Blues", ax=axes
+    y_test, guessed, normalize="true", values_format=".2f", cmap="Blues", ax=axes
 )
 plt.show()

@@ -2,13 +2,13 @@
 Two ways to read a pair
 =======================
 
-A pair of texts can go through the backbone as one sequence, as in the paper, or each text by itself. Which is better
-depends on what the backbone was trained for.
+A pair of texts can go through the backbone as one sequence, as in the paper, or each text by
+itself. Which is better depends on what the backbone was trained for.
 """
 
 # %%
-# The task: do a summary and a name belong together? The demo backbone was trained to embed sentences one by
-# one, and has never seen two in one sequence.
+# The task: do a summary and a name belong together? The demo backbone was trained to embed
+# sentences one by one, and has never seen two in one sequence.
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler

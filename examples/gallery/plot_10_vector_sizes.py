@@ -2,8 +2,8 @@
 Small vectors for a store
 =========================
 
-A million vectors of 384 floats are 1.5 GB. ``output_dtype`` gives them in fewer bytes, each vector by itself, and
-a head is trained on what is stored.
+A million vectors of 384 floats are 1.5 GB. ``output_dtype`` gives them in fewer bytes, each
+vector by itself, and a head is trained on what is stored.
 """
 
 # %%

@@ -2,8 +2,8 @@
 A grid search that encodes once
 ===============================
 
-A search over selections of prefixes, ways to combine them and the head's parameters asks for the same texts in
-hundreds of fits. Each text goes through the backbone once for each representation.
+A search over selections of prefixes, ways to combine them and the head's parameters asks for the
+same texts in hundreds of fits. Each text goes through the backbone once for each representation.
 """
 
 # %%
@@ -34,8 +34,8 @@ target = load_docstring_task("subpackage", n_train_per_class=12)
 search = GridSearchCV(pipe, grid, cv=5).fit(target.X_train, target.y_train)
 
 # %%
-# Five values of C and four selections over five folds, and a refit: 101 fits. Of all vectors that they asked for, few
-# had to be computed.
+# Five values of C and four selections over five folds, and a refit: 101 fits. Of all vectors that
+# they asked for, few had to be computed.
 stats = kept.stats()
 print(f"{stats.hits + stats.misses:,} vectors asked for, {stats.misses:,} computed")
 
