@@ -30,7 +30,6 @@ TEST = [
 BENCH = ["matplotlib", "peft", "psutil", "sentence-transformers", "skrub"]
 DOCS = [
     *DEMO,
-    "linkchecker",
     "myst-parser",
     "numpydoc",
     "pydata-sphinx-theme",
