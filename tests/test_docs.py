@@ -16,7 +16,6 @@ def snippets(page):
     return re.findall(r"```python\n(.*?)```", text, flags=re.S)
 
 
-
 def run_snippets(page, names):
     """Run the Python blocks of a page in order."""
     for snippet in snippets(page):
