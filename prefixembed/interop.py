@@ -1,10 +1,11 @@
-"""Prefixes of other libraries: PEFT, P-Tuning v2, adapters."""
+"""Prefixes of other libraries: PEFT, P-Tuning v2, adapters; and a model for MTEB."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.validation import check_is_fitted
 
+from prefixembed._base import TextTransformer
+from prefixembed._mteb import MTEBEncoder
 from prefixembed._parameters import PATH, Count, checked
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.prefix import POOLINGS, Prefix, write_atomically
@@ -294,6 +298,70 @@ def load_adapters(
         flat[0].reshape(-1, width), loaded, pooling=pooling, max_length=max_length,
         first_position=0,
     )  # fmt: skip
+
+
+@checked(estimator=[TextTransformer], name=[str])
+def to_mteb(estimator: TextTransformer, name: str = "prefixembed/bank") -> MTEBEncoder:
+    """Give a model that MTEB evaluates.
+
+    Parameters
+    ----------
+    estimator : PrefixBank, PrefixEncoder or MultiTaskEncoder
+        Fitted. It is copied: what is done to it later has no effect.
+    name : str, default="prefixembed/bank"
+        What MTEB calls it, as ``"organisation/model"``.
+
+    Returns
+    -------
+    model : MTEBEncoder
+        For ``mteb.evaluate``. Its revision is a digest of all that decides vectors, so that MTEB,
+        which keeps results by name and revision, never takes those of one bank for another's.
+
+    Raises
+    ------
+    ImportError
+        If MTEB is not installed.
+    ValueError
+        If the name has no slash, or the estimator gives vectors of words or in fewer bits.
+
+    Notes
+    -----
+    Vectors are those of ``transform``, the cache included: what several tasks have in common is
+    encoded once. Similarity is the cosine. Prompts of tasks are not used.
+
+    Examples
+    --------
+    >>> from prefixembed.interop import to_mteb
+    >>> model = to_mteb(bank, "me/three-sources")  # doctest: +SKIP
+    >>> mteb.evaluate(model, mteb.get_tasks(["STSBenchmark"]))  # doctest: +SKIP
+    """
+    try:
+        from mteb.models.model_meta import ModelMeta, ScoringFunction
+    except ImportError as error:
+        raise ImportError("to_mteb needs MTEB: pip install 'prefixembed[mteb]'") from error
+    check_is_fitted(estimator)
+    if name.count("/") != 1:
+        raise ValueError(f"name must be 'organisation/model', got {name!r}")
+    if estimator.output != "texts" or estimator.output_dtype != "float32":
+        raise ValueError(
+            "MTEB takes one float32 vector a text, got "
+            f"output={estimator.output!r} and output_dtype={estimator.output_dtype!r}"
+        )
+    estimator = deepcopy(estimator)
+    n_features = np.asarray(estimator.transform([""])).shape[1]  # also checks that it can
+    representation = estimator._representation()
+    meta = ModelMeta.create_empty(
+        {
+            "name": name,
+            "revision": representation.digest,
+            "max_tokens": representation.max_length,
+            "embed_dim": n_features,
+            "similarity_fn_name": ScoringFunction.COSINE,
+            "framework": ["PyTorch"],
+            "use_instructions": False,
+        }
+    )
+    return MTEBEncoder(estimator, meta)
 
 
 def _from_flat(

@@ -1,0 +1,160 @@
+"""Vectors of a bank, beside those of the library adapters with a ``Stack`` of the same prefixes.
+
+adapters needs transformers 4, and this library 5: each half runs in an environment of its own, and
+what they have in common are files. By hand::
+
+    python -m venv theirs && theirs/bin/pip install adapters
+    python tests/adapters_stack.py theirs/bin/python
+
+Their half draws flat prefixes of different lengths, stacks them and pools token vectors by their
+mean; ours reads the adapters that it saved. Both read the same token ids, so that versions of
+tokenizers do not count. Ends with an error where a vector differs by more than 1e-4.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+LENGTHS = (3, 5, 8)
+TOLERANCE = 1e-4
+TEXTS = [
+    "a",
+    "what a film",
+    "dull, long and loud: a bore",
+    "",
+    "Zürich 中文 \U0001f600",
+    "one two three four five six seven eight nine ten",
+    *(f"text {k} " + "of some words " * (k % 4) for k in range(40)),
+]
+
+
+def their_half(folder):
+    """Write adapters, and vectors of the backbone alone, each prefix and their stack."""
+    import adapters
+    import torch
+    from adapters.composition import Stack
+    from transformers import AutoModel
+
+    given = json.loads((folder / "given.json").read_text(encoding="utf-8"))
+    model = AutoModel.from_pretrained(given["backbone"], dtype=torch.float32)
+    adapters.init(model)
+    torch.manual_seed(0)
+    names = [f"p{k}" for k in range(len(LENGTHS))]
+    for name, length in zip(names, LENGTHS, strict=True):
+        model.add_adapter(name, adapters.PrefixTuningConfig(flat=True, prefix_length=length))
+        model.save_adapter(str(folder / name), name)
+    model.eval()
+    longest = max(map(len, given["ids"]))
+    ids = torch.full((len(given["ids"]), longest), given["pad_id"])
+    mask = torch.zeros_like(ids)
+    for row, text in enumerate(given["ids"]):
+        ids[row, : len(text)] = torch.tensor(text)
+        mask[row, : len(text)] = 1
+    setups = {"bare": None, **{name: Stack(name) for name in names}, "stack": Stack(*names)}
+    for setup, active in setups.items():
+        model.set_active_adapters(active)
+        with torch.no_grad():
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        kept = mask[..., None]
+        vectors = (hidden * kept).sum(1) / kept.sum(1)
+        np.save(folder / f"{setup}.npy", vectors.numpy())
+
+
+def our_half(folder, backbone, theirs):
+    """Run their half; give the largest differences, and those of what must make a difference."""
+    from prefixembed import PrefixBank, load_backbone
+    from prefixembed._batching import tokenize
+    from prefixembed.interop import load_adapters
+
+    loaded = load_backbone(backbone, dtype="float32", device="cpu")
+    longest = loaded.max_length - sum(LENGTHS)  # that they can be read behind the prefixes, too
+    tokens = tokenize(loaded.tokenizer(longest), TEXTS)
+    given = {
+        "backbone": backbone,
+        "pad_id": loaded.pad_id,
+        "ids": [ids.tolist() for ids in tokens.ids],
+    }
+    (folder / "given.json").write_text(json.dumps(given), encoding="utf-8")
+    command = [theirs, __file__, theirs, "--their-half", str(folder)]
+    alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run(command, check=True, env=alone)
+    bank = PrefixBank(
+        {}, backbone=backbone, pooling="mean", max_length=longest, dtype="float32", device="cpu",
+        cache=None, on_truncate="ignore",
+    )  # fmt: skip
+    for k in range(len(LENGTHS)):
+        state = read_adapter(folder / f"p{k}")
+        bank.add(f"p{k}", load_adapters(state, backbone, max_length=longest))
+    setups = {"bare": [], **{name: [name] for name in bank}, "stack": list(bank)}
+    apart = {}
+    for setup, active in setups.items():
+        vectors = bank.set_params(active=active).transform(TEXTS)
+        apart[setup] = float(np.abs(vectors - np.load(folder / f"{setup}.npy")).max())
+    # That the comparison can fail: what prefixes do to vectors, and what it would be if tokens had
+    # the positions behind them, as in PEFT.
+    stacked = np.load(folder / "stack.npy")
+    effect = float(np.abs(stacked - np.load(folder / "bare.npy")).max())
+    moved = float(np.abs(shifted(bank).transform(TEXTS) - stacked).max())
+    return apart, {"prefixes": effect, "positions": moved}
+
+
+def shifted(bank):
+    """Give a bank whose first token has the position behind all prefixes."""
+    prefixes = {
+        name: dataclasses.replace(prefix, first_position=sum(LENGTHS))
+        for name, prefix in bank.items()
+    }
+    return type(bank)(**{**bank.get_params(deep=False), "prefixes": prefixes})
+
+
+def read_adapter(folder):
+    """Give the tensors of an adapter, however its file is written."""
+    import torch
+    from safetensors.torch import load_file
+
+    path = folder / "adapter.safetensors"
+    if path.is_file():
+        return load_file(path)
+    return torch.load(folder / "pytorch_adapter.bin", weights_only=True)
+
+
+def main():
+    """Compare on tiny backbones of the families that both know, and on the real one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("python", help="python of the environment that has adapters")
+    parser.add_argument("--their-half", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.their_half is not None:
+        their_half(args.their_half)
+        return
+    from conftest import make_backbone
+
+    from prefixembed.tasks import demo_backbone
+
+    wrong = []
+    with tempfile.TemporaryDirectory() as folder:
+        backbones = {
+            family: make_backbone(Path(folder) / family, family)
+            for family in ("bert", "electra", "roberta", "xlm-roberta")
+        }
+        for name, backbone in {**backbones, "all-MiniLM-L6-v2": demo_backbone()}.items():
+            work = Path(folder) / f"{name} work"
+            work.mkdir()
+            apart, effects = our_half(work, backbone, args.python)
+            print(name, *(f"{key} {value:.1e}" for key, value in apart.items()), flush=True)
+            print("   effect of", *(f"{key} {value:.1e}" for key, value in effects.items()))
+            if max(apart.values()) > TOLERANCE or min(effects.values()) < 100 * TOLERANCE:
+                wrong.append(name)
+    if wrong:
+        sys.exit(f"vectors of {', '.join(wrong)} differ")
+
+
+if __name__ == "__main__":
+    main()
