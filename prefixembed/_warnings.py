@@ -7,10 +7,12 @@ import warnings
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+# Calls go through their code on the way to ours.
+_CALLERS = {"sentence_transformers", "sklearn", "torch"}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the first frame outside this package and scikit-learn.
+    """Warn at the first frame outside this package and the libraries that call it.
 
     Parameters
     ----------
@@ -28,6 +30,5 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 
 def _is_inside(filename: str) -> bool:
-    # Calls go through scikit-learn's wrappers on their way to ours.
     path = Path(filename)
-    return path.is_relative_to(_HERE) or "sklearn" in path.parts
+    return path.is_relative_to(_HERE) or not _CALLERS.isdisjoint(path.parts)

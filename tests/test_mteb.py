@@ -1,6 +1,8 @@
 """MTEB's scores of a bank are those that its vectors give by hand."""
 
+import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, ndcg_score
 from sklearn.metrics.pairwise import cosine_similarity, paired_cosine_distances
 
-from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder
+from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, VectorCache
 from prefixembed.interop import to_mteb
 from prefixembed.tasks import load_docstring_task
 
@@ -87,7 +89,7 @@ def test_classification(mteb, bank, texts):
     train, test = bank.transform(X[:80]), bank.transform(X[80:])
     order, expected = list(range(80)), []
     for _ in range(10):  # draws of 8 texts a class
-        np.random.RandomState(42).shuffle(order)  # noqa: NPY002
+        np.random.RandomState(42).shuffle(order)
         drawn = [k for label in set(y) for k in [i for i in order if y[i] == label][:8]]
         drawn.sort(key=order.index)
         head = LogisticRegression(max_iter=100).fit(train[drawn], np.array(y)[drawn])
@@ -163,6 +165,37 @@ def test_a_model_stays_what_its_revision_says(mteb, bank):
         model.encode([{"text": ["a"]}], precision="int8", **task)
     with pytest.raises(ValueError, match="the task must have texts, and has .'image'."):
         model.encode([{"image": ["a"]}], **task)
+
+
+def test_what_tasks_have_in_common_is_encoded_once(mteb, bank, encoded):
+    from mteb.mocks.mock_tasks import MockClassificationTask, MockSTSTask
+
+    model = to_mteb(bank.set_params(cache=VectorCache()))
+    evaluate(mteb, model, MockSTSTask())
+    evaluate(mteb, model, MockClassificationTask())
+    assert len(encoded) == len(set(encoded)) > 4
+
+
+def test_the_example(mteb, bank, tmp_path, monkeypatch, capsys):
+    from mteb.mocks.mock_tasks import MockRetrievalTask, MockSTSTask
+
+    bank.save(tmp_path / "bank")
+    tasks = [MockRetrievalTask(), MockSTSTask()]
+    monkeypatch.setattr(mteb, "get_tasks", lambda **asked: tasks)
+    path = Path(__file__).parents[1] / "examples" / "judge_by_mteb.py"
+    main = runpy.run_path(str(path))["main"]
+    command = [str(tmp_path / "bank"), "--dtype", "float32", "--device", "cpu"]
+    main([*command, "--out", str(tmp_path / "results")])
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert table[0] == "|  | MockRetrievalTask | MockSTSTask | average |"
+    scores = [float(cell) for cell in table[3].split("|")[2:-1]]
+    assert [line.split(" |")[0] for line in table[2:]] == [
+        "| bare backbone", "| concat", "| concat, weights 1/n", "| mean"
+    ]  # fmt: skip
+    model = to_mteb(bank.set_params(weights=None))
+    expected = [100 * evaluate(mteb, model, task)["main_score"] for task in tasks]
+    assert scores[:2] == pytest.approx(expected, abs=0.06)
+    assert scores[2] == pytest.approx(np.mean(expected), abs=0.06)
 
 
 @pytest.mark.parametrize(
