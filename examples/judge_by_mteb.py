@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n| " + " | ".join(["", *names, "average"]) + " |")
     print("|" + "---|" * (len(names) + 2))
     for name, some in scores.items():
-        cells = [f"{100 * score:.1f}" for score in [*some, np.mean(some)]]
+        cells = [f"{100 * score:.1f}" for score in [*some, float(np.mean(some))]]
         print("| " + " | ".join([name, *cells]) + " |")
 
 
