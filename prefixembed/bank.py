@@ -25,7 +25,6 @@ from prefixembed.encoder import PrefixEncoder
 from prefixembed.prefix import PAIRS, POOLINGS, Prefix, check_compatible
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
     from typing_extensions import Self
 
 
@@ -434,63 +433,6 @@ class PrefixBank(SavedBank, TextTransformer):
         ) or backbone_n_features(*self._backbone_name({}))
         apart = self._fitted_on_pairs and self._pairs(known) == "apart"
         return n_features * (PAIR_WIDTH if apart else 1)
-
-    def to_sentence_transformer(self, **params: Any) -> SentenceTransformer:
-        """Give a model of sentence-transformers with the bank's vectors.
-
-        Whatever takes such a model, a retriever or a vector store, takes the bank like that.
-
-        Parameters
-        ----------
-        **params : dict
-            Of ``SentenceTransformer``, such as ``prompts`` or ``similarity_fn_name``.
-
-        Returns
-        -------
-        model : sentence_transformers.SentenceTransformer
-            On the bank's device and in its dtype, which ``model.to`` changes. It holds a clone of
-            the bank: what is done to the bank later has no effect on it. Vectors are those of
-            :meth:`transform`, not scaled to length one. The cache has no part in it.
-
-        Raises
-        ------
-        ImportError
-            If sentence-transformers is not installed.
-        ValueError
-            If a parameter of the bank is wrong, or it gives vectors of words or in fewer bits.
-
-        Notes
-        -----
-        ``model.save_pretrained`` writes prefixes, parameters and the name of the backbone; its
-        folder is one of :meth:`save` too. ``SentenceTransformer(folder, trust_remote_code=True)``
-        reads it: that library asks so for every class that is not its own. Without that,
-        ``PrefixBank.load(folder).to_sentence_transformer()`` does.
-
-        Backbone and prefixes are frozen: the model cannot be trained.
-
-        Examples
-        --------
-        >>> from prefixembed import PrefixBank
-        >>> from prefixembed.tasks import demo_backbone
-        >>> model = PrefixBank({}, backbone=demo_backbone()).to_sentence_transformer()
-        >>> model.encode(["a fine film", "a dud"]).shape
-        (2, 384)
-        """
-        try:
-            from sentence_transformers import SentenceTransformer
-
-            from prefixembed._sentence_transformer import PrefixModule
-        except ImportError as error:
-            raise ImportError(
-                "to_sentence_transformer needs sentence-transformers 6 or later: "
-                "pip install 'prefixembed[sentence-transformers]'"
-            ) from error
-        self._validate_params()
-        self._check()
-        module = PrefixModule(self)
-        return SentenceTransformer(
-            modules=[module], **{"device": str(module.where.device), **params}
-        )
 
     def _check(self) -> dict[str, Prefix]:
         known = self._known(self.prefixes)
