@@ -35,7 +35,8 @@ def resolve_device(device: str) -> torch.device:
         raise ValueError(f"device is {device!r}, but torch finds no MPS device here")
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", torch.cuda.current_device())
-    return resolved
+    # Tensors on "mps" say that they are on "mps:0", which is the same device.
+    return torch.device("mps") if resolved.type == "mps" else resolved
 
 
 def is_here(device: Any) -> bool:

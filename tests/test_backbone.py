@@ -253,6 +253,8 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch, has_cuda, has_mps, e
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
     assert module.resolve_device("auto") == torch.device(expected)
+    if has_mps:
+        assert module.resolve_device("mps:0") == torch.device("mps")
 
 
 def test_inputs_for_cuda_are_asked_to_be_pinned_and_not_waited_for(tiny, monkeypatch):

@@ -1,5 +1,6 @@
 """MTEB's scores of a bank are those that its vectors give by hand."""
 
+import inspect
 import runpy
 import sys
 from pathlib import Path
@@ -128,6 +129,24 @@ def test_retrieval(mteb, bank, texts):
     expected = ndcg_score(relevant, cosines, k=10)
     assert 0 < expected < 1
     assert scores["main_score"] == pytest.approx(expected, abs=2e-5)  # MTEB rounds to five digits
+
+
+def test_every_kind_of_task(mteb, bank):
+    """Texts of every kind of task that MTEB has go through, to the same score on both ways."""
+    from mteb.mocks import mock_tasks
+
+    tasks = [task for task in vars(mock_tasks).values() if inspect.isclass(task)]
+    tasks = [task() for task in tasks if task.metadata.modalities == ["text"]]
+    assert {"Clustering", "BitextMining", "Reranking"} < {task.metadata.type for task in tasks}
+    ours, theirs = (
+        [
+            result.get_score()
+            for result in mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
+        ]
+        for model in (to_mteb(bank), bank.to_sentence_transformer())
+    )
+    assert len(ours) == len(tasks)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:the training loss is stuck")

@@ -199,6 +199,18 @@ def test_casting_the_model_leaves_the_shared_backbone_alone(make_bank):
         model.double().encode(TEXTS)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_moved_to_cuda(make_bank):
+    bank = make_bank()
+    model = bank.to_sentence_transformer().to("cuda")
+    assert model.device.type == "cuda"
+    vectors = model.encode(TEXTS, convert_to_tensor=True)
+    assert vectors.device.type == "cuda"
+    expected = bank.transform(TEXTS)
+    np.testing.assert_allclose(vectors.cpu(), expected, atol=1e-3)
+    np.testing.assert_allclose(model.cpu().encode(TEXTS), expected, atol=1e-5)
+
+
 def test_a_copy_of_its_own(make_bank):
     bank = make_bank()
     model = bank.to_sentence_transformer()
