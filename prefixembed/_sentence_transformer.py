@@ -60,6 +60,7 @@ class PrefixModule(InputModule):
         where = torch.empty(0, device=device, dtype=resolve_dtype(bank.dtype, device))
         self.where = torch.nn.Parameter(where, requires_grad=False)
         self._attends: dict[tuple[torch.device, torch.dtype, Representation], Attend | None] = {}
+        self._tokenizer: Any = None
         self._said_what_is_cut = False
 
     def _placed(self) -> tuple[PrefixBank, Backbone]:
@@ -87,8 +88,10 @@ class PrefixModule(InputModule):
     @property
     def tokenizer(self) -> Any:
         """Tokenizer of the backbone, as transformers has it."""
-        name, revision = self.bank._backbone_name(self.bank._check())
-        return AutoTokenizer.from_pretrained(name, revision=revision)
+        if self._tokenizer is None:
+            name, revision = self.bank._backbone_name(self.bank._check())
+            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        return self._tokenizer
 
     def get_embedding_dimension(self) -> int:
         """Give the length of a vector."""
@@ -289,7 +292,7 @@ class PrefixModule(InputModule):
 
     def __getstate__(self) -> dict[str, Any]:
         # Made again where it is unpickled.
-        return {**self.__dict__, "_attends": {}}
+        return {**self.__dict__, "_attends": {}, "_tokenizer": None}
 
 
 def _prompted(text: Text, prompt: str) -> Text:

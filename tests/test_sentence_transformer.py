@@ -112,6 +112,8 @@ def test_tokens(make_bank):
     ):
         assert ids[mask == 1].tolist() == ours.encode(text).ids
         assert model.tokenizer(text)["input_ids"] == ours.encode(text).ids
+    with pytest.raises(AttributeError, match="'tokenizer'"):
+        model.tokenizer = model.tokenizer  # what is not asked is not taken
     del features["token_type_ids"]
     close(model(features)["sentence_embedding"], make_bank().transform(TEXTS[:3]))
     each = model.encode(TEXTS[:3], output_value="token_embeddings")
