@@ -359,10 +359,14 @@ def _warn_of_company(device: torch.device) -> None:
         )
 
 
+@torch.inference_mode(False)
 def read_backbone(
     name: str, revision: str | None, dtype: torch.dtype, device: torch.device
 ) -> Backbone:
-    """Load a backbone that is not shared with the rest of the process."""
+    """Load a backbone that is not shared with the rest of the process.
+
+    Also in a caller's inference mode its weights are such that prefixes can be trained on them.
+    """
     with _naming(name):
         raw_config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     family = raw_config.get("model_type")

@@ -232,6 +232,12 @@ def test_rotary_frequencies_stay_exact_in_bfloat16(tiny):
     assert model.rotary_emb.full_attention_inv_freq.dtype == torch.float32
 
 
+def test_loaded_in_inference_mode_it_can_still_be_trained_on(tiny, fresh_backbones):
+    with torch.inference_mode():
+        model = load(tiny()).model
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cuda_equals_cpu(tiny, random_prefix, family):

@@ -15,7 +15,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
 from sklearn.preprocessing import normalize
 
-from prefixembed import PrefixBank, load_backbone
+from prefixembed import PrefixBank, PrefixEncoder, load_backbone, release_backbones
 
 CPU = {
     "dtype": "float32", "device": "cpu", "cache": None, "max_length": 40, "on_truncate": "ignore"
@@ -230,6 +230,17 @@ def test_nothing_learns(make_bank):
     model = make_bank().to_sentence_transformer()
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not model(model.preprocess(TEXTS))["sentence_embedding"].requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
+def test_the_backbone_that_it_loads_can_be_trained_on(make_bank, tiny, fresh_backbones):
+    bank = make_bank()
+    model = bank.to_sentence_transformer()
+    release_backbones()
+    model.encode(TEXTS)  # in inference mode
+    encoder = PrefixEncoder(tiny(), max_epochs=1, random_state=0, dtype="float32", device="cpu")
+    bank.add("new", encoder.fit(["a", "b"] * 8, [0, 1] * 8))
+    assert len(bank.transform(TEXTS)) == len(TEXTS)
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), b"bytes", 3])
