@@ -234,7 +234,7 @@ def test_rotary_frequencies_stay_exact_in_bfloat16(tiny):
 
 def test_loaded_in_inference_mode_it_can_still_be_trained_on(tiny, fresh_backbones):
     with torch.inference_mode():
-        model = load(tiny()).model
+        model = load(tiny(), dtype="bfloat16").model
     assert not any(parameter.is_inference() for parameter in model.parameters())
 
 

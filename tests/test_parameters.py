@@ -123,8 +123,9 @@ def test_wrong_parameters_of_estimators_are_named(tiny, kind, name, value):
 @pytest.mark.parametrize(("function", "name", "value"), function_cases())
 def test_wrong_parameters_of_functions_are_named(tmp_path, function, name, value):
     given = {
-        "bank": PrefixBank({}), "estimator": PrefixBank({}), "name_or_path": "b", "tasks": {}, "name": "sst2", "cache": "memory",
-        "folder": tmp_path, "prefix": object(), "state": {}, "backbone": "b", "X": [], "y": [],
+        "bank": PrefixBank({}), "estimator": PrefixBank({}), "name_or_path": "b", "tasks": {},
+        "name": "sst2", "cache": "memory", "folder": tmp_path, "prefix": object(), "state": {},
+        "backbone": "b", "X": [], "y": [],
     }  # fmt: skip
     wanted = inspect.signature(function).parameters
     if function is tasks.load_docstring_task:

@@ -234,11 +234,11 @@ def test_nothing_learns(make_bank):
 
 @pytest.mark.filterwarnings("ignore:the training loss is stuck")
 def test_the_backbone_that_it_loads_can_be_trained_on(make_bank, tiny, fresh_backbones):
-    bank = make_bank()
+    bank = make_bank(dtype="bfloat16")
     model = bank.to_sentence_transformer()
     release_backbones()
     model.encode(TEXTS)  # in inference mode
-    encoder = PrefixEncoder(tiny(), max_epochs=1, random_state=0, dtype="float32", device="cpu")
+    encoder = PrefixEncoder(tiny(), max_epochs=1, random_state=0, dtype="bfloat16", device="cpu")
     bank.add("new", encoder.fit(["a", "b"] * 8, [0, 1] * 8))
     assert len(bank.transform(TEXTS)) == len(TEXTS)
 
