@@ -35,7 +35,7 @@ class TextTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         "revision": [str, None],
         "max_length": [Count(8), None],
         "batch_tokens": [Count(1), StrOptions({"auto"})],
-        "on_truncate": [StrOptions({"warn", "raise", "ignore"})],
+        "on_truncate": [StrOptions({"warn", "raise", "ignore", "window"})],
         "device": [str],
         "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
         "output": [StrOptions({"texts", "words"})],

@@ -187,6 +187,35 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text], pairs: str = "joint") 
     return Tokens(ids, type_ids, np.array(truncated, dtype=np.bool_))
 
 
+def tokenize_windows(tokenizer: Tokenizer, texts: Sequence[Any]) -> tuple[Tokens, NDArray[np.intp]]:
+    """Tokenize texts into as many windows as each needs, so that nothing is cut off.
+
+    Parameters
+    ----------
+    tokenizer : tokenizers.Tokenizer
+        With truncation on, to the length of a window, and padding off.
+    texts : sequence of str
+        Texts, not pairs.
+
+    Returns
+    -------
+    tokens : Tokens
+        Of the windows, text by text; each has the special tokens of a text.
+    n_windows : ndarray of shape (n_texts,)
+        How many each text has.
+    """
+    tokens = Tokens([], [], np.zeros(0, dtype=np.bool_))
+    n_windows = np.empty(len(texts), dtype=np.intp)
+    for start in range(0, len(texts), _CHUNK):
+        chunk = [clean(text) for text in texts[start : start + _CHUNK]]
+        for k, encoding in enumerate(tokenizer.encode_batch_fast(chunk), start):
+            windows = [encoding, *encoding.overflowing]
+            n_windows[k] = len(windows)
+            tokens.ids.extend(np.array(window.ids, dtype=np.int32) for window in windows)
+            tokens.type_ids.extend(np.array(window.type_ids, dtype=np.int8) for window in windows)
+    return replace(tokens, truncated=np.zeros(len(tokens.ids), dtype=np.bool_)), n_windows
+
+
 def _tokenize_words(tokenizer: Tokenizer, sentences: Sequence[Any]) -> Tokens:
     tokens = Tokens([], [], np.zeros(len(sentences), dtype=np.bool_), [], vector_counts(sentences))
     assert tokens.words is not None

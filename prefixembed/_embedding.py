@@ -14,11 +14,17 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from prefixembed._attention import Attend
-from prefixembed._batching import Tokens, expand, first_positions, tokenize
+from prefixembed._batching import (
+    Tokens,
+    expand,
+    first_positions,
+    tokenize,
+    tokenize_windows,
+)
 from prefixembed._encoding import embed_tokens, report_truncated, resolve_batch_tokens
-from prefixembed._pooling import Reading, pair_vectors
+from prefixembed._pooling import Reading, pair_vectors, pool_windows
 from prefixembed._quantization import OUTPUT_DTYPES, output_width, quantize
-from prefixembed._texts import PAIR_WIDTH, Text, is_pairs, split_pairs, vector_counts
+from prefixembed._texts import PAIR_WIDTH, Text, Words, is_pairs, split_pairs, vector_counts
 from prefixembed.backbone import Backbone
 from prefixembed.cache import Representation, VectorCache
 
@@ -44,8 +50,8 @@ class Embedder:
         Where to look, and to keep what is encoded.
     batch_tokens : int or "auto"
         Budget of a batch.
-    on_truncate : {"warn", "raise", "ignore"}
-        What to do when texts are cut.
+    on_truncate : {"warn", "raise", "ignore", "window"}
+        What to do when texts are cut. In windows, as `representation` has it, none is.
     output_dtype : {"float32", "float16", "int8", "binary"}
         What vectors are given as. What the cache keeps is float32.
     expects_pairs : bool, default=False
@@ -191,8 +197,13 @@ class Embedder:
     def _tokenized(self, texts: Sequence[Text], chunk: _Chunk) -> _Chunk:
         if not len(chunk.missing):
             return chunk
-        tokenizer = self.load()[0].tokenizer(self.representation.max_length)
-        tokens = tokenize(tokenizer, [texts[k] for k in chunk.positions[chunk.missing]])
+        some = [texts[k] for k in chunk.positions[chunk.missing]]
+        backbone, max_length = self.load()[0], self.representation.max_length
+        if self.representation.windows:
+            tokenizer = backbone.tokenizer(max_length, max_length // 4)
+            tokens, n_windows = tokenize_windows(tokenizer, some)
+            return replace(chunk, tokens=tokens, n_windows=n_windows)
+        tokens = tokenize(backbone.tokenizer(max_length), some)
         chunk.truncated[chunk.missing] = tokens.truncated
         return replace(chunk, tokens=tokens)
 
@@ -203,11 +214,19 @@ class Embedder:
             return chunk.vectors
         backbone, prefix = self.load()
         budget = resolve_batch_tokens(self.batch_tokens, backbone.device)
-        encoded = embed_tokens(backbone, chunk.tokens, prefix, self._reading, budget, bar.update)
+        tokens, n_windows = chunk.tokens, chunk.n_windows
+        # Texts are counted, not windows.
+        progress = bar.update if n_windows is None else int
+        encoded = embed_tokens(backbone, tokens, prefix, self._reading, budget, progress)
+        truncated = np.repeat(tokens.truncated, tokens.n_vectors)
+        if n_windows is not None:
+            pooling = self.representation.pooling
+            encoded = pool_windows(encoded, tokens.lengths, n_windows, pooling)
+            truncated = np.zeros(len(encoded), dtype=np.bool_)
+            bar.update(len(encoded))
         rows = expand(chunk.missing, chunk.ends)
         chunk.vectors[rows] = encoded
         if self.cache is not None:
-            truncated = np.repeat(chunk.tokens.truncated, chunk.tokens.n_vectors)
             self.cache.put([chunk.keys[k] for k in rows], encoded, truncated)
         return chunk.vectors
 
@@ -220,7 +239,8 @@ class _Chunk:
     truncated: NDArray[np.bool_]  # (chunk,)
     missing: NDArray[np.intp]  # into the chunk
     keys: list[bytes]
-    tokens: Tokens | None = None  # of the missing texts
+    tokens: Tokens | None = None  # of the missing texts, or of their windows
+    n_windows: NDArray[np.intp] | None = None  # (missing,)
 
 
 def _growing_chunks(positions: NDArray[np.intp]) -> Iterator[NDArray[np.intp]]:
@@ -257,7 +277,8 @@ def embed(
     Raises
     ------
     ValueError
-        If `out` does not have the shape or dtype that the vectors need.
+        If `out` does not have the shape or dtype that the vectors need, or what is to be read in
+        windows is no plain text.
     """
     dtype = np.dtype(OUTPUT_DTYPES[embedder.output_dtype])
     n_texts: int | None = None
@@ -271,6 +292,8 @@ def embed(
         n_texts, n_vectors = len(texts), int(vector_counts(texts).sum())
     of_pairs = is_pairs(head) if len(head) else embedder.expects_pairs
     apart = of_pairs and embedder.representation.pairs == "apart"
+    if embedder.representation.windows and not apart:
+        _check_windows(head, of_pairs)
     encode = embedder.embed_pairs if apart else embedder.embed
     n_features = embedder.n_features * (PAIR_WIDTH if apart else 1)
     width = output_width(n_features, embedder.output_dtype)
@@ -298,6 +321,16 @@ def embed(
     if out is None:
         return np.concatenate(parts)
     return out if n_done == len(out) else out[:n_done]
+
+
+def _check_windows(head: Sequence[Text], of_pairs: bool) -> None:
+    if of_pairs:
+        raise ValueError(
+            "on_truncate='window' reads each text by itself, and pairs='joint' makes one sequence "
+            "of two: take pairs='apart'"
+        )
+    if len(head) and isinstance(head[0], Words):
+        raise ValueError("on_truncate='window' gives one vector a text, got output='words'")
 
 
 def _check_out(out: Any, shape: tuple[int | None, int], dtype: np.dtype[Any]) -> None:

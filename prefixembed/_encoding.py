@@ -47,8 +47,8 @@ def report_truncated(n_truncated: int, n_texts: int, max_length: int, on_truncat
         How many of how many.
     max_length : int
         In tokens.
-    on_truncate : {"warn", "raise", "ignore"}
-        How to say it.
+    on_truncate : {"warn", "raise", "ignore", "window"}
+        How to say it. Where windows are asked for, but cannot be had, it is a warning.
 
     Raises
     ------

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Mask = Tensor | None
@@ -131,3 +133,42 @@ def pair_vectors(first: Tensor, second: Tensor) -> Tensor:
        table 6.
     """
     return torch.cat([first, second, (first - second).abs()], dim=1)
+
+
+def pool_windows(
+    vectors: NDArray[np.float32],
+    lengths: NDArray[np.intp],
+    n_windows: NDArray[np.intp],
+    pooling: str,
+) -> NDArray[np.float32]:
+    """Make one vector a text of those of its windows.
+
+    Parameters
+    ----------
+    vectors : ndarray of shape (n_windows, n_features)
+        Text by text.
+    lengths : ndarray of shape (n_windows,)
+        Tokens of each window.
+    n_windows : ndarray of shape (n_texts,)
+        How many windows each text has, at least one.
+    pooling : {"cls", "mean", "max", "last"}
+        What made a window's vector of those of its tokens.
+
+    Returns
+    -------
+    vectors : ndarray of shape (n_texts, n_features)
+        The largest of each feature for ``"max"``, and otherwise the mean of windows by their
+        number of tokens: with ``"max"`` and ``"mean"`` what pooling all their tokens would give.
+    """
+    if not len(vectors):
+        return vectors
+    starts = np.cumsum(n_windows) - n_windows
+    if pooling == "max":
+        return np.maximum.reduceat(vectors, starts, axis=0)
+    weights = lengths.astype(np.float32)[:, None]
+    totals = np.add.reduceat(weights, starts, axis=0)
+    return np.where(
+        n_windows[:, None] == 1,  # bit for bit as without windows
+        vectors[starts],
+        np.add.reduceat(vectors * weights, starts, axis=0) / totals,
+    )

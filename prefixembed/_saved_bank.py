@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Parameters that decide vectors, and go into a file.
 _SAVED = (
     "active", "combine", "weights", "backbone", "revision", "pooling", "pooled_layers", "pairs",
-    "max_length", "output", "output_dtype",
+    "max_length", "on_truncate", "output", "output_dtype",
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ class SavedBank:
         """Write the bank as a folder: a file a prefix, and ``bank.json``.
 
         What decides vectors is written: prefixes, and how they are used. Where the bank runs and
-        what it keeps (`device`, `dtype`, `cache`, `batch_tokens`, `on_truncate`, `verbose`) is not.
+        what it keeps (`device`, `dtype`, `cache`, `batch_tokens`, `verbose`) is not.
 
         Parameters
         ----------
@@ -213,7 +213,8 @@ class SavedBank:
         ImportError
             If sentence-transformers is not installed.
         ValueError
-            If a parameter of the bank is wrong, or it gives vectors of words or in fewer bits.
+            If a parameter of the bank is wrong, or it gives vectors of words or in fewer bits, or
+            reads long texts in windows.
 
         Notes
         -----

@@ -42,13 +42,19 @@ class PrefixModule(InputModule):
     Raises
     ------
     ValueError
-        If the bank is to give vectors of words, or in fewer bits.
+        If the bank is to give vectors of words, or in fewer bits, or to read long texts in
+        windows.
     """
 
     save_in_root = True
 
     def __init__(self, bank: PrefixBank) -> None:
         super().__init__()
+        if bank.on_truncate == "window":
+            raise ValueError(
+                "a model of sentence-transformers reads one sequence a text, got "
+                "on_truncate='window'"
+            )
         if bank.output != "texts" or bank.output_dtype != "float32":
             raise ValueError(
                 "a model of sentence-transformers gives one float32 vector a text, got "

@@ -108,15 +108,18 @@ class Backbone:
     max_length: int
     pad_id: int
     has_segments: bool
-    _tokenizers: dict[int, Tokenizer] = field(default_factory=dict, repr=False)
+    _tokenizers: dict[tuple[int, int], Tokenizer] = field(default_factory=dict, repr=False)
 
-    def tokenizer(self, max_length: int) -> Tokenizer:
+    def tokenizer(self, max_length: int, overlap: int = 0) -> Tokenizer:
         """Give a tokenizer that cuts at a length.
 
         Parameters
         ----------
         max_length : int
             In tokens, special tokens included; of a pair the longer text is cut first.
+        overlap : int, default=0
+            How many tokens at the end of a window come again at the beginning of the next one,
+            where what is cut off a text is to be read in further windows.
 
         Returns
         -------
@@ -133,12 +136,13 @@ class Backbone:
                 f"max_length must lie between 8 and the {self.max_length} tokens that backbone "
                 f"{self.name!r} takes, got {max_length}"
             )
-        if max_length not in self._tokenizers:
+        key = max_length, overlap
+        if key not in self._tokenizers:
             tokenizer = Tokenizer.from_str(self.tokenizer_json)
             tokenizer.no_padding()
-            tokenizer.enable_truncation(max_length, strategy="longest_first")
-            self._tokenizers[max_length] = tokenizer
-        return self._tokenizers[max_length]
+            tokenizer.enable_truncation(max_length, stride=overlap, strategy="longest_first")
+            self._tokenizers[key] = tokenizer
+        return self._tokenizers[key]
 
     def forward(
         self,

@@ -75,8 +75,9 @@ class PrefixBank(SavedBank, TextTransformer):
     batch_tokens : int or "auto", default="auto"
         Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes by
         the device. It changes speed and memory alone, to rounding in `dtype`.
-    on_truncate : {"warn", "raise", "ignore"}, default="warn"
-        What to do when texts are longer than `max_length` and are cut.
+    on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
+        What to do when texts are longer than `max_length` and are cut. ``"window"`` cuts none: it
+        reads them in windows of that length, of which a quarter overlaps, and pools their vectors.
     device : str, default="auto"
         ``"auto"`` takes CUDA, then MPS, then the CPU.
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
@@ -274,6 +275,7 @@ class PrefixBank(SavedBank, TextTransformer):
                 (known[name].first_position for name in self._active_names(known)), 0
             ),
             pairs=self._pairs(known),
+            windows=self.on_truncate == "window",
         )
 
     def _expects_pairs(self) -> bool:

@@ -48,6 +48,8 @@ class Representation:
         Position of the first token.
     pairs : {"joint", "apart"}, default="joint"
         How pairs are read. It decides what is encoded for a pair, not the vector of a text.
+    windows : bool, default=False
+        Whether what is longer is read in windows rather than cut.
     """
 
     fingerprint: str
@@ -59,6 +61,7 @@ class Representation:
     dtype: str
     first_position: int = 0
     pairs: str = "joint"
+    windows: bool = False
     _seed: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +75,7 @@ class Representation:
             self.max_length,
             self.dtype,
             self.first_position,
+            *(["windows"] if self.windows else []),
         ]
         seed = hashlib.blake2b(json.dumps(content).encode(), digest_size=_KEY_BYTES)
         object.__setattr__(self, "_seed", seed)

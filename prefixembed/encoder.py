@@ -99,8 +99,10 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
     batch_tokens : int or "auto", default="auto"
         Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes
         by the device. It changes speed and memory alone, to rounding in `dtype`.
-    on_truncate : {"warn", "raise", "ignore"}, default="warn"
-        What to do when texts are longer than `max_length` and are cut.
+    on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
+        What to do when texts are longer than `max_length` and are cut. ``"window"`` cuts none but
+        in :meth:`fit`: it reads them in windows of that length, of which a quarter overlaps, and
+        pools their vectors. :meth:`fit` learns from their beginnings, and warns.
     random_state : int, RandomState instance or None, default=None
         Order of texts, validation split and initial prefix. An int repeats a fit exactly on
         one device, as far as its kernels repeat themselves; those of a CPU do.
@@ -459,6 +461,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             dtype=self._dtype_name(),
             first_position=prefix.first_position,
             pairs=prefix.pairs or self.pairs,
+            windows=self.on_truncate == "window",
         )
 
     def _expects_pairs(self) -> bool:

@@ -22,6 +22,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from prefixembed._attention_share import measure_shares
 from prefixembed._batching import tokenize
+from prefixembed._encoding import report_truncated
 from prefixembed._parameters import checked
 from prefixembed._texts import Text, check_texts
 from prefixembed.bank import PrefixBank
@@ -208,7 +209,9 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
     Raises
     ------
     ValueError
-        If the bank has no active prefix, or X has no text.
+        If the bank has no active prefix, X has no text, or a text is to be cut and the bank's
+        `on_truncate` is ``"raise"``. Of what is longer than `max_length` the beginning is read,
+        also where the bank has windows.
 
     Examples
     --------
@@ -230,6 +233,8 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
         for name in names
     ]
     tokens = tokenize(backbone.tokenizer(known.max_length), texts, known.pairs)
+    n_cut = int(tokens.truncated.sum())
+    report_truncated(n_cut, len(texts), known.max_length, bank.on_truncate)
     shares = measure_shares(
         backbone, tokens, parts, [bank._weight(name) for name in names], bank.combine,
         known.first_position,

@@ -123,8 +123,9 @@ class MultiTaskEncoder(TextTransformer):
         times the memory of the backbone, and there are two.
     batch_tokens : int or "auto", default="auto"
         Most tokens, padding included, that go through the backbone at once.
-    on_truncate : {"warn", "raise", "ignore"}, default="warn"
-        What to do when texts are longer than `max_length` and are cut.
+    on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
+        What to do when texts are longer than `max_length` and are cut; ``"window"`` as in
+        :class:`PrefixEncoder`.
     random_state : int, RandomState instance or None, default=None
         Order of texts, validation split and dropout. For dropout, torch's random state of the
         device and of the CPU is set during fit and put back afterwards.
@@ -516,6 +517,7 @@ class MultiTaskEncoder(TextTransformer):
             max_length=max_length,
             dtype=self._dtype_name(),
             pairs=pairs,
+            windows=self.on_truncate == "window",
         )
 
     def _logits(
