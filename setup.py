@@ -59,6 +59,7 @@ setup(
         "huggingface-hub",
         "joblib",
         "numpy",
+        "pyarrow",
         "safetensors",
         "scikit-learn>=1.6",
         "torch>=2.6",

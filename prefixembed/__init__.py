@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prefixembed.bank import PrefixBank
     from prefixembed.cache import VectorCache
     from prefixembed.choice import ChoiceRanker
+    from prefixembed.corpus import EmbeddedCorpus, embed_dataset
     from prefixembed.encoder import PrefixEncoder
     from prefixembed.multitask import MultiTaskEncoder
     from prefixembed.parallel import fill_cache, fit_prefixes
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Backbone": "backbone",
     "ChoiceRanker": "choice",
+    "EmbeddedCorpus": "corpus",
     "MultiTaskEncoder": "multitask",
     "Prefix": "prefix",
     "PrefixBank": "bank",
@@ -33,6 +35,7 @@ _HOMES = {
     "PrefixSelector": "selection",
     "TargetHeads": "targets",
     "VectorCache": "cache",
+    "embed_dataset": "corpus",
     "fill_cache": "parallel",
     "fit_prefixes": "parallel",
     "load_backbone": "backbone",
@@ -43,6 +46,7 @@ _HOMES = {
 __all__ = [
     "Backbone",
     "ChoiceRanker",
+    "EmbeddedCorpus",
     "MultiTaskEncoder",
     "Prefix",
     "PrefixBank",
@@ -51,6 +55,7 @@ __all__ = [
     "TargetHeads",
     "VectorCache",
     "__version__",
+    "embed_dataset",
     "fill_cache",
     "fit_prefixes",
     "load_backbone",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,27 @@ from prefixembed.backbone import Backbone
 # Tokens a padded batch. On a CPU what matters is that a layer's activations stay in the cache;
 # on other devices that each kernel has enough to do.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+
+
+# Where numbers of texts that were cut are put, for a caller that speaks of many calls at once.
+_tally: ContextVar[list[int] | None] = ContextVar("tally", default=None)
+
+
+@contextmanager
+def count_truncated() -> Iterator[list[int]]:
+    """Gather how many texts each call in this thread cuts, rather than warn of each.
+
+    Yields
+    ------
+    tally : list of int
+        Grows by a number a call.
+    """
+    tally: list[int] = []
+    token = _tally.set(tally)
+    try:
+        yield tally
+    finally:
+        _tally.reset(token)
 
 
 def resolve_batch_tokens(batch_tokens: int | str, device: torch.device) -> int:
@@ -55,6 +78,10 @@ def report_truncated(n_truncated: int, n_texts: int, max_length: int, on_truncat
     ValueError
         If there are such texts and `on_truncate` is ``"raise"``.
     """
+    tally = _tally.get()
+    if tally is not None and on_truncate != "raise":
+        tally.append(n_truncated)
+        return
     if not n_truncated or on_truncate == "ignore":
         return
     message = f"{n_truncated} of {n_texts} texts are longer than max_length={max_length} tokens"
