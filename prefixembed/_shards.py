@@ -105,6 +105,20 @@ def _matches(pattern: str) -> list[str]:
     return found
 
 
+def pack(table: pa.Table) -> bytes:
+    """Make bytes of rows: what every engine sends, a view of a larger table included."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def unpack(packed: bytes) -> pa.Table:
+    """Make rows of what :func:`pack` gave."""
+    with pa.ipc.open_stream(packed) as stream:
+        return stream.read_all()
+
+
 def shard_name(index: int) -> str:
     """Name the file of a shard, so that names sort as shards do."""
     return f"part-{index:06d}.parquet"

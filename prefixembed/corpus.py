@@ -28,8 +28,10 @@ from prefixembed._parameters import PATH, Count, checked
 from prefixembed._shards import (
     digest_texts,
     open_source,
+    pack,
     read_facts,
     shard_name,
+    unpack,
     write_shard,
 )
 from prefixembed._warnings import warn
@@ -195,7 +197,7 @@ def embed_dataset(
         jobs = enumerate(itertools.chain([head], tables))
         del head
         shards = _run(
-            (joblib.delayed(worker)(k, k * shard_size, table) for k, table in jobs),
+            (joblib.delayed(worker)(k, k * shard_size, pack(table)) for k, table in jobs),
             source.n_rows, n_jobs, verbose,
         )  # fmt: skip
         _check_complete(folder, len(shards))
@@ -223,7 +225,7 @@ class _Shard:
     is_new: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # engines hash what they send
 class _Worker:
     """Makes one shard, wherever it is sent to."""
 
@@ -233,7 +235,8 @@ class _Worker:
     vector_column: str
     features: Features | None
 
-    def __call__(self, index: int, start: int, table: pa.Table) -> _Shard:
+    def __call__(self, index: int, start: int, packed: bytes) -> _Shard:
+        table = unpack(packed)
         texts: list[Any] = table.column(self.columns[0]).to_pylist()
         if len(self.columns) == 2:
             texts = list(zip(texts, table.column(self.columns[1]).to_pylist(), strict=True))
@@ -261,8 +264,11 @@ class _Worker:
 def _run(
     jobs: Iterator[Any], n_rows: int | None, n_jobs: int | None, verbose: bool
 ) -> list[_Shard]:
-    # Backends that cannot give results as they come give them all at the end.
-    gives = get_active_backend()[0].supports_return_generator
+    # Of other backends than joblib's own, some cannot give results as they come, and Dask's never
+    # comes to an end where a job fails.
+    backend = get_active_backend()[0]
+    own = type(backend).__module__ == "joblib._parallel_backends"
+    gives = own and backend.supports_return_generator
     parallel = joblib.Parallel(n_jobs, return_as="generator_unordered" if gives else "list")
     shards = []
     with tqdm(total=n_rows, desc="embed_dataset", unit="row", disable=not verbose) as bar:
