@@ -26,7 +26,10 @@ from prefixembed._parameters import PATH, checked
 from prefixembed._warnings import warn
 from prefixembed.prefix import Prefix
 
-SUPPORTED = ("bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta")
+SUPPORTED = (
+    "bert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert", "roberta",
+    "xlm-roberta",
+)  # fmt: skip
 
 # Position ids of these count from the padding token's id.
 _OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
@@ -408,6 +411,7 @@ def read_backbone(
     if not tokenizer.encode("").ids:
         raise ValueError(f"the tokenizer of backbone {name!r} adds no special tokens")
 
+    number_layers(model)
     config = model.config
     fingerprint = _fingerprint(model, raw_config, tokenizer)
     for parameter in model.parameters():
@@ -432,6 +436,27 @@ def read_backbone(
             and getattr(config, "type_vocab_size", 0) > 1
         ),
     )
+
+
+def number_layers(model: Any) -> None:
+    """Tell each layer which one it is, where the family does not: prefixes go by that.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Of transformers. What it computes stays the same.
+    """
+    if any(hasattr(module, "layer_idx") for module in model.modules()):
+        return
+    n_layers = model.config.num_hidden_layers
+    (layers,) = (
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers
+    )
+    for k, layer in enumerate(layers):
+        for module in layer.modules():
+            module.layer_idx = k  # type: ignore[assignment]
 
 
 def _max_length(config: Any, tokenizer_limit: int) -> int:

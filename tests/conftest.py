@@ -28,7 +28,10 @@ from prefixembed.tasks import demo_backbone
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
-FAMILIES = ["bert", "camembert", "electra", "modernbert", "roberta", "xlm-roberta"]
+FAMILIES = [
+    "bert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert", "roberta",
+    "xlm-roberta",
+]  # fmt: skip
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 TEXTS = [
     "a",

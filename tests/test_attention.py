@@ -10,6 +10,7 @@ from transformers.masking_utils import eager_mask
 from prefixembed import _attention, load_backbone
 from prefixembed._attention import combined_attention, widen_mask
 from prefixembed._batching import Batch, pad_batch, tokenize
+from prefixembed.backbone import number_layers
 from prefixembed.prefix import concatenate
 
 WEIGHTS = [1.0, 0.5, 3.0]
@@ -67,6 +68,7 @@ def test_equals_eager_reference_for_each_family(tiny, random_prefix, family, com
     naive = AutoModel.from_pretrained(
         tiny(family), attn_implementation="naive_reference", dtype=torch.float32
     ).eval()
+    number_layers(naive)
     tokens = tokenize(backbone.tokenizer(64), TEXTS)
     batch = pad_batch(tokens, np.arange(len(TEXTS)), backbone.pad_id)
     for weights in ([1.0, 1.0], [0.5, 2.0]):
