@@ -114,7 +114,7 @@ def main() -> None:
     """Run the whole walk."""
     started = time.perf_counter()
     backbone = demo_backbone()
-    sources = {name: load_docstring_task(name, 400) for name in ("package", "kind", "name")}
+    sources = {name: load_docstring_task(name, 250) for name in ("package", "kind", "name")}
     bank = PrefixBank({name: learn(task, backbone=backbone) for name, task in sources.items()})
     target = load_docstring_task("subpackage", n_train_per_class=20)
     compare(bank, target)

@@ -53,7 +53,7 @@ FUNCTIONS = [
     *(f for name in prefixembed.__all__ if inspect.isfunction(f := getattr(prefixembed, name))),
 ]
 # Checked by themselves, as data are.
-DATA = {"search", "X", "y"}
+DATA = {"dataset", "search", "X", "y"}
 
 
 class BadType:
@@ -125,11 +125,13 @@ def test_wrong_parameters_of_functions_are_named(tmp_path, function, name, value
     given = {
         "bank": PrefixBank({}), "estimator": PrefixBank({}), "name_or_path": "b", "tasks": {},
         "name": "sst2", "cache": "memory", "folder": tmp_path, "prefix": object(), "state": {},
-        "backbone": "b", "X": [], "y": [],
+        "backbone": "b", "X": [], "y": [], "dataset": [], "column": "text", "out": tmp_path,
     }  # fmt: skip
     wanted = inspect.signature(function).parameters
     if function is tasks.load_docstring_task:
         given["name"] = "kind"
+    if function is prefixembed.embed_dataset:
+        given["encoder"] = PrefixBank({})
     params = {key: some for key, some in given.items() if key in wanted} | {name: value}
     message = rf"The '{name}' parameter of \S*{function.__name__} must be"
     if "prefix" in params and name != "prefix":
