@@ -16,7 +16,7 @@ from prefixembed import PrefixBank, PrefixEncoder
 from prefixembed.tasks import demo_backbone, load_docstring_task
 
 package, kind = (
-    load_docstring_task(name, n_train_per_class=n) for name, n in [("package", 110), ("kind", 60)]
+    load_docstring_task(name, n_train_per_class=n) for name, n in [("package", 110), ("kind", 40)]
 )
 rng = np.random.default_rng(0)
 order = rng.permutation(len(package.y_train))
@@ -30,7 +30,7 @@ encoders = {}
 for name, (X, y) in sources.items():
     encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
     if name == "noise":
-        encoder.set_params(learning_rate=0.03, max_epochs=10, early_stopping=False)
+        encoder.set_params(learning_rate=0.03, max_epochs=8, early_stopping=False)
     encoders[name] = encoder.fit(X, y)
 bank = PrefixBank(encoders)
 

@@ -16,8 +16,8 @@ from sklearn.preprocessing import StandardScaler
 from prefixembed import PrefixBank, PrefixEncoder
 from prefixembed.tasks import demo_backbone, load_docstring_task
 
-task = load_docstring_task("name", n_train_per_class=250)
-X_test, y_test = task.X_test[:500], task.y_test[:500]
+task = load_docstring_task("name", n_train_per_class=120)
+X_test, y_test = task.X_test[:400], task.y_test[:400]
 print(task.X_train[:2], task.y_train[:2])
 
 # %%
