@@ -5,42 +5,40 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import joblib
-import numpy as np
 import pyarrow as pa
+import torch
+import transformers
 from filelock import FileLock, Timeout
-from joblib.parallel import get_active_backend
 from sklearn.utils.validation import check_is_fitted
-from tqdm.auto import tqdm
 
 from prefixembed._base import TextTransformer
-from prefixembed._encoding import count_truncated
+from prefixembed._corpus_jobs import BACKBONE, Worker, run, to_send
 from prefixembed._parameters import PATH, Count, checked
 from prefixembed._shards import (
-    digest_texts,
+    DIGESTS,
     open_source,
     pack,
-    read_facts,
     shard_name,
-    unpack,
-    write_shard,
 )
+from prefixembed._version import __version__
 from prefixembed._warnings import warn
 from prefixembed.prefix import write_atomically
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 _RECIPE = ".corpus.json"  # hidden from what reads all files of a folder
+_MADE_WITH = "made_with"  # told, and not compared
 
 
 @dataclass(frozen=True)
@@ -184,22 +182,19 @@ def embed_dataset(
         raise ValueError("dataset has no rows")
     _check_table(head, columns, vector_column)
     folder = Path(out).absolute()  # workers may have another current folder
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DIGESTS).mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        _check_recipe(folder, _recipe(encoder, columns, vector_column, shard_size))
-        for left in folder.glob(".part-*"):
-            left.unlink()  # of a call that was killed
-        # Each text goes by once: a cache would only grow.
-        own = (
-            deepcopy(encoder).set_params(cache=None, verbose=False).set_output(transform="default")
-        )
-        worker = _Worker(own, folder, columns, vector_column, source.features)
-        jobs = enumerate(itertools.chain([head], tables))
-        del head
-        shards = _run(
-            (joblib.delayed(worker)(k, k * shard_size, pack(table)) for k, table in jobs),
-            source.n_rows, n_jobs, verbose,
-        )  # fmt: skip
+        recipe = _recipe(encoder, columns, vector_column, shard_size)
+        _check_recipe(folder, recipe | {"types": _types(head)})
+        _remove_left(folder)
+        with to_send(encoder, folder, n_jobs) as own:
+            worker = Worker(own, folder, columns, vector_column, source.features)
+            jobs = enumerate(itertools.chain([head], tables))
+            del head
+            shards = run(
+                (joblib.delayed(worker)(k, k * shard_size, pack(table)) for k, table in jobs),
+                source.n_rows, n_jobs, verbose,
+            )  # fmt: skip
         _check_complete(folder, len(shards))
     done = EmbeddedCorpus(
         folder,
@@ -218,64 +213,12 @@ def embed_dataset(
     return done
 
 
-@dataclass(frozen=True)
-class _Shard:
-    n_rows: int
-    n_truncated: int
-    is_new: bool
-
-
-@dataclass(frozen=True, eq=False)  # engines hash what they send
-class _Worker:
-    """Makes one shard, wherever it is sent to."""
-
-    encoder: TextTransformer
-    folder: Path
-    columns: list[str]
-    vector_column: str
-    features: Features | None
-
-    def __call__(self, index: int, start: int, packed: bytes) -> _Shard:
-        table = unpack(packed)
-        texts: list[Any] = table.column(self.columns[0]).to_pylist()
-        if len(self.columns) == 2:
-            texts = list(zip(texts, table.column(self.columns[1]).to_pylist(), strict=True))
-        path, digest = self.folder / shard_name(index), digest_texts(texts)
-        facts = read_facts(path)
-        if facts is not None:
-            if facts["texts"] != digest:
-                raise ValueError(
-                    f"{path} was made of other texts than rows {start} to {start + len(texts) - 1} "
-                    "now have: take another folder, or remove the files"
-                )
-            return _Shard(len(texts), facts["n_truncated"], is_new=False)
-        with count_truncated() as tally:
-            try:
-                vectors = np.asarray(self.encoder.transform(texts))
-            except ValueError as error:
-                raise ValueError(f"{error} (X[0] is row {start} of the dataset)") from error
-        words = self.encoder.output == "words"
-        counts = np.array([len(words) for words in texts], dtype=np.intp) if words else None
-        facts = {"texts": digest, "n_truncated": sum(tally)}
-        write_shard(path, table, self.features, self.vector_column, vectors, counts, facts)
-        return _Shard(len(texts), sum(tally), is_new=True)
-
-
-def _run(
-    jobs: Iterator[Any], n_rows: int | None, n_jobs: int | None, verbose: bool
-) -> list[_Shard]:
-    # Of other backends than joblib's own, some cannot give results as they come, and Dask's never
-    # comes to an end where a job fails.
-    backend = get_active_backend()[0]
-    own = type(backend).__module__ == "joblib._parallel_backends"
-    gives = own and backend.supports_return_generator
-    parallel = joblib.Parallel(n_jobs, return_as="generator_unordered" if gives else "list")
-    shards = []
-    with tqdm(total=n_rows, desc="embed_dataset", unit="row", disable=not verbose) as bar:
-        for shard in parallel(jobs):
-            shards.append(shard)
-            bar.update(shard.n_rows)
-    return shards
+def _remove_left(folder: Path) -> None:
+    """Remove what a call that was killed had not finished."""
+    for left in [*folder.glob(".part-*"), *(folder / DIGESTS).glob(".part-*")]:
+        left.unlink()
+    for left in folder.glob(f"{BACKBONE}*"):
+        shutil.rmtree(left)
 
 
 @contextmanager
@@ -317,17 +260,34 @@ def _recipe(
     return json.loads(json.dumps(recipe))
 
 
+def _types(table: pa.Table) -> dict[str, str]:
+    return {field.name: str(field.type) for field in table.schema}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "prefixembed": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pyarrow": pa.__version__,
+    }
+
+
 def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     path = folder / _RECIPE
     if not path.exists():
         if any(folder.glob("part-*.parquet")):
             raise ValueError(f"{os.fspath(folder)!r} holds files of something else: no {_RECIPE}")
-        write_atomically(path, lambda file: Path(file).write_text(json.dumps(recipe, indent=1)))
+        content = json.dumps({_MADE_WITH: _versions(), **recipe}, indent=1)
+        write_atomically(path, lambda file: Path(file).write_text(content))
         return
     try:
         there = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(there, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(there).__name__}")
+    there.pop(_MADE_WITH, None)
     differ = [key for key in {**recipe, **there} if recipe.get(key) != there.get(key)]
     if differ:
         told = "; ".join(
