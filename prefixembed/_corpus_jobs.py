@@ -80,6 +80,8 @@ class Worker:
         Name of the column that is added.
     features : datasets.Features or None
         Types of the others, where they are known.
+    file_format : str
+        One of :data:`FORMATS`.
     """
 
     encoder: TextTransformer
@@ -87,13 +89,15 @@ class Worker:
     columns: list[str]
     vector_column: str
     features: Features | None
+    file_format: str
 
     def __call__(self, index: int, start: int, packed: bytes) -> Shard:
         table = unpack(packed)
         texts: list[Any] = table.column(self.columns[0]).to_pylist()
         if len(self.columns) == 2:
             texts = list(zip(texts, table.column(self.columns[1]).to_pylist(), strict=True))
-        path, digest = self.folder / shard_name(index), digest_texts(texts)
+        path = self.folder / shard_name(index, self.file_format)
+        digest = digest_texts(texts)
         rows = f"rows {start} to {start + len(texts) - 1}"
         state = look_at(path)
         if state == "whole":

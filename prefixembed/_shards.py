@@ -1,4 +1,4 @@
-"""A corpus as shards: where rows come from, and Parquet files that tell what is in them."""
+"""A corpus as shards: where rows come from, and files that tell what is in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,9 +143,26 @@ def unpack(packed: bytes) -> pa.Table:
         return stream.read_all()
 
 
-def shard_name(index: int) -> str:
+def shard_name(index: int, file_format: str) -> str:
     """Name the file of a shard, so that names sort as shards do."""
-    return f"part-{index:06d}.parquet"
+    return f"part-{index:06d}.{file_format}"
+
+
+def _write_arrow(table: pa.Table, file: str) -> None:
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+
+
+def _read_arrow_schema(file: str) -> pa.Schema:
+    with pa.ipc.open_stream(file) as stream:
+        return stream.schema
+
+
+# By file format: how a table is written, and its schema read.
+FORMATS: dict[str, tuple[Callable[[pa.Table, str], None], Callable[[str], pa.Schema]]] = {
+    "parquet": (pq.write_table, pq.read_schema),
+    "arrow": (_write_arrow, _read_arrow_schema),
+}
 
 
 def digest_texts(texts: Sequence[Any]) -> str:
@@ -168,7 +185,7 @@ def write_shard(
     Parameters
     ----------
     path : Path
-        Of the Parquet file. Its digest goes beside it, last.
+        Of the file; its suffix says which format. Its digest goes beside it, last.
     table : pyarrow.Table
         The rows.
     features : datasets.Features or None
@@ -197,7 +214,7 @@ def write_shard(
     digests = []
 
     def write(file: str) -> None:
-        pq.write_table(table, file)
+        FORMATS[path.suffix[1:]][0](table, file)
         digests.append(_digest_file(file))
 
     write_atomically(path, write)
@@ -210,7 +227,7 @@ def look_at(path: Path) -> str:
     Parameters
     ----------
     path : Path
-        Of the Parquet file.
+        Of the file.
 
     Returns
     -------
@@ -229,7 +246,8 @@ def look_at(path: Path) -> str:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Give what :func:`write_shard` was told to keep in a shard that is whole."""
-    facts: dict[str, Any] = json.loads(pq.read_schema(path).metadata[_OURS])
+    schema = FORMATS[path.suffix[1:]][1](os.fspath(path))
+    facts: dict[str, Any] = json.loads(schema.metadata[_OURS])
     return facts
 
 

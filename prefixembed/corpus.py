@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 import transformers
 from filelock import FileLock, Timeout
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._base import TextTransformer
@@ -26,6 +27,7 @@ from prefixembed._corpus_jobs import BACKBONE, Worker, run, to_send
 from prefixembed._parameters import PATH, Count, checked
 from prefixembed._shards import (
     DIGESTS,
+    FORMATS,
     open_source,
     pack,
     shard_name,
@@ -52,13 +54,15 @@ class EmbeddedCorpus:
     n_rows : int
         Rows of all shards.
     n_shards : int
-        Parquet files.
+        Files.
     n_made : int
         How many of them this call made; the others were there.
     n_truncated : int
         Rows of all shards whose text was longer than ``max_length`` and cut.
     seconds : float
         What this call took.
+    file_format : {"parquet", "arrow"}
+        What the files are.
     """
 
     folder: Path
@@ -67,6 +71,7 @@ class EmbeddedCorpus:
     n_made: int
     n_truncated: int
     seconds: float
+    file_format: str
 
     def load(self) -> Dataset:
         """Open the shards.
@@ -74,11 +79,15 @@ class EmbeddedCorpus:
         Returns
         -------
         dataset : datasets.Dataset
-            Mapped into memory, from what the datasets library keeps of them in its own cache.
+            Mapped into memory: Arrow files themselves, and of Parquet files what the datasets
+            library keeps of them in its own cache.
         """
-        from datasets import load_dataset
+        from datasets import Dataset, concatenate_datasets, load_dataset
 
-        files = [str(self.folder / shard_name(k)) for k in range(self.n_shards)]
+        names = [shard_name(k, self.file_format) for k in range(self.n_shards)]
+        files = [os.fspath(self.folder / name) for name in names]
+        if self.file_format == "arrow":
+            return concatenate_datasets([Dataset.from_file(file) for file in files])
         return load_dataset("parquet", data_files=files, split="train")
 
 
@@ -89,6 +98,7 @@ class EmbeddedCorpus:
     out=PATH,
     vector_column=[str],
     shard_size=[Count(1)],
+    file_format=[StrOptions(set(FORMATS))],
     n_jobs=[Integral, None],
     verbose=["verbose"],
 )
@@ -100,10 +110,11 @@ def embed_dataset(
     *,
     vector_column: str = "vector",
     shard_size: int = 10_000,
+    file_format: str = "parquet",
     n_jobs: int | None = None,
     verbose: bool = False,
 ) -> EmbeddedCorpus:
-    """Add the vector of each row's text to a corpus, as Parquet files.
+    """Add the vector of each row's text to a corpus, as Parquet or Arrow files.
 
     Memory holds a few shards, however long the corpus is. The same call again goes on where one was
     stopped, by an error, Ctrl-C or a kill, and ends in the same rows.
@@ -119,13 +130,15 @@ def embed_dataset(
         The column of texts, or the two columns of pairs. With ``output="words"`` of the encoder, a
         column of lists of words.
     out : str or path-like
-        Folder; made where there is none. ``part-000000.parquet`` and so on, and ``.corpus.json``,
-        which says how vectors were made.
+        Folder; made where there is none. ``part-000000.parquet`` and so on; hidden beside them
+        their digests, and ``.corpus.json``, which says how vectors were made.
     vector_column : str, default="vector"
         Name of the column of vectors: lists of one fixed size in the encoder's `output_dtype`,
         or with ``output="words"`` a list of such, one a word.
     shard_size : int, default=10_000
         Rows of a file: what is held at once, and what a kill loses at most.
+    file_format : {"parquet", "arrow"}, default="parquet"
+        Parquet is smaller and read by more programs; Arrow is mapped into memory as it is.
     n_jobs : int, default=None
         Workers, as joblib has it, on the backend that the user picks with
         :class:`joblib.parallel_config`: processes, Dask, Ray and others, which must all see the
@@ -184,18 +197,18 @@ def embed_dataset(
     folder = Path(out).absolute()  # workers may have another current folder
     (folder / DIGESTS).mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        recipe = _recipe(encoder, columns, vector_column, shard_size)
+        recipe = _recipe(encoder, columns, vector_column, shard_size, file_format)
         _check_recipe(folder, recipe | {"types": _types(head)})
         _remove_left(folder)
         with to_send(encoder, folder, n_jobs) as own:
-            worker = Worker(own, folder, columns, vector_column, source.features)
+            worker = Worker(own, folder, columns, vector_column, source.features, file_format)
             jobs = enumerate(itertools.chain([head], tables))
             del head
             shards = run(
                 (joblib.delayed(worker)(k, k * shard_size, pack(table)) for k, table in jobs),
                 source.n_rows, n_jobs, verbose,
             )  # fmt: skip
-        _check_complete(folder, len(shards))
+        _check_complete(folder, len(shards), file_format)
     done = EmbeddedCorpus(
         folder,
         n_rows=sum(shard.n_rows for shard in shards),
@@ -203,6 +216,7 @@ def embed_dataset(
         n_made=sum(shard.is_new for shard in shards),
         n_truncated=sum(shard.n_truncated for shard in shards),
         seconds=time.perf_counter() - started,
+        file_format=file_format,
     )
     if done.n_truncated and encoder.on_truncate == "warn":
         max_length = encoder._representation().max_length
@@ -250,13 +264,18 @@ def _check_table(table: pa.Table, columns: list[str], vector_column: str) -> Non
 
 
 def _recipe(
-    encoder: TextTransformer, columns: list[str], vector_column: str, shard_size: int
+    encoder: TextTransformer,
+    columns: list[str],
+    vector_column: str,
+    shard_size: int,
+    file_format: str,
 ) -> dict[str, Any]:
     """Tell what decides the files, as JSON knows it."""
     how = encoder._representation()
     recipe = {field.name: getattr(how, field.name) for field in fields(how) if field.init}
     recipe |= {"output": encoder.output, "output_dtype": encoder.output_dtype}
     recipe |= {"column": columns, "vector_column": vector_column, "shard_size": int(shard_size)}
+    recipe["file_format"] = file_format
     return json.loads(json.dumps(recipe))
 
 
@@ -276,7 +295,7 @@ def _versions() -> dict[str, str]:
 def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     path = folder / _RECIPE
     if not path.exists():
-        if any(folder.glob("part-*.parquet")):
+        if any(folder.glob("part-*")):
             raise ValueError(f"{os.fspath(folder)!r} holds files of something else: no {_RECIPE}")
         content = json.dumps({_MADE_WITH: _versions(), **recipe}, indent=1)
         write_atomically(path, lambda file: Path(file).write_text(content))
@@ -296,8 +315,8 @@ def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
         raise ValueError(f"{os.fspath(folder)!r} holds vectors that were made otherwise: {told}")
 
 
-def _check_complete(folder: Path, n_shards: int) -> None:
-    n_beyond = len(list(folder.glob("part-*.parquet"))) - n_shards
+def _check_complete(folder: Path, n_shards: int, file_format: str) -> None:
+    n_beyond = len(list(folder.glob(f"part-*.{file_format}"))) - n_shards
     if n_beyond:
         raise ValueError(
             f"{os.fspath(folder)!r} holds {n_beyond} files beyond the {n_shards} of this dataset, "
