@@ -1,4 +1,4 @@
-"""A corpus as shards: where rows come from, and Parquet files that tell what is in them."""
+"""A corpus as shards: where rows come from, and files that tell what is in them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from prefixembed._warnings import warn
 from prefixembed.prefix import write_atomically
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
 _OURS = b"prefixembed"
+DIGESTS = ".digests"  # hidden from what reads all files of a folder
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,36 @@ class Source:
         return self.dataset.features
 
     def tables(self, n_rows: int) -> Iterator[pa.Table]:
-        """Give the rows in order, at most so many at a time."""
+        """Give the rows in order, so many at a time, with one schema."""
+        schema = None
+        for k, table in enumerate(self._tables(n_rows)):
+            schema = table.schema if schema is None else schema
+            yield _in_schema(table, schema, f"rows {k * n_rows} to {k * n_rows + len(table) - 1}")
+
+    def _tables(self, n_rows: int) -> Iterator[pa.Table]:
         if self.n_rows is None:
             yield from self.dataset.iter(batch_size=n_rows)
             return
         for start in range(0, self.n_rows, n_rows):
             yield self.dataset[start : min(start + n_rows, self.n_rows)]
+
+
+def _in_schema(table: pa.Table, schema: pa.Schema, where: str) -> pa.Table:
+    """Give rows the types of those before, which streams of no known types need not have."""
+    if table.schema.equals(schema):
+        return table
+    if table.column_names != schema.names:
+        raise ValueError(f"{where} have columns {table.column_names}, those before {schema.names}")
+    columns = []
+    for wanted, found in zip(schema, table.schema, strict=True):
+        try:
+            columns.append(table.column(wanted.name).cast(wanted.type))
+        except pa.ArrowException as error:
+            raise ValueError(
+                f"column {wanted.name!r} is {found.type} in {where} and {wanted.type} before: say "
+                "what it is by the features of the dataset"
+            ) from error
+    return pa.table(columns, schema=schema)
 
 
 def open_source(dataset: Any) -> Source:
@@ -119,9 +143,26 @@ def unpack(packed: bytes) -> pa.Table:
         return stream.read_all()
 
 
-def shard_name(index: int) -> str:
+def shard_name(index: int, file_format: str) -> str:
     """Name the file of a shard, so that names sort as shards do."""
-    return f"part-{index:06d}.parquet"
+    return f"part-{index:06d}.{file_format}"
+
+
+def _write_arrow(table: pa.Table, file: str) -> None:
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+
+
+def _read_arrow_schema(file: str) -> pa.Schema:
+    with pa.ipc.open_stream(file) as stream:
+        return stream.schema
+
+
+# By file format: how a table is written, and its schema read.
+FORMATS: dict[str, tuple[Callable[[pa.Table, str], None], Callable[[str], pa.Schema]]] = {
+    "parquet": (pq.write_table, pq.read_schema),
+    "arrow": (_write_arrow, _read_arrow_schema),
+}
 
 
 def digest_texts(texts: Sequence[Any]) -> str:
@@ -139,12 +180,12 @@ def write_shard(
     counts: NDArray[np.intp] | None,
     facts: dict[str, Any],
 ) -> None:
-    """Write rows with their vectors; a kill leaves no file, or a whole one.
+    """Write rows with their vectors; a kill leaves no shard, or a whole one.
 
     Parameters
     ----------
     path : Path
-        Of the Parquet file.
+        Of the file; its suffix says which format. Its digest goes beside it, last.
     table : pyarrow.Table
         The rows.
     features : datasets.Features or None
@@ -170,30 +211,54 @@ def write_shard(
     described = Features({**known, name: feature}).arrow_schema.metadata
     table = table.append_column(pa.field(name, column.type), column)
     table = table.replace_schema_metadata({**described, _OURS: json.dumps(facts)})
-    write_atomically(path, lambda file: pq.write_table(table, file, write_page_checksum=True))
+    digests = []
+
+    def write(file: str) -> None:
+        FORMATS[path.suffix[1:]][0](table, file)
+        digests.append(_digest_file(file))
+
+    write_atomically(path, write)
+    write_atomically(_digest_path(path), lambda file: Path(file).write_text(digests[0]))
 
 
-def read_facts(path: Path) -> dict[str, Any] | None:
-    """Tell what is in a shard, having read it whole.
+def look_at(path: Path) -> str:
+    """Tell whether a shard is there, having read it whole.
 
     Parameters
     ----------
     path : Path
-        Of the Parquet file.
+        Of the file.
 
     Returns
     -------
-    facts : dict or None
-        None where there is no file, or a damaged one, of which it warns.
+    state : {"missing", "damaged", "whole"}
+        Of a file without a digest, writing was not finished: it is missing.
     """
-    if not path.exists():
-        return None
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            facts = json.loads(file.schema_arrow.metadata[_OURS])
-            for group in range(file.num_row_groups):
-                file.read_row_group(group)
-    except (OSError, pa.ArrowException, TypeError, KeyError, ValueError) as error:
-        warn(f"{path} is damaged ({str(error)[:80]}) and is made again")
-        return None
+        expected = _digest_path(path).read_bytes()
+        found = _digest_file(path)
+    except FileNotFoundError:
+        return "missing"
+    except OSError:
+        return "damaged"
+    return "whole" if found.encode() == expected else "damaged"
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Give what :func:`write_shard` was told to keep in a shard that is whole."""
+    schema = FORMATS[path.suffix[1:]][1](os.fspath(path))
+    facts: dict[str, Any] = json.loads(schema.metadata[_OURS])
     return facts
+
+
+def _digest_path(path: Path) -> Path:
+    return path.parent / DIGESTS / f"{path.name}.sha256"
+
+
+def _digest_file(path: str | Path) -> str:
+    # Of the whole file: Parquet's own checksums leave its footer out, which names the columns.
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -5,42 +5,42 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, fields
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import joblib
-import numpy as np
 import pyarrow as pa
+import torch
+import transformers
 from filelock import FileLock, Timeout
-from joblib.parallel import get_active_backend
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
-from tqdm.auto import tqdm
 
 from prefixembed._base import TextTransformer
-from prefixembed._encoding import count_truncated
+from prefixembed._corpus_jobs import BACKBONE, Worker, run, to_send
 from prefixembed._parameters import PATH, Count, checked
 from prefixembed._shards import (
-    digest_texts,
+    DIGESTS,
+    FORMATS,
     open_source,
     pack,
-    read_facts,
     shard_name,
-    unpack,
-    write_shard,
 )
+from prefixembed._version import __version__
 from prefixembed._warnings import warn
 from prefixembed.prefix import write_atomically
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 _RECIPE = ".corpus.json"  # hidden from what reads all files of a folder
+_MADE_WITH = "made_with"  # told, and not compared
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,15 @@ class EmbeddedCorpus:
     n_rows : int
         Rows of all shards.
     n_shards : int
-        Parquet files.
+        Files.
     n_made : int
         How many of them this call made; the others were there.
     n_truncated : int
         Rows of all shards whose text was longer than ``max_length`` and cut.
     seconds : float
         What this call took.
+    file_format : {"parquet", "arrow"}
+        What the files are.
     """
 
     folder: Path
@@ -69,6 +71,7 @@ class EmbeddedCorpus:
     n_made: int
     n_truncated: int
     seconds: float
+    file_format: str
 
     def load(self) -> Dataset:
         """Open the shards.
@@ -76,11 +79,15 @@ class EmbeddedCorpus:
         Returns
         -------
         dataset : datasets.Dataset
-            Mapped into memory, from what the datasets library keeps of them in its own cache.
+            Mapped into memory: Arrow files themselves, and of Parquet files what the datasets
+            library keeps of them in its own cache.
         """
-        from datasets import load_dataset
+        from datasets import Dataset, concatenate_datasets, load_dataset
 
-        files = [str(self.folder / shard_name(k)) for k in range(self.n_shards)]
+        names = [shard_name(k, self.file_format) for k in range(self.n_shards)]
+        files = [os.fspath(self.folder / name) for name in names]
+        if self.file_format == "arrow":
+            return concatenate_datasets([Dataset.from_file(file) for file in files])
         return load_dataset("parquet", data_files=files, split="train")
 
 
@@ -91,6 +98,7 @@ class EmbeddedCorpus:
     out=PATH,
     vector_column=[str],
     shard_size=[Count(1)],
+    file_format=[StrOptions(set(FORMATS))],
     n_jobs=[Integral, None],
     verbose=["verbose"],
 )
@@ -102,10 +110,11 @@ def embed_dataset(
     *,
     vector_column: str = "vector",
     shard_size: int = 10_000,
+    file_format: str = "parquet",
     n_jobs: int | None = None,
     verbose: bool = False,
 ) -> EmbeddedCorpus:
-    """Add the vector of each row's text to a corpus, as Parquet files.
+    """Add the vector of each row's text to a corpus, as Parquet or Arrow files.
 
     Memory holds a few shards, however long the corpus is. The same call again goes on where one was
     stopped, by an error, Ctrl-C or a kill, and ends in the same rows.
@@ -121,13 +130,15 @@ def embed_dataset(
         The column of texts, or the two columns of pairs. With ``output="words"`` of the encoder, a
         column of lists of words.
     out : str or path-like
-        Folder; made where there is none. ``part-000000.parquet`` and so on, and ``.corpus.json``,
-        which says how vectors were made.
+        Folder; made where there is none. ``part-000000.parquet`` and so on; hidden beside them
+        their digests, and ``.corpus.json``, which says how vectors were made.
     vector_column : str, default="vector"
         Name of the column of vectors: lists of one fixed size in the encoder's `output_dtype`,
         or with ``output="words"`` a list of such, one a word.
     shard_size : int, default=10_000
         Rows of a file: what is held at once, and what a kill loses at most.
+    file_format : {"parquet", "arrow"}, default="parquet"
+        Parquet is smaller and read by more programs; Arrow is mapped into memory as it is.
     n_jobs : int, default=None
         Workers, as joblib has it, on the backend that the user picks with
         :class:`joblib.parallel_config`: processes, Dask, Ray and others, which must all see the
@@ -184,23 +195,20 @@ def embed_dataset(
         raise ValueError("dataset has no rows")
     _check_table(head, columns, vector_column)
     folder = Path(out).absolute()  # workers may have another current folder
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DIGESTS).mkdir(parents=True, exist_ok=True)
     with _alone(folder):
-        _check_recipe(folder, _recipe(encoder, columns, vector_column, shard_size))
-        for left in folder.glob(".part-*"):
-            left.unlink()  # of a call that was killed
-        # Each text goes by once: a cache would only grow.
-        own = (
-            deepcopy(encoder).set_params(cache=None, verbose=False).set_output(transform="default")
-        )
-        worker = _Worker(own, folder, columns, vector_column, source.features)
-        jobs = enumerate(itertools.chain([head], tables))
-        del head
-        shards = _run(
-            (joblib.delayed(worker)(k, k * shard_size, pack(table)) for k, table in jobs),
-            source.n_rows, n_jobs, verbose,
-        )  # fmt: skip
-        _check_complete(folder, len(shards))
+        recipe = _recipe(encoder, columns, vector_column, shard_size, file_format)
+        _check_recipe(folder, recipe | {"types": _types(head)})
+        _remove_left(folder)
+        with to_send(encoder, folder, n_jobs) as own:
+            worker = Worker(own, folder, columns, vector_column, source.features, file_format)
+            jobs = enumerate(itertools.chain([head], tables))
+            del head
+            shards = run(
+                (joblib.delayed(worker)(k, k * shard_size, pack(table)) for k, table in jobs),
+                source.n_rows, n_jobs, verbose,
+            )  # fmt: skip
+        _check_complete(folder, len(shards), file_format)
     done = EmbeddedCorpus(
         folder,
         n_rows=sum(shard.n_rows for shard in shards),
@@ -208,6 +216,7 @@ def embed_dataset(
         n_made=sum(shard.is_new for shard in shards),
         n_truncated=sum(shard.n_truncated for shard in shards),
         seconds=time.perf_counter() - started,
+        file_format=file_format,
     )
     if done.n_truncated and encoder.on_truncate == "warn":
         max_length = encoder._representation().max_length
@@ -218,64 +227,12 @@ def embed_dataset(
     return done
 
 
-@dataclass(frozen=True)
-class _Shard:
-    n_rows: int
-    n_truncated: int
-    is_new: bool
-
-
-@dataclass(frozen=True, eq=False)  # engines hash what they send
-class _Worker:
-    """Makes one shard, wherever it is sent to."""
-
-    encoder: TextTransformer
-    folder: Path
-    columns: list[str]
-    vector_column: str
-    features: Features | None
-
-    def __call__(self, index: int, start: int, packed: bytes) -> _Shard:
-        table = unpack(packed)
-        texts: list[Any] = table.column(self.columns[0]).to_pylist()
-        if len(self.columns) == 2:
-            texts = list(zip(texts, table.column(self.columns[1]).to_pylist(), strict=True))
-        path, digest = self.folder / shard_name(index), digest_texts(texts)
-        facts = read_facts(path)
-        if facts is not None:
-            if facts["texts"] != digest:
-                raise ValueError(
-                    f"{path} was made of other texts than rows {start} to {start + len(texts) - 1} "
-                    "now have: take another folder, or remove the files"
-                )
-            return _Shard(len(texts), facts["n_truncated"], is_new=False)
-        with count_truncated() as tally:
-            try:
-                vectors = np.asarray(self.encoder.transform(texts))
-            except ValueError as error:
-                raise ValueError(f"{error} (X[0] is row {start} of the dataset)") from error
-        words = self.encoder.output == "words"
-        counts = np.array([len(words) for words in texts], dtype=np.intp) if words else None
-        facts = {"texts": digest, "n_truncated": sum(tally)}
-        write_shard(path, table, self.features, self.vector_column, vectors, counts, facts)
-        return _Shard(len(texts), sum(tally), is_new=True)
-
-
-def _run(
-    jobs: Iterator[Any], n_rows: int | None, n_jobs: int | None, verbose: bool
-) -> list[_Shard]:
-    # Of other backends than joblib's own, some cannot give results as they come, and Dask's never
-    # comes to an end where a job fails.
-    backend = get_active_backend()[0]
-    own = type(backend).__module__ == "joblib._parallel_backends"
-    gives = own and backend.supports_return_generator
-    parallel = joblib.Parallel(n_jobs, return_as="generator_unordered" if gives else "list")
-    shards = []
-    with tqdm(total=n_rows, desc="embed_dataset", unit="row", disable=not verbose) as bar:
-        for shard in parallel(jobs):
-            shards.append(shard)
-            bar.update(shard.n_rows)
-    return shards
+def _remove_left(folder: Path) -> None:
+    """Remove what a call that was killed had not finished."""
+    for left in [*folder.glob(".part-*"), *(folder / DIGESTS).glob(".part-*")]:
+        left.unlink()
+    for left in folder.glob(f"{BACKBONE}*"):
+        shutil.rmtree(left)
 
 
 @contextmanager
@@ -307,27 +264,49 @@ def _check_table(table: pa.Table, columns: list[str], vector_column: str) -> Non
 
 
 def _recipe(
-    encoder: TextTransformer, columns: list[str], vector_column: str, shard_size: int
+    encoder: TextTransformer,
+    columns: list[str],
+    vector_column: str,
+    shard_size: int,
+    file_format: str,
 ) -> dict[str, Any]:
     """Tell what decides the files, as JSON knows it."""
     how = encoder._representation()
     recipe = {field.name: getattr(how, field.name) for field in fields(how) if field.init}
     recipe |= {"output": encoder.output, "output_dtype": encoder.output_dtype}
     recipe |= {"column": columns, "vector_column": vector_column, "shard_size": int(shard_size)}
+    recipe["file_format"] = file_format
     return json.loads(json.dumps(recipe))
+
+
+def _types(table: pa.Table) -> dict[str, str]:
+    return {field.name: str(field.type) for field in table.schema}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "prefixembed": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pyarrow": pa.__version__,
+    }
 
 
 def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     path = folder / _RECIPE
     if not path.exists():
-        if any(folder.glob("part-*.parquet")):
+        if any(folder.glob("part-*")):
             raise ValueError(f"{os.fspath(folder)!r} holds files of something else: no {_RECIPE}")
-        write_atomically(path, lambda file: Path(file).write_text(json.dumps(recipe, indent=1)))
+        content = json.dumps({_MADE_WITH: _versions(), **recipe}, indent=1)
+        write_atomically(path, lambda file: Path(file).write_text(content))
         return
     try:
         there = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(there, dict):
+        raise ValueError(f"{path} is damaged: it holds a {type(there).__name__}")
+    there.pop(_MADE_WITH, None)
     differ = [key for key in {**recipe, **there} if recipe.get(key) != there.get(key)]
     if differ:
         told = "; ".join(
@@ -336,8 +315,8 @@ def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
         raise ValueError(f"{os.fspath(folder)!r} holds vectors that were made otherwise: {told}")
 
 
-def _check_complete(folder: Path, n_shards: int) -> None:
-    n_beyond = len(list(folder.glob("part-*.parquet"))) - n_shards
+def _check_complete(folder: Path, n_shards: int, file_format: str) -> None:
+    n_beyond = len(list(folder.glob(f"part-*.{file_format}"))) - n_shards
     if n_beyond:
         raise ValueError(
             f"{os.fspath(folder)!r} holds {n_beyond} files beyond the {n_shards} of this dataset, "

@@ -95,6 +95,6 @@ def test_an_error_at_dask_comes_back(client, tiny, random_prefix, tmp_path):
     rows = Dataset.from_dict({"text": [*TEXTS[:30], None]})
     with (
         joblib.parallel_config(backend="dask"),
-        pytest.raises(ValueError, match=r"None.*\(X\[0\] is row 20 of the dataset\)"),
+        pytest.raises(ValueError, match=r"dataset\['text'\]\[30\] must be a str, got None"),
     ):
         embed_dataset(bank, rows, "text", tmp_path / "out", shard_size=20)
