@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -248,7 +247,7 @@ def _folder_examples(info: TaskInfo, split: str, folder: Path, read: Reader) -> 
                 row = json.loads(line)
                 found = [_plain_row(row)] if "text" in row else read(row)
                 yield from [example for example in found if _is_labelled(example, info)]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
                     f"line {number} of {os.fspath(path)!r} is no row of {info.name}: {error!r}"
                 ) from error
@@ -268,9 +267,11 @@ def _is_labelled(example: Example, info: TaskInfo) -> bool:
     whole = info.objective != "regression"
     if label is None:
         return False
-    is_number = isinstance(label, Real) and math.isfinite(label)
+    # A limit keeps out infinity and NaN, and numbers that int64 cannot hold.
+    is_number = isinstance(label, Real) and abs(label) < 2**53
     if not is_number or (whole and label != int(label)):
-        raise ValueError(f"label must be a{' whole' if whole else ''} number, got {label!r}")
+        kind = " whole" if whole else ""
+        raise ValueError(f"label must be a{kind} number below 2**53, got {repr(label)[:80]}")
     # The Hub marks rows of unknown label by -1; scores are never negative.
     return bool(label >= 0)
 

@@ -148,6 +148,15 @@ def test_a_folder_needs_no_hub(tmp_path):
     assert fetch_task("stsb", data_dir=tmp_path).y.tolist() == [4.2]
 
 
+@pytest.mark.parametrize("name", ["cr", "stsb"])
+@pytest.mark.parametrize("label", ["1" * 40, "1" * 5000, "1e999", "NaN", '"1"', "[" * 100_000])
+def test_labels_that_are_none(tmp_path, name, label):
+    # Found by fuzzing: more digits than a number of int64 or of a float can have.
+    (tmp_path / f"{name}.test.jsonl").write_text(f'{{"text": "a", "label": {label}}}\n')
+    with pytest.raises(ValueError, match=rf"line 1 of .*{name}.test.jsonl' is no row"):
+        fetch_task(name, "test", data_dir=tmp_path)
+
+
 def test_superglues_own_form_of_record(tmp_path):
     row = {
         "passage": {
