@@ -137,7 +137,8 @@ def write_backbone(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -
     # The configuration comes last: without it, what a kill leaves is no backbone.
     for name in sorted(files, key="config.json".__eq__):
         target = Path(folder) / name
-        scratch = target.with_name(f".{name}.{os.getpid()}")
+        target.parent.mkdir(exist_ok=True)
+        scratch = target.with_name(f".{target.name}.{os.getpid()}")
         scratch.write_bytes(files[name])
         # Not in place: a loaded backbone may have the old file mapped into memory.
         os.replace(scratch, target)

@@ -19,20 +19,23 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from prefixembed._attention import ATTENTION, Attend, register
+from prefixembed._attention import ATTENTION, Attend, attending, register
 from prefixembed._batching import Batch
 from prefixembed._device import resolve_device, resolve_dtype
+from prefixembed._own_pooling import own_pooling
 from prefixembed._parameters import PATH, checked
+from prefixembed._relative import RELATIVE, adopt
 from prefixembed._warnings import warn
 from prefixembed.prefix import Prefix
 
+DECODERS = ("llama", "mistral", "qwen3")
 SUPPORTED = (
-    "bert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert", "roberta",
-    "xlm-roberta",
+    "albert", "bert", "camembert", "deberta-v2", "distilbert", "electra", "modernbert", "mpnet",
+    "nomic_bert", "roberta", "xlm-roberta", *DECODERS,
 )  # fmt: skip
 
 # Position ids of these count from the padding token's id.
-_OFFSET_POSITIONS = ("camembert", "roberta", "xlm-roberta")
+_OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
 # What a configuration says that does not change a vector, or that the loaded weights tell better.
 _VOLATILE_CONFIG = (
     "_name_or_path",
@@ -87,11 +90,14 @@ class Backbone:
     dtype : torch.dtype
         What it computes in.
     layout : tuple of int
-        Number of layers, number of heads, length of a head.
+        Number of layers, number of heads (of keys and values), length of a head.
     n_features : int
         Length of a vector.
     max_length : int
         Longest text in tokens, special tokens included.
+    pooling : str
+        How it was made to give one vector a text: as ``modules.json`` of sentence-transformers
+        has it, or else ``"last"`` of decoders and ``"mean"`` of others.
 
     See Also
     --------
@@ -109,6 +115,7 @@ class Backbone:
     layout: tuple[int, int, int]
     n_features: int
     max_length: int
+    pooling: str
     pad_id: int
     has_segments: bool
     _tokenizers: dict[tuple[int, int], Tokenizer] = field(default_factory=dict, repr=False)
@@ -174,7 +181,7 @@ class Backbone:
         mask : bool Tensor of shape (batch, position) or None
             The batch's mask, on the device.
         """
-        inputs = {"input_ids": self._send(batch.ids)}
+        inputs: dict[str, Any] = {"input_ids": self._send(batch.ids)}
         mask = None
         if batch.mask is not None:
             mask = self._send(batch.mask)
@@ -185,9 +192,12 @@ class Backbone:
             start = first_position + _position_offset(self.model.config)
             stop = start + batch.ids.shape[1]
             inputs["position_ids"] = torch.arange(start, stop, device=self.device)[None]
-        if pooled_layers == 1:
-            return self.model(**inputs, prefix=prefix).last_hidden_state, mask
-        output = self.model(**inputs, prefix=prefix, output_hidden_states=True)
+        if self.model.config.model_type in DECODERS:
+            inputs["use_cache"] = False  # of keys and values, for texts to come
+        with attending(prefix):
+            if pooled_layers == 1:
+                return self.model(**inputs).last_hidden_state, mask
+            output = self.model(**inputs, output_hidden_states=True)
         last = output.hidden_states[-pooled_layers:]
         return torch.stack(last).float().mean(dim=0), mask  # (batch, position, feature)
 
@@ -380,7 +390,7 @@ def read_backbone(
     if family not in SUPPORTED or raw_config.get("is_decoder"):
         kind = f"a decoder of the {family!r} family" if family in SUPPORTED else f"{family!r}"
         raise ValueError(
-            f"backbone {name!r} is {kind}, which is not supported; supported are encoders of the "
+            f"backbone {name!r} is {kind}, which is not supported; supported are models of the "
             f"families {', '.join(SUPPORTED)}"
         )
     register()
@@ -389,7 +399,7 @@ def read_backbone(
             name,
             revision=revision,
             dtype=torch.float32,
-            attn_implementation=ATTENTION,
+            attn_implementation="eager" if family in RELATIVE else ATTENTION,
             output_loading_info=True,
         )
         wrapper = AutoTokenizer.from_pretrained(name, revision=revision)
@@ -411,14 +421,13 @@ def read_backbone(
     if not tokenizer.encode("").ids:
         raise ValueError(f"the tokenizer of backbone {name!r} adds no special tokens")
 
-    number_layers(model)
+    adopt(model)
     config = model.config
     fingerprint = _fingerprint(model, raw_config, tokenizer)
     for parameter in model.parameters():
         # Parameters alone: frequencies of rotary positions are buffers that stay in float32.
         parameter.data = parameter.data.to(dtype)
     model.to(device).eval().requires_grad_(False)
-    n_heads = config.num_attention_heads
     return Backbone(
         name=name,
         revision=revision,
@@ -427,9 +436,10 @@ def read_backbone(
         tokenizer_json=tokenizer.to_str(),
         device=device,
         dtype=dtype,
-        layout=(config.num_hidden_layers, n_heads, config.hidden_size // n_heads),
+        layout=_layout(config),
         n_features=config.hidden_size,
         max_length=_max_length(config, wrapper.model_max_length),
+        pooling=own_pooling(name, revision, "last" if family in DECODERS else "mean"),
         pad_id=_pad_id(config, wrapper),
         has_segments=(
             "token_type_ids" in wrapper.model_input_names
@@ -438,25 +448,13 @@ def read_backbone(
     )
 
 
-def number_layers(model: Any) -> None:
-    """Tell each layer which one it is, where the family does not: prefixes go by that.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Of transformers. What it computes stays the same.
-    """
-    if any(hasattr(module, "layer_idx") for module in model.modules()):
-        return
-    n_layers = model.config.num_hidden_layers
-    (layers,) = (
-        module
-        for module in model.modules()
-        if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers
-    )
-    for k, layer in enumerate(layers):
-        for module in layer.modules():
-            module.layer_idx = k  # type: ignore[assignment]
+def _layout(config: Any) -> tuple[int, int, int]:
+    # ALBERT may have several layers in what it counts as one.
+    n_layers = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+    n_heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    # Of keys and values, where several heads of queries share one.
+    return n_layers, getattr(config, "num_key_value_heads", None) or n_heads, head_dim
 
 
 def _max_length(config: Any, tokenizer_limit: int) -> int:

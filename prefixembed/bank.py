@@ -59,7 +59,7 @@ class PrefixBank(SavedBank, TextTransformer):
         `backbone` is given.
     pooling : {"mean", "cls", "max", "last"}, default=None
         How token vectors become one vector a text. None for that of the prefixes, or
-        ``"mean"`` where there is none.
+        the backbone's own where there is none.
     pooled_layers : int, default=None
         Number of last layers whose token vectors are averaged before they are pooled. None for
         that of the prefixes, or one where there is none.
@@ -262,7 +262,7 @@ class PrefixBank(SavedBank, TextTransformer):
             fingerprint=facts.fingerprint,
             prefixes=tuple((known[key].digest, self._weight(key)) for key in self._in_order(known)),
             combine=self.combine,
-            pooling=self.pooling or next((p.pooling for p in known.values()), "mean"),
+            pooling=self.pooling or facts.pooling,
             pooled_layers=int(
                 self.pooled_layers or next((p.pooled_layers for p in known.values()), 1)
             ),

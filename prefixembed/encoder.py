@@ -60,8 +60,10 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
     reparameterize : int, default=None
         Hidden width of an MLP that the prefix is the output of while it is trained, as in
         P-Tuning v2. It is folded away afterwards. None for no MLP.
-    pooling : {"mean", "cls", "max", "last"}, default="mean"
-        How token vectors become one vector a text.
+    pooling : {"auto", "mean", "cls", "max", "last"}, default="auto"
+        How token vectors become one vector a text. ``"auto"`` takes the backbone's own: what it
+        was trained with, as ``modules.json`` of sentence-transformers has it, and otherwise
+        ``"mean"``, or ``"last"`` where tokens see those before them alone.
     pooled_layers : int, default=1
         Number of last layers whose token vectors are averaged before they are pooled.
     pairs : {"joint", "apart"}, default="joint"
@@ -179,7 +181,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         "prefix_length": [Count(1)],
         "init": [StrOptions({"text", "normal"})],
         "reparameterize": [Count(1), None],
-        "pooling": [StrOptions(set(POOLINGS))],
+        "pooling": [StrOptions({"auto", *POOLINGS})],
         "pooled_layers": [Count(1)],
         "pairs": [StrOptions(set(PAIRS))],
         "learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
@@ -203,7 +205,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         prefix_length: int = 5,
         init: str = "text",
         reparameterize: int | None = None,
-        pooling: str = "mean",
+        pooling: str = "auto",
         pooled_layers: int = 1,
         pairs: str = "joint",
         max_length: int | None = None,
@@ -302,6 +304,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         dtype = "float32" if self.dtype == "float16" else self.dtype
         backbone = load_backbone(self.backbone, self.revision, dtype, self.device)
         backbone.check_pooled_layers(self.pooled_layers)
+        pooling = backbone.pooling if self.pooling == "auto" else self.pooling
         max_length = int(self.max_length or backbone.max_length)
         fraction = self.validation_fraction if self.early_stopping else None
         data = prepare(rows, backbone.tokenizer(max_length), fraction, rng, self.pairs)
@@ -323,7 +326,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
                 backbone=self.backbone,
                 revision=self.revision,
                 fingerprint=backbone.fingerprint,
-                pooling=self.pooling,
+                pooling=pooling,
                 max_length=max_length,
                 n_features=backbone.n_features,
                 pooled_layers=int(self.pooled_layers),
@@ -340,7 +343,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
                 data,
                 model,
                 recipe,
-                reading=Reading(self.pooling, int(self.pooled_layers)),
+                reading=Reading(pooling, int(self.pooled_layers)),
                 batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
                 rng=rng,
                 history=history,

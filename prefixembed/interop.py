@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted
 from prefixembed._base import TextTransformer
 from prefixembed._mteb import MTEBEncoder
 from prefixembed._parameters import PATH, Count, checked
+from prefixembed._warnings import warn
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.prefix import POOLINGS, Prefix, write_atomically
 
@@ -30,7 +31,7 @@ _TENSOR = "prompt_embeddings"
     folder=PATH,
     backbone=[str, None],
     revision=[str, None],
-    pooling=[StrOptions(set(POOLINGS))],
+    pooling=[StrOptions({"auto", *POOLINGS})],
     max_length=[Count(8), None],
 )
 def load_peft(
@@ -38,7 +39,7 @@ def load_peft(
     backbone: str | None = None,
     *,
     revision: str | None = None,
-    pooling: str = "mean",
+    pooling: str = "auto",
     max_length: int | None = None,
 ) -> Prefix:
     """Read a prefix-tuning adapter that PEFT saved.
@@ -55,8 +56,9 @@ def load_peft(
         Hub name or folder of the backbone. None for the one that the adapter names.
     revision : str, default=None
         Revision of the backbone on the Hub. None for the one that the adapter names.
-    pooling : {"mean", "cls", "max", "last"}, default="mean"
-        How token vectors become one vector a text. An adapter does not say.
+    pooling : {"auto", "mean", "cls", "max", "last"}, default="auto"
+        How token vectors become one vector a text. An adapter does not say: ``"auto"`` takes the
+        backbone's own.
     max_length : int, default=None
         Longest text in tokens. None for as much as the backbone takes beside the prefix.
 
@@ -71,6 +73,11 @@ def load_peft(
         If a file is missing.
     ValueError
         If the adapter is none of prefix tuning, is damaged, or does not fit the backbone.
+
+    Warns
+    -----
+    UserWarning
+        If the backbone has layers that see a window only, and texts may be longer than that.
 
     Notes
     -----
@@ -98,13 +105,21 @@ def load_peft(
         raise ValueError(f"backbone must be given: {os.fspath(folder)!r} names none")
     loaded = load_backbone(name, revision or config.get("revision"), "float32")
     length = len(tensors[_TENSOR])
-    return _from_flat(
+    prefix = _from_flat(
         tensors[_TENSOR],
         loaded,
         pooling=pooling,
         max_length=max_length,
         first_position=length,
     )
+    window = getattr(loaded.model.config, "sliding_window", None)
+    if window is not None and window < length + prefix.max_length:
+        warn(
+            f"layers of backbone {loaded.name!r} see the last {window} positions, and from tokens "
+            f"farther on PEFT's model no longer sees the prefix; here every token does: "
+            f"max_length={max(8, window - length)} keeps vectors equal to those of PEFT"
+        )
+    return prefix
 
 
 @checked(prefix=[Prefix], folder=PATH)
@@ -231,7 +246,7 @@ def load_p_tuning(
     state=[Mapping],
     backbone=[str],
     revision=[str, None],
-    pooling=[StrOptions(set(POOLINGS))],
+    pooling=[StrOptions({"auto", *POOLINGS})],
     max_length=[Count(8), None],
 )
 def load_adapters(
@@ -239,7 +254,7 @@ def load_adapters(
     backbone: str,
     *,
     revision: str | None = None,
-    pooling: str = "mean",
+    pooling: str = "auto",
     max_length: int | None = None,
 ) -> Prefix:
     """Take a flat prefix of the library adapters (``PrefixTuningConfig(flat=True)``).
@@ -253,8 +268,8 @@ def load_adapters(
         Hub name or folder of the backbone.
     revision : str, default=None
         Revision of the backbone on the Hub.
-    pooling : {"mean", "cls", "max", "last"}, default="mean"
-        How token vectors become one vector a text.
+    pooling : {"auto", "mean", "cls", "max", "last"}, default="auto"
+        How token vectors become one vector a text; ``"auto"`` takes the backbone's own.
     max_length : int, default=None
         Longest text in tokens. None for as much as the backbone takes.
 
@@ -380,8 +395,8 @@ def _from_flat(
         Keys and values.
     backbone : Backbone
         What they were learned on.
-    pooling : {"mean", "cls", "max", "last"}
-        How token vectors become one vector a text.
+    pooling : {"auto", "mean", "cls", "max", "last"}
+        How token vectors become one vector a text; ``"auto"`` for the backbone's own.
     max_length : int or None
         Longest text in tokens. None for as much as the backbone takes.
     first_position : int
@@ -411,7 +426,7 @@ def _from_flat(
         backbone=backbone.name,
         revision=backbone.revision,
         fingerprint=backbone.fingerprint,
-        pooling=pooling,
+        pooling=backbone.pooling if pooling == "auto" else pooling,
         max_length=max_length or longest,
         n_features=backbone.n_features,
         first_position=first_position,

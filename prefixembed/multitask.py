@@ -28,6 +28,7 @@ from prefixembed._examples import check_tasks, prepare, read_rows
 from prefixembed._fine_tuning import fine_tune, pack_backbone, trainable_copy, write_backbone
 from prefixembed._learning import check_can_resume, kept_when_stopped
 from prefixembed._objectives import OBJECTIVES
+from prefixembed._own_pooling import pooling_files
 from prefixembed._parameters import Count
 from prefixembed._pooling import Reading
 from prefixembed._texts import check_rows
@@ -87,8 +88,10 @@ class MultiTaskEncoder(TextTransformer):
         How tasks are mixed: each gets a share of the steps in proportion to its number of
         texts to the power ``1 / temperature``. One mixes in proportion to size; infinity gives
         each task as many steps.
-    pooling : {"mean", "cls", "max", "last"}, default="mean"
-        How token vectors become one vector a text.
+    pooling : {"auto", "mean", "cls", "max", "last"}, default="auto"
+        How token vectors become one vector a text. ``"auto"`` takes the backbone's own: what it
+        was trained with, as ``modules.json`` of sentence-transformers has it, and otherwise
+        ``"mean"``, or ``"last"`` where tokens see those before them alone.
     pooled_layers : int, default=1
         Number of last layers whose token vectors are averaged before they are pooled.
     pairs : {"joint", "apart"}, default="joint"
@@ -190,7 +193,7 @@ class MultiTaskEncoder(TextTransformer):
         "backbone": [str],
         "objectives": [dict, None],
         "temperature": [Interval(Real, 1, None, closed="both")],
-        "pooling": [StrOptions(set(POOLINGS))],
+        "pooling": [StrOptions({"auto", *POOLINGS})],
         "pooled_layers": [Count(1)],
         "pairs": [StrOptions(set(PAIRS))],
         "learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
@@ -215,7 +218,7 @@ class MultiTaskEncoder(TextTransformer):
         revision: str | None = None,
         objectives: dict[str, str] | None = None,
         temperature: float = 1.0,
-        pooling: str = "mean",
+        pooling: str = "auto",
         pooled_layers: int = 1,
         pairs: str = "joint",
         max_length: int | None = None,
@@ -323,7 +326,8 @@ class MultiTaskEncoder(TextTransformer):
             weight_decay=self.weight_decay,
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
-        reading = Reading(self.pooling, int(self.pooled_layers))
+        pooling = original.pooling if self.pooling == "auto" else self.pooling
+        reading = Reading(pooling, int(self.pooled_layers))
         backbone, heads = trainable_copy(original, data)
         history: History = {}
 
@@ -338,7 +342,10 @@ class MultiTaskEncoder(TextTransformer):
                     some.targets,
                 )
                 self.heads_[name] = TaskHead(objectives[name], some.targets.classes, weight, bias)
-            self._files = pack_backbone(backbone)
+            self._files = {
+                **pack_backbone(backbone),
+                **pooling_files(pooling, backbone.n_features),
+            }
             self._loaded: tuple[tuple[torch.device, torch.dtype], Backbone] | None = None
             self.n_features_out_ = original.n_features
 
@@ -474,7 +481,8 @@ class MultiTaskEncoder(TextTransformer):
         ----------
         folder : str or path-like
             Where to; it is made where there is none. Files of the same names are replaced, each
-            whole or not at all; a backbone that was loaded from there is let go of.
+            whole or not at all; a backbone that was loaded from there is let go of. It has the
+            pooling too, so that sentence-transformers loads it as it is.
         """
         check_is_fitted(self)
         write_backbone(self._files, folder)

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -267,8 +266,8 @@ def _is_labelled(example: Example, info: TaskInfo) -> bool:
     whole = info.objective != "regression"
     if label is None:
         return False
-    # A limit keeps out infinity and NaN, and numbers that int64 cannot hold.
-    is_number = isinstance(label, Real) and abs(label) < 2**53
+    # Bounds keep out infinity and NaN, and numbers that int64 cannot hold.
+    is_number = isinstance(label, (int, float)) and -(2**53) < label < 2**53
     if not is_number or (whole and label != int(label)):
         kind = " whole" if whole else ""
         raise ValueError(f"label must be a{kind} number below 2**53, got {repr(label)[:80]}")

@@ -28,9 +28,11 @@ from prefixembed.tasks import demo_backbone
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
+DECODERS = ["llama", "mistral", "qwen3"]
+RELATIVE = ["deberta-v2", "mpnet"]
 FAMILIES = [
-    "bert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert", "roberta",
-    "xlm-roberta",
+    "albert", "bert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert", "roberta",
+    "xlm-roberta", *RELATIVE, *DECODERS,
 ]  # fmt: skip
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 TEXTS = [
@@ -65,8 +67,24 @@ def make_backbone(folder, family, seed=0, **changes):
         # Windows of 8 tokens in two layers of three.
         config |= {"local_attention": 8, "global_attn_every_n_layers": 3}
         config |= {"cls_token_id": 0, "sep_token_id": 2}
-    if family == "electra":
+    if family in ("albert", "electra"):
         config["embedding_size"] = 16
+    if family == "albert":
+        # Two groups, the second of which is run twice.
+        config |= {"num_hidden_groups": 2}
+    elif family == "deberta-v2":
+        # As in version 3.
+        config |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+        config |= {"position_buckets": 4, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+        config |= {"position_biased_input": False}
+    elif family in DECODERS:
+        # Two heads of queries share one of keys; their length is not that of the features by them.
+        config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    if family == "mistral":
+        config["sliding_window"] = 8
+    elif family == "qwen3":
+        # Windows in the last layer only.
+        config |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
     torch.manual_seed(seed)
     model = AutoModel.from_config(AutoConfig.for_model(family, **(config | changes)))
     with torch.no_grad():

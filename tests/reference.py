@@ -11,33 +11,34 @@ def softmax(logits):
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def attend_concat(query, key, value, prefixes, weights, scaling, visible=None):
+def attend_concat(query, key, value, prefixes, weights, scaling, visible=None, terms=0.0):
     """Attend to prefixes and tokens in one softmax.
 
     query, key, value: (head, position, head_dim); prefixes: pairs of (head, length, head_dim);
-    visible: (position, position), which token sees which.
+    visible: (position, position), which token sees which; terms: (head, position, position), added
+    to the logits of tokens.
     """
     masses = [
         weight * np.exp(query @ k.swapaxes(-1, -2) * scaling)
         for (k, _), weight in zip(prefixes, weights, strict=True)
     ]
-    masses.append(_token_mass(query, key, scaling, visible))
+    masses.append(_token_mass(query, key, scaling, visible, terms))
     values = [v for _, v in prefixes] + [value]
     total = sum(mass.sum(axis=-1, keepdims=True) for mass in masses)
     return sum((m / total) @ v for m, v in zip(masses, values, strict=True))
 
 
-def attend_mean(query, key, value, prefixes, weights, scaling, visible=None):
+def attend_mean(query, key, value, prefixes, weights, scaling, visible=None, terms=0.0):
     """Average what attention to each prefix alone gives."""
     outputs = [
-        attend_concat(query, key, value, [prefix], [weight], scaling, visible)
+        attend_concat(query, key, value, [prefix], [weight], scaling, visible, terms)
         for prefix, weight in zip(prefixes, weights, strict=True)
     ]
     return sum(outputs) / len(outputs)
 
 
-def _token_mass(query, key, scaling, visible):
-    mass = np.exp(query @ key.swapaxes(-1, -2) * scaling)
+def _token_mass(query, key, scaling, visible, terms):
+    mass = np.exp(query @ key.swapaxes(-1, -2) * scaling + terms)
     return mass if visible is None else np.where(visible, mass, 0.0)
 
 
@@ -91,11 +92,17 @@ def bert_hidden(model, ids, type_ids, prefixes, weights, combine="concat"):
 def naive_attention(module, query, key, value, attention_mask, scaling, naive=None, **kwargs):
     """Attention function for transformers, text by text: any family, float masks of eager mode.
 
-    ``naive``: (prefixes, weights, combine).
+    ``naive``: (prefixes, weights, combine, list of one entry a layer that was there before).
     """
-    prefixes, weights, combine = naive
-    layer = module.layer_idx
-    own = [(p.keys_values[layer, 0], p.keys_values[layer, 1]) for p in prefixes]
+    prefixes, weights, combine, layers = naive
+    layer = len(layers)
+    layers.append(module)
+    n_groups = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(n_groups, dim=1) for tensor in (key, value))
+    own = [
+        tuple(np.repeat(p.keys_values[layer, kind], n_groups, axis=0) for kind in (0, 1))
+        for p in prefixes
+    ]
     outputs = []
     for row in range(len(query)):
         q, k, v = (t[row].double().numpy() for t in (query, key, value))
@@ -104,3 +111,54 @@ def naive_attention(module, query, key, value, attention_mask, scaling, naive=No
         outputs.append(attend(q, k, v, own, weights, scaling, visible))
     output = torch.from_numpy(np.stack(outputs)).to(query.dtype)
     return output.transpose(1, 2).contiguous(), None
+
+
+def naive_mpnet(naive):
+    """Attention of MPNet for one text that is not padded, to put in the place of its own."""
+
+    def forward(self, hidden_states, attention_mask=None, position_bias=None, **kwargs):
+        heads = [
+            _heads(part(hidden_states)[0], self.num_attention_heads)
+            for part in (self.q, self.k, self.v)
+        ]
+        terms = position_bias[0].double().numpy()
+        mixed = _attend_in_turn(naive, self, heads, heads[0].shape[-1] ** -0.5, terms)
+        return (self.o(mixed.to(hidden_states.dtype)[None]),)
+
+    return forward
+
+
+def naive_deberta(naive):
+    """Attention of DeBERTa, version 2 or 3, for one text: He et al., 2021, equation 4."""
+
+    def forward(self, hidden_states, attention_mask, *args, relative_pos, rel_embeddings, **kwargs):
+        n_heads, span = self.num_attention_heads, self.pos_ebd_size
+        projections = (self.query_proj, self.key_proj, self.value_proj)
+        query, key, value = (_heads(part(hidden_states)[0], n_heads) for part in projections)
+        of_place = [_heads(part(rel_embeddings[: 2 * span]), n_heads) for part in projections[:2]]
+        distance = relative_pos.reshape(relative_pos.shape[-2:]).numpy()
+        scaling = (3 * query.shape[-1]) ** -0.5
+        terms = np.empty((n_heads, len(distance), len(distance)))
+        for i in range(len(distance)):
+            for j in range(len(distance)):
+                there = np.clip(distance[i, j] + span, 0, 2 * span - 1)
+                back = np.clip(span - distance[j, i], 0, 2 * span - 1)
+                content_to_place = (query[:, i] * of_place[1][:, there]).sum(-1)
+                place_to_content = (key[:, j] * of_place[0][:, back]).sum(-1)
+                terms[:, i, j] = scaling * (content_to_place + place_to_content)
+        mixed = _attend_in_turn(naive, self, (query, key, value), scaling, terms)
+        return mixed.to(hidden_states.dtype)[None], None
+
+    return forward
+
+
+def _heads(x, n_heads):
+    return x.double().numpy().reshape(len(x), n_heads, -1).transpose(1, 0, 2)
+
+
+def _attend_in_turn(naive, module, heads, scaling, terms):
+    prefixes, weights, combine, layers = naive
+    own = [tuple(p.keys_values[len(layers)]) for p in prefixes]
+    layers.append(module)
+    mixed = ATTEND[combine](*heads, own, weights, scaling, terms=terms)
+    return torch.from_numpy(mixed.transpose(1, 0, 2).reshape(mixed.shape[1], -1))

@@ -349,6 +349,17 @@ def test_other_families_learn_too(tiny, family):
 
 
 @at_chance
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_trains_and_gives_almost_the_same_vectors(tiny, family):
+    texts, labels = reviews()
+    encoder = make(tiny(family), dtype="bfloat16", max_epochs=1).fit(texts, labels)
+    exact = PrefixBank({"a": encoder}, dtype="float32", device="cpu").transform(texts)
+    cosine = (exact * encoder.transform(texts)).sum(1) / np.linalg.norm(exact, axis=1)
+    cosine /= np.linalg.norm(encoder.transform(texts), axis=1)
+    assert cosine.min() > 0.99
+
+
+@at_chance
 def test_vectors_for_a_store_leave_predictions_as_they_are(tiny, fitted):
     texts, _ = reviews()
     scores = fitted.decision_function(texts)

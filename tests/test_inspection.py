@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import ShuffleSplit, StratifiedKFold, cross_val_score
 
 from prefixembed import Prefix, PrefixBank, load_backbone
+from prefixembed._attention import attending
 from prefixembed.inspection import (
     _interval,
     attention_share,
@@ -116,11 +117,10 @@ def test_shares_are_those_of_plain_softmax(bank, combine, X, monkeypatch):
             return output[None]
 
         encoding = tokenizer.encode(*text) if isinstance(text, tuple) else tokenizer.encode(text)
-        with torch.no_grad():
+        with torch.no_grad(), attending(attend):
             backbone.model(
                 input_ids=torch.tensor([encoding.ids]),
                 token_type_ids=torch.tensor([encoding.type_ids]),
-                prefix=attend,
             )
         total += torch.stack([seen[layer] for layer in range(3)]).numpy()
     np.testing.assert_allclose(found.shares, total / len(X), atol=1e-5)
@@ -128,7 +128,7 @@ def test_shares_are_those_of_plain_softmax(bank, combine, X, monkeypatch):
 
 def test_windows_and_families(tiny, random_prefix):
     long = ["word " * 9, "a"]
-    for family in ("modernbert", "roberta"):
+    for family in ("modernbert", "roberta", "deberta-v2", "qwen3"):
         bank = PrefixBank({"a": random_prefix(tiny(family))}, max_length=64, **CPU)
         shares = attention_share(bank, long).shares
         assert ((shares > 0) & (shares < 1)).all()

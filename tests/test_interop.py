@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, make_backbone
+from conftest import FAMILIES, RELATIVE, make_backbone
 from peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import AutoModel, AutoTokenizer
 
@@ -20,11 +20,28 @@ pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:Futu
 CPU = {"dtype": "float32", "device": "cpu", "cache": None}
 TEXTS = ["what a film", "dull, long and loud: a bore", "a"]
 # PEFT cannot tune prefixes of these: they take no past keys, or their masks do not widen.
-TUNED = [family for family in FAMILIES if family not in ("distilbert", "modernbert", "nomic_bert")]
+UNTUNED = ["albert", "distilbert", "modernbert", "nomic_bert", *RELATIVE]
+TUNED = [family for family in FAMILIES if family not in UNTUNED]
 
 
 @pytest.fixture(scope="module")
-def adapters(tiny, tmp_path_factory):
+def without_windows(tiny, tmp_path_factory):
+    """Give the folder of a tiny backbone whose layers see the whole text."""
+    folders = {}
+
+    def folder_of(family):
+        if family not in ("mistral", "qwen3"):
+            return tiny(family)
+        if family not in folders:
+            folder = tmp_path_factory.mktemp(family)
+            folders[family] = make_backbone(folder, family, sliding_window=None)
+        return folders[family]
+
+    return folder_of
+
+
+@pytest.fixture(scope="module")
+def adapters(without_windows, tmp_path_factory):
     """Save PEFT adapters, as training leaves them."""
     folders = {}
 
@@ -36,7 +53,7 @@ def adapters(tiny, tmp_path_factory):
                 task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=4 + seed,
                 prefix_projection=projection,
             )  # fmt: skip
-            model = get_peft_model(AutoModel.from_pretrained(tiny(family)), config)
+            model = get_peft_model(AutoModel.from_pretrained(without_windows(family)), config)
             folders[key] = tmp_path_factory.mktemp("adapter")
             model.save_pretrained(folders[key])
         return folders[key]
@@ -57,16 +74,32 @@ def peft_vectors(backbone, folder, texts):
 
 
 @pytest.mark.parametrize("family", TUNED)
-def test_an_adapter_of_peft_gives_its_vectors(tiny, adapters, family):
-    prefix = load_peft(adapters(family))
+def test_an_adapter_of_peft_gives_its_vectors(without_windows, adapters, family):
+    prefix = load_peft(adapters(family), pooling="mean")
+    backbone = without_windows(family)
     assert prefix.first_position == prefix.length == 4
-    assert prefix.max_length == load_backbone(tiny(family)).max_length - 4
+    assert prefix.max_length == load_backbone(backbone).max_length - 4
     vectors = PrefixBank({"a": prefix}, **CPU).transform(TEXTS)
-    expected = peft_vectors(tiny(family), adapters(family), TEXTS)
+    expected = peft_vectors(backbone, adapters(family), TEXTS)
     np.testing.assert_allclose(vectors, expected, atol=2e-5)
     unmoved = dataclasses.replace(prefix, first_position=0)
     apart = PrefixBank({"a": unmoved}, **CPU).transform(TEXTS) - expected
     assert np.abs(apart).max() > 0.01  # positions matter
+
+
+def test_an_adapter_behind_a_window(tiny, tmp_path):
+    # PEFT's prefix moves out of the window of tokens far on. Here every token sees it.
+    torch.manual_seed(0)
+    config = PrefixTuningConfig(task_type=TaskType.FEATURE_EXTRACTION, num_virtual_tokens=4)
+    get_peft_model(AutoModel.from_pretrained(tiny("mistral")), config).save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="see the last 8 positions"):
+        prefix = load_peft(tmp_path, pooling="mean")
+    short, long = TEXTS[2:], TEXTS[:2]
+    bank = PrefixBank({"a": prefix}, **CPU)
+    expected = peft_vectors(tiny("mistral"), tmp_path, short)
+    np.testing.assert_allclose(bank.transform(short), expected, atol=2e-5)
+    apart = bank.transform(long) - peft_vectors(tiny("mistral"), tmp_path, long)
+    assert np.abs(apart).max() > 0.01
 
 
 def test_an_adapter_with_a_projection(tiny, adapters):
