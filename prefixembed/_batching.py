@@ -147,7 +147,9 @@ class Tokens:
         return Tokens(one.ids + two.ids, one.type_ids + two.type_ids, cut)
 
 
-def tokenize(tokenizer: Tokenizer, texts: Sequence[Text], pairs: str = "joint") -> Tokens:
+def tokenize(
+    tokenizer: Tokenizer, texts: Sequence[Text], pairs: str = "joint", prompt: str = ""
+) -> Tokens:
     """Tokenize in Rust, many texts at a time.
 
     Parameters
@@ -158,24 +160,33 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text], pairs: str = "joint") 
         Lone surrogates, which are no Unicode text, are read as U+FFFD.
     pairs : {"joint", "apart"}, default="joint"
         Whether a pair is one sequence, or each of its texts one of its own.
+    prompt : str, default=""
+        Put before each text; of a pair that is one sequence, before the first one.
 
     Returns
     -------
     tokens : Tokens
         In the order of `texts`. A pair that is read apart is truncated if one of its texts is.
+
+    Raises
+    ------
+    ValueError
+        If words have a prompt.
     """
     if pairs == "apart" and is_pairs(texts):
-        both = tokenize(tokenizer, split_pairs(texts))
+        both = tokenize(tokenizer, split_pairs(texts), prompt=prompt)
         first = both.take(np.arange(len(texts)))
         second = both.take(np.arange(len(texts), 2 * len(texts)))
         return replace(first, truncated=first.truncated | second.truncated, second=second)
     if len(texts) and isinstance(texts[0], Words):
+        if prompt:
+            raise ValueError(f"prompt is for texts, and sentences in words have none: {prompt!r}")
         return _tokenize_words(tokenizer, texts)
     ids: list[NDArray[np.int32]] = []
     type_ids: list[NDArray[np.int8]] = []
     truncated: list[bool] = []
     for start in range(0, len(texts), _CHUNK):
-        chunk = list(texts[start : start + _CHUNK])
+        chunk = _prompted(texts[start : start + _CHUNK], prompt)
         try:
             encodings = tokenizer.encode_batch_fast(chunk)
         except TypeError:
@@ -187,7 +198,9 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[Text], pairs: str = "joint") 
     return Tokens(ids, type_ids, np.array(truncated, dtype=np.bool_))
 
 
-def tokenize_windows(tokenizer: Tokenizer, texts: Sequence[Any]) -> tuple[Tokens, NDArray[np.intp]]:
+def tokenize_windows(
+    tokenizer: Tokenizer, texts: Sequence[Any], prompt: str = ""
+) -> tuple[Tokens, NDArray[np.intp]]:
     """Tokenize texts into as many windows as each needs, so that nothing is cut off.
 
     Parameters
@@ -196,6 +209,8 @@ def tokenize_windows(tokenizer: Tokenizer, texts: Sequence[Any]) -> tuple[Tokens
         With truncation on, to the length of a window, and padding off.
     texts : sequence of str
         Texts, not pairs.
+    prompt : str, default=""
+        Put before each text, and so into its first window.
 
     Returns
     -------
@@ -207,7 +222,7 @@ def tokenize_windows(tokenizer: Tokenizer, texts: Sequence[Any]) -> tuple[Tokens
     tokens = Tokens([], [], np.zeros(0, dtype=np.bool_))
     n_windows = np.empty(len(texts), dtype=np.intp)
     for start in range(0, len(texts), _CHUNK):
-        chunk = [clean(text) for text in texts[start : start + _CHUNK]]
+        chunk = [clean(text) for text in _prompted(texts[start : start + _CHUNK], prompt)]
         for k, encoding in enumerate(tokenizer.encode_batch_fast(chunk), start):
             windows = [encoding, *encoding.overflowing]
             n_windows[k] = len(windows)
@@ -262,6 +277,14 @@ def word_slots(tokens: Tokens, positions: NDArray[np.intp], width: int) -> NDArr
         words = tokens.words[position]
         slots[row, : len(words)] = np.where(words < 0, -1, words + start)
     return slots
+
+
+def _prompted(texts: Sequence[Text], prompt: str) -> list[Any]:
+    if not prompt:
+        return list(texts)
+    return [
+        prompt + text if isinstance(text, str) else (prompt + text[0], text[1]) for text in texts
+    ]
 
 
 def _without_surrogates(text: Text) -> Text:

@@ -219,6 +219,7 @@ def to_send(
     parameters = {name: value for name, value in own.get_params().items() if name in _SAME_IN_BANK}
     parameters |= {"pooling": known.pooling, "pooled_layers": known.pooled_layers}
     parameters |= {"pairs": known.pairs, "max_length": known.max_length}
+    parameters["prompt"] = known.prompt
     try:
         yield PrefixBank({}, backbone=os.fspath(place), cache=None, **parameters)
     finally:

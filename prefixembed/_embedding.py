@@ -201,9 +201,10 @@ class Embedder:
         backbone, max_length = self.load()[0], self.representation.max_length
         if self.representation.windows:
             tokenizer = backbone.tokenizer(max_length, max_length // 4)
-            tokens, n_windows = tokenize_windows(tokenizer, some)
+            tokens, n_windows = tokenize_windows(tokenizer, some, self.representation.prompt)
             return replace(chunk, tokens=tokens, n_windows=n_windows)
-        tokens = tokenize(backbone.tokenizer(max_length), some)
+        tokenizer = backbone.tokenizer(max_length)
+        tokens = tokenize(tokenizer, some, prompt=self.representation.prompt)
         chunk.truncated[chunk.missing] = tokens.truncated
         return replace(chunk, tokens=tokens)
 

@@ -182,6 +182,7 @@ def prepare(
     validation_fraction: float | None,
     rng: np.random.Generator,
     pairs: str = "joint",
+    prompt: str = "",
 ) -> Examples:
     """Tokenize rows, and set some of them aside.
 
@@ -197,6 +198,8 @@ def prepare(
         Source of randomness.
     pairs : {"joint", "apart"}, default="joint"
         How pairs are read.
+    prompt : str, default=""
+        Put before each text.
 
     Returns
     -------
@@ -218,7 +221,7 @@ def prepare(
                 "each class aside: no early stopping"
             )
     return Examples(
-        tokens=tokenize(tokenizer, rows.texts, pairs),
+        tokens=tokenize(tokenizer, rows.texts, pairs, prompt),
         counts=rows.counts,
         objective=rows.objective,
         targets=rows.targets,

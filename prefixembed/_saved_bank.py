@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Parameters that decide vectors, and go into a file.
 _SAVED = (
     "active", "combine", "weights", "backbone", "revision", "pooling", "pooled_layers", "pairs",
-    "max_length", "on_truncate", "output", "output_dtype",
+    "prompt", "max_length", "on_truncate", "output", "output_dtype",
 )  # fmt: skip
 
 

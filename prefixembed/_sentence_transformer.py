@@ -159,7 +159,7 @@ class PrefixModule(InputModule):
             )
         if prompt:
             texts = [_prompted(text, prompt) for text in texts]
-        tokens = tokenize(backbone.tokenizer(how.max_length), texts)
+        tokens = tokenize(backbone.tokenizer(how.max_length), texts, prompt=how.prompt)
         self._report(int(tokens.truncated.sum()), len(texts), how.max_length)
         batch = pad_batch(tokens, np.arange(len(texts)), backbone.pad_id)
         mask = np.ones(batch.ids.shape, dtype=np.int64) if batch.mask is None else batch.mask

@@ -69,6 +69,11 @@ class PrefixBank(SavedBank, TextTransformer):
         two [2]_, three times as long as that of a text. Which is better depends on the backbone:
         one that was trained to embed sentences has never seen two in one sequence. None for what
         the prefixes were learned with, or ``"joint"`` where none was learned on pairs.
+    prompt : str, default=None
+        Put before each text as it is, such as the instruction that a backbone was trained with;
+        before the first one of a pair that is one sequence, and before both where they are read
+        apart. It counts towards `max_length`. None for that of the prefixes, which have the same
+        one, or none where there is no prefix.
     max_length : int, default=None
         Longest text in tokens. None for the largest among the prefixes, or as much as the
         backbone takes where there is none.
@@ -148,6 +153,7 @@ class PrefixBank(SavedBank, TextTransformer):
         "pooling": [StrOptions(set(POOLINGS)), None],
         "pooled_layers": [Count(1), None],
         "pairs": [StrOptions(set(PAIRS)), None],
+        "prompt": [str, None],
     }
 
     _fitted_on_pairs = False
@@ -164,6 +170,7 @@ class PrefixBank(SavedBank, TextTransformer):
         pooling: str | None = None,
         pooled_layers: int | None = None,
         pairs: str | None = None,
+        prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | str = "auto",
         on_truncate: str = "warn",
@@ -183,6 +190,7 @@ class PrefixBank(SavedBank, TextTransformer):
         self.pooling = pooling
         self.pooled_layers = pooled_layers
         self.pairs = pairs
+        self.prompt = prompt
         self.max_length = max_length
         self.batch_tokens = batch_tokens
         self.on_truncate = on_truncate
@@ -275,6 +283,7 @@ class PrefixBank(SavedBank, TextTransformer):
                 (known[name].first_position for name in self._active_names(known)), 0
             ),
             pairs=self._pairs(known),
+            prompt=self._prompt(known),
             windows=self.on_truncate == "window",
         )
 
@@ -460,6 +469,11 @@ class PrefixBank(SavedBank, TextTransformer):
                 "'apart'"
             )
         return next(iter(learned), "joint")
+
+    def _prompt(self, known: Mapping[str, Prefix]) -> str:
+        if self.prompt is not None:
+            return self.prompt
+        return next((prefix.prompt for prefix in known.values()), "")
 
     @staticmethod
     def _known(prefixes: Mapping[str, PrefixEncoder | Prefix]) -> dict[str, Prefix]:

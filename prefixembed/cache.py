@@ -48,6 +48,8 @@ class Representation:
         Position of the first token.
     pairs : {"joint", "apart"}, default="joint"
         How pairs are read. It decides what is encoded for a pair, not the vector of a text.
+    prompt : str, default=""
+        What was put before each text.
     windows : bool, default=False
         Whether what is longer is read in windows rather than cut.
     """
@@ -61,6 +63,7 @@ class Representation:
     dtype: str
     first_position: int = 0
     pairs: str = "joint"
+    prompt: str = ""
     windows: bool = False
     _seed: Any = field(init=False, repr=False, compare=False)
 
@@ -76,6 +79,7 @@ class Representation:
             self.dtype,
             self.first_position,
             *(["windows"] if self.windows else []),
+            *(["prompt", self.prompt] if self.prompt else []),
         ]
         seed = hashlib.blake2b(json.dumps(content).encode(), digest_size=_KEY_BYTES)
         object.__setattr__(self, "_seed", seed)

@@ -71,6 +71,10 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         ``"apart"``: each text by itself, and the vector of a pair is ``[u, v, |u - v|]`` of the
         two [3]_, three times as long as that of a text. Which is better depends on the backbone:
         one that was trained to embed sentences has never seen two in one sequence.
+    prompt : str, default=""
+        Put before each text as it is, such as the instruction that a backbone was trained with;
+        before the first one of a pair that is one sequence, and before both where they are read
+        apart. It counts towards `max_length`. Sentences in words take none.
     max_length : int, default=None
         Longest text in tokens, special tokens included and prefix not. None for as much as
         the backbone takes.
@@ -181,6 +185,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         "prefix_length": [Count(1)],
         "init": [StrOptions({"text", "normal"})],
         "reparameterize": [Count(1), None],
+        "prompt": [str],
         "pooling": [StrOptions({"auto", *POOLINGS})],
         "pooled_layers": [Count(1)],
         "pairs": [StrOptions(set(PAIRS))],
@@ -208,6 +213,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         pooling: str = "auto",
         pooled_layers: int = 1,
         pairs: str = "joint",
+        prompt: str = "",
         max_length: int | None = None,
         learning_rate: float = 0.01,
         weight_decay: float = 0.0,
@@ -237,6 +243,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         self.pooling = pooling
         self.pooled_layers = pooled_layers
         self.pairs = pairs
+        self.prompt = prompt
         self.max_length = max_length
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -307,7 +314,8 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         pooling = backbone.pooling if self.pooling == "auto" else self.pooling
         max_length = int(self.max_length or backbone.max_length)
         fraction = self.validation_fraction if self.early_stopping else None
-        data = prepare(rows, backbone.tokenizer(max_length), fraction, rng, self.pairs)
+        tokenizer = backbone.tokenizer(max_length)
+        data = prepare(rows, tokenizer, fraction, rng, self.pairs, self.prompt)
         cut = data.tokens.truncated
         report_truncated(int(cut.sum()), len(cut), max_length, self.on_truncate)
         model = self._initial_model(backbone, data, rng)
@@ -331,6 +339,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
                 n_features=backbone.n_features,
                 pooled_layers=int(self.pooled_layers),
                 pairs=self.pairs if is_pairs(rows.texts) else None,
+                prompt=self.prompt,
                 objective=self.objective,
                 training=training_facts(data, recipe, history),
             )
@@ -417,6 +426,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             "prefix_length": prefix.length,
             "pooling": prefix.pooling,
             "pooled_layers": prefix.pooled_layers,
+            "prompt": prefix.prompt,
             "max_length": prefix.max_length,
         }
         if prefix.pairs is not None:
@@ -464,6 +474,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             dtype=self._dtype_name(),
             first_position=prefix.first_position,
             pairs=prefix.pairs or self.pairs,
+            prompt=prefix.prompt,
             windows=self.on_truncate == "window",
         )
 

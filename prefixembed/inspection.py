@@ -232,7 +232,7 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
         torch.tensor(prefixes[name].keys_values, device=backbone.device, dtype=torch.float32)
         for name in names
     ]
-    tokens = tokenize(backbone.tokenizer(known.max_length), texts, known.pairs)
+    tokens = tokenize(backbone.tokenizer(known.max_length), texts, known.pairs, known.prompt)
     n_cut = int(tokens.truncated.sum())
     report_truncated(n_cut, len(texts), known.max_length, bank.on_truncate)
     shares = measure_shares(

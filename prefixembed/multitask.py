@@ -99,6 +99,10 @@ class MultiTaskEncoder(TextTransformer):
         ``"apart"``: each text by itself, and the vector of a pair is ``[u, v, |u - v|]`` of the
         two [2]_, three times as long as that of a text. Which is better depends on the backbone:
         one that was trained to embed sentences has never seen two in one sequence.
+    prompt : str, default=""
+        Put before each text as it is, such as the instruction that a backbone was trained with;
+        before the first one of a pair that is one sequence, and before both where they are read
+        apart. It counts towards `max_length`. Sentences in words take none.
     max_length : int, default=None
         Longest text in tokens. None for as much as the backbone takes.
     learning_rate : float, default=5e-5
@@ -193,6 +197,7 @@ class MultiTaskEncoder(TextTransformer):
         "backbone": [str],
         "objectives": [dict, None],
         "temperature": [Interval(Real, 1, None, closed="both")],
+        "prompt": [str],
         "pooling": [StrOptions({"auto", *POOLINGS})],
         "pooled_layers": [Count(1)],
         "pairs": [StrOptions(set(PAIRS))],
@@ -221,6 +226,7 @@ class MultiTaskEncoder(TextTransformer):
         pooling: str = "auto",
         pooled_layers: int = 1,
         pairs: str = "joint",
+        prompt: str = "",
         max_length: int | None = None,
         learning_rate: float = 5e-5,
         head_learning_rate: float = 1e-3,
@@ -248,6 +254,7 @@ class MultiTaskEncoder(TextTransformer):
         self.pooling = pooling
         self.pooled_layers = pooled_layers
         self.pairs = pairs
+        self.prompt = prompt
         self.max_length = max_length
         self.learning_rate = learning_rate
         self.head_learning_rate = head_learning_rate
@@ -314,7 +321,8 @@ class MultiTaskEncoder(TextTransformer):
         tokenizer = original.tokenizer(max_length)
         fraction = self.validation_fraction if self.early_stopping else None
         data = {
-            name: prepare(some, tokenizer, fraction, rng, self.pairs) for name, some in rows.items()
+            name: prepare(some, tokenizer, fraction, rng, self.pairs, self.prompt)
+            for name, some in rows.items()
         }
         cut = np.concatenate([some.tokens.truncated for some in data.values()])
         report_truncated(int(cut.sum()), len(cut), max_length, self.on_truncate)
@@ -333,7 +341,7 @@ class MultiTaskEncoder(TextTransformer):
 
         def keep() -> None:
             self.history_ = history
-            self._read = reading, max_length, self.pairs
+            self._read = reading, max_length, self.pairs, self.prompt
             self.heads_: dict[str, TaskHead] = {}
             for (name, some), head in zip(data.items(), heads, strict=True):
                 weight, bias = some.objective.finish(
@@ -515,7 +523,7 @@ class MultiTaskEncoder(TextTransformer):
 
     def _representation(self) -> Representation:
         # As the heads were trained, whatever the parameters say now.
-        reading, max_length, pairs = self._read
+        reading, max_length, pairs, prompt = self._read
         return Representation(
             fingerprint=self.backbone_.fingerprint,
             prefixes=(),
@@ -525,6 +533,7 @@ class MultiTaskEncoder(TextTransformer):
             max_length=max_length,
             dtype=self._dtype_name(),
             pairs=pairs,
+            prompt=prompt,
             windows=self.on_truncate == "window",
         )
 

@@ -41,7 +41,9 @@ _WITHOUT_CLASSES = ("regression", "multiple_choice")
 POOLINGS = ("cls", "mean", "max", "last")
 PAIRS = ("joint", "apart")
 # What prefixes must have in common to be combined.
-_ALIKE = ("fingerprint", "pooling", "pooled_layers", "first_position", "layout", "n_features")
+_ALIKE = (
+    "fingerprint", "pooling", "pooled_layers", "prompt", "first_position", "layout", "n_features",
+)  # fmt: skip
 _SHAPE_WORDS = "(layer, 2, head, position, head_dim)"
 
 
@@ -71,6 +73,8 @@ class Prefix:
         Number of last layers whose token vectors were averaged.
     pairs : {"joint", "apart"}, default=None
         How the pairs of the source task were read. None if it has no pairs.
+    prompt : str, default=""
+        What was put before each text.
     first_position : int, default=0
         Position that the first token had: 0, or where the prefix was learned by a library that
         gives positions to prefixes too, such as PEFT, the number of those.
@@ -130,6 +134,7 @@ class Prefix:
     n_features: int
     pooled_layers: int = 1
     pairs: str | None = None
+    prompt: str = ""
     first_position: int = 0
     revision: str | None = None
     objective: str = "classification"
@@ -155,6 +160,8 @@ class Prefix:
             raise ValueError(f"first_position must be an int from 0, got {self.first_position!r}")
         if self.pairs not in (None, *PAIRS):
             raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, got {self.pairs!r}")
+        if not isinstance(self.prompt, str):
+            raise ValueError(f"prompt must be a str, got {self.prompt!r}")
         if self.classes is not None:
             classes = np.array(self.classes)
             _encode_classes(classes)
@@ -410,6 +417,8 @@ class Prefix:
             "n_features": self.n_features,
             "pooled_layers": self.pooled_layers,
             "pairs": self.pairs,
+            # Only where there is one, so that digests of those without stay as they were.
+            **({"prompt": self.prompt} if self.prompt else {}),
             "first_position": self.first_position,
             "objective": self.objective,
             "classes": None if self.classes is None else _encode_classes(self.classes),
@@ -472,8 +481,8 @@ def check_compatible(prefixes: Mapping[str, Prefix]) -> None:
     Raises
     ------
     ValueError
-        If two of them differ in backbone, pooling, pooled layers, first position or shape; the
-        message names both.
+        If two of them differ in backbone, pooling, pooled layers, prompt, first position or shape;
+        the message names both.
     """
     names = list(prefixes)
     for name in names[1:]:
