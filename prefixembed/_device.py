@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,9 +35,22 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device is {device!r}, but torch finds no MPS device here")
     if resolved.type == "cuda" and resolved.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", _own_cuda_index())
     # Tensors on "mps" say that they are on "mps:0", which is the same device.
     return torch.device("mps") if resolved.type == "mps" else resolved
+
+
+def _own_cuda_index() -> int:
+    """Give each worker process of a machine with several CUDA devices one of them, in turns.
+
+    Engines that share devices out themselves show each worker its own, which is then the only one.
+    """
+    index, n_devices = torch.cuda.current_device(), torch.cuda.device_count()
+    if index or n_devices == 1 or multiprocessing.parent_process() is None:
+        return index
+    # Processes are numbered by their names: LokyProcess-1, SpawnPoolWorker-2.
+    number = multiprocessing.current_process().name.rpartition("-")[2]
+    return (int(number) - 1) % n_devices if number.isdecimal() else index
 
 
 def is_here(device: Any) -> bool:

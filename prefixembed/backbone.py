@@ -368,7 +368,8 @@ def backbone_n_features(name_or_path: str, revision: str | None = None) -> int:
 
 
 def _warn_of_company(device: torch.device) -> None:
-    if device.type != "cpu" and multiprocessing.parent_process() is not None:
+    several = device.type == "cuda" and torch.cuda.device_count() > 1
+    if device.type != "cpu" and not several and multiprocessing.parent_process() is not None:
         warn(
             f"a worker process loads a backbone of its own on {device}, beside those of others: "
             "n_jobs=1 fills the device too, and workers of a search that was passed to fill_cache, "

@@ -1,16 +1,21 @@
+import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, TEXTS, make_backbone
+from joblib.externals.loky import ProcessPoolExecutor
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig
 
@@ -263,6 +268,48 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch, has_cuda, has_mps, e
         assert module.resolve_device("mps:0") == torch.device("mps")
 
 
+def _device_of_a_worker(folder, current=0):
+    # In the worker: what it would take, were there two devices. Each waits until both are at work.
+    Path(folder, str(os.getpid())).touch()
+    while len(list(Path(folder).iterdir())) < 2:
+        time.sleep(0.01)
+    torch.cuda.is_available = lambda: True
+    torch.cuda.device_count = lambda: 2
+    torch.cuda.current_device = lambda: current
+    return module.resolve_device("auto").index, module.resolve_device("cuda:0").index
+
+
+@pytest.mark.parametrize("method", ["spawn", "loky"])
+def test_workers_share_out_devices(tmp_path, method):
+    if method == "loky":
+        executor = ProcessPoolExecutor(2)
+    else:
+        context = multiprocessing.get_context(method)
+        executor = concurrent.futures.ProcessPoolExecutor(2, mp_context=context)
+    with executor:
+        running = [executor.submit(_device_of_a_worker, str(tmp_path)) for _ in range(2)]
+        indices = [future.result(timeout=120) for future in running]
+        # Whoever has chosen a device in the worker keeps it.
+        assert executor.submit(_device_of_a_worker, str(tmp_path), 1).result()[0] == 1
+    assert {index for index, _ in indices} == {0, 1}
+    assert {index for _, index in indices} == {0}, "the one that was asked for"
+
+
+def test_numbers_of_workers_are_their_names(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    process = multiprocessing.current_process()
+    found = []
+    for is_worker in (False, True):
+        parent = object() if is_worker else None
+        monkeypatch.setattr(multiprocessing, "parent_process", lambda parent=parent: parent)
+        for name in ("LokyProcess-1", "SpawnPoolWorker-3", "ForkProcess-5", "nameless"):
+            monkeypatch.setattr(process, "name", name)
+            found.append(module.resolve_device("auto").index)
+    assert found == [0, 0, 0, 0, 0, 2, 1, 0]
+
+
 def test_inputs_for_cuda_are_asked_to_be_pinned_and_not_waited_for(tiny, monkeypatch):
     # The calls alone: what they do on a device, test_cuda_equals_cpu sees where there is one.
     backbone = load(tiny())
@@ -277,14 +324,18 @@ def test_inputs_for_cuda_are_asked_to_be_pinned_and_not_waited_for(tiny, monkeyp
     assert "pinned" not in calls
 
 
-@pytest.mark.parametrize(("device", "in_worker"), [("cuda", True), ("cuda", False), ("cpu", True)])
-def test_workers_on_one_device_are_told_what_to_do(monkeypatch, device, in_worker):
+@pytest.mark.parametrize(
+    ("device", "in_worker", "n_devices"),
+    [("cuda", True, 1), ("cuda", True, 2), ("cuda", False, 1), ("cpu", True, 1)],
+)
+def test_workers_on_one_device_are_told_what_to_do(monkeypatch, device, in_worker, n_devices):
     parent = object() if in_worker else None
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         module._warn_of_company(torch.device(device))
-    assert bool(caught) == (device == "cuda" and in_worker)
+    assert bool(caught) == (device == "cuda" and in_worker and n_devices == 1)
     if caught:
         assert "n_jobs=1" in str(caught[0].message) and "fill_cache" in str(caught[0].message)
 

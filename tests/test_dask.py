@@ -1,0 +1,82 @@
+"""The same work on a cluster of Dask, through joblib."""
+
+import os
+import signal
+import threading
+import time
+
+import joblib
+import numpy as np
+import pytest
+from datasets import Dataset
+from engines import (
+    CPU,
+    TEXTS,
+    check_corpus,
+    check_error,
+    check_learning,
+    check_one_backbone_a_process,
+    check_search,
+    read,
+)
+
+from prefixembed import PrefixBank, embed_dataset
+
+distributed = pytest.importorskip("distributed", reason="needs dask: pip install '.[dask]'")
+
+# Of Dask's own, while workers come and go.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    """Two worker processes, as a cluster has them."""
+    folder = tmp_path_factory.mktemp("dask")
+    with (
+        distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address=None,
+            local_directory=str(folder),
+            silence_logs=50,
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def bank(tiny, random_prefix):
+    return PrefixBank({"a": random_prefix(tiny())}, **CPU)
+
+
+def test_dask_loses_a_worker_and_no_row(client, bank, tmp_path):
+    out = tmp_path / "out"
+    pid = next(iter(client.run(os.getpid).values()))
+    n_when_killed = []
+
+    def kill_one():
+        while not list(out.glob("part-*")):
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        n_when_killed.append(len(list(out.glob("part-*"))))
+
+    thread = threading.Thread(target=kill_one, daemon=True)
+    thread.start()
+    rows = Dataset.from_dict({"text": TEXTS})
+    with joblib.parallel_config(backend="dask"):
+        done = embed_dataset(bank, rows, "text", out, shard_size=2)
+    assert n_when_killed[0] < 200, "in the middle of the work"
+    assert (done.n_rows, done.n_shards) == (400, 200)
+    np.testing.assert_allclose(read(out), bank.transform(TEXTS), atol=1e-5)
+
+
+def test_dask_gives_what_one_process_gives(client, tiny, bank, tmp_path):
+    check_corpus(bank, tmp_path / "out", backend="dask")
+    check_learning(tiny(), backend="dask")
+    check_search(bank, backend="dask")
+    check_one_backbone_a_process(bank, backend="dask")
+
+
+def test_an_error_at_dask_comes_back(client, bank, tmp_path):
+    check_error(bank, tmp_path / "out", backend="dask")
