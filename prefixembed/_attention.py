@@ -40,7 +40,11 @@ class Attend(Protocol):
         mask: Tensor | None,
         scaling: float,
     ) -> Tensor:
-        """Attend; every tensor but the mask has shape (batch, head, position, head_dim)."""
+        """Attend; every tensor but the mask has shape (batch, head, position, head_dim).
+
+        There are as many heads as keys have. Where several heads of queries share one, there are
+        that many times more positions of queries than of keys.
+        """
 
 
 def prefix_attention_forward(

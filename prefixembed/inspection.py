@@ -204,7 +204,8 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
         - ``names`` : list of str, the active prefixes
         - ``shares`` : ndarray of shape (n_layers, n_heads, n_prefixes), mean over texts of the mean
           over their tokens. What is missing to one goes to tokens. With ``combine="mean"`` each
-          prefix has its part of the mean over prefixes.
+          prefix has its part of the mean over prefixes. Heads are those of keys; where several
+          heads of queries share one (decoders), it is their mean.
 
     Raises
     ------
