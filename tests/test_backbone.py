@@ -1,4 +1,3 @@
-import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
@@ -279,14 +278,8 @@ def _device_of_a_worker(folder, current=0):
     return module.resolve_device("auto").index, module.resolve_device("cuda:0").index
 
 
-@pytest.mark.parametrize("method", ["spawn", "loky"])
-def test_workers_share_out_devices(tmp_path, method):
-    if method == "loky":
-        executor = ProcessPoolExecutor(2)
-    else:
-        context = multiprocessing.get_context(method)
-        executor = concurrent.futures.ProcessPoolExecutor(2, mp_context=context)
-    with executor:
+def test_workers_share_out_devices(tmp_path):
+    with ProcessPoolExecutor(2) as executor:
         running = [executor.submit(_device_of_a_worker, str(tmp_path)) for _ in range(2)]
         indices = [future.result(timeout=120) for future in running]
         # Whoever has chosen a device in the worker keeps it.

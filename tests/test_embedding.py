@@ -186,10 +186,10 @@ def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, mo
     real_tokenize, real_batch = _embedding.tokenize, _encoding._embed_batch
     started = threading.Semaphore(0)
 
-    def tokenize(*args):
+    def tokenize(*args, **kwargs):
         tokenized.append(1)
         started.release()
-        return real_tokenize(*args)
+        return real_tokenize(*args, **kwargs)
 
     def encode(*args):
         # Before the first chunk is encoded, the second one is being tokenized.

@@ -4,6 +4,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from conftest import FAMILIES
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -227,3 +228,18 @@ def test_an_unknown_task_is_named(fitted):
         fitted.predict(["a"], "nothing")
     with pytest.raises(ValueError, match="got None"):
         fitted.predict(["a"])
+
+
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_fine_tuned_and_carries_prefixes(tiny, family, tmp_path):
+    where = {"device": "cpu", "dtype": "float32", "max_length": 64, "cache": None}
+    params = {"max_epochs": 2, "random_state": 0, **where}
+    texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
+    before = PrefixBank({}, backbone=tiny(family), **where)
+    rival = MultiTaskEncoder(tiny(family), **params).fit({"a": (texts, labels)})
+    assert np.abs(rival.transform(texts) - before.transform(texts)).max() > 1e-5
+    rival.save(tmp_path)
+    bank = PrefixBank({}, backbone=str(tmp_path), **where)
+    np.testing.assert_array_equal(bank.transform(texts), rival.transform(texts))
+    assert np.isfinite(PrefixEncoder(str(tmp_path), **params).fit_transform(texts, labels)).all()
