@@ -3,6 +3,7 @@ from pathlib import Path
 
 import joblib
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ["docs", "docs/guide", "docs/howto"]
@@ -28,8 +29,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-def test_readme(tmp_path, monkeypatch):
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Work in a folder of its own, and so do workers: those from before are in another one."""
     monkeypatch.chdir(tmp_path)
+    get_reusable_executor().shutdown(wait=True)
+
+
+def test_readme(elsewhere):
     names = {}
     run_snippets("README.md", names)
     assert names["sentiment"].predict(["what a joy"]) == ["good"]
@@ -39,8 +46,7 @@ def test_readme(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if snippets(page)])
-def test_snippets_run_in_order(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_snippets_run_in_order(page, elsewhere):
     run_snippets(page, {})
 
 

@@ -15,7 +15,10 @@ from prefixembed import PrefixBank, VectorCache, load_backbone
 from prefixembed.interop import _to_flat, load_adapters, load_p_tuning, load_peft, save_peft
 
 # PEFT asks transformers for what it is about to drop.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),
+]
 
 CPU = {"dtype": "float32", "device": "cpu", "cache": None}
 TEXTS = ["what a film", "dull, long and loud: a bore", "a"]
