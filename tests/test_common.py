@@ -58,7 +58,7 @@ def failures(estimator):
 
 def test_encoder(tiny):
     encoder = NumericEncoder(
-        tiny(), max_epochs=12, learning_rate=0.03, batch_size=8, early_stopping=False,
+        tiny(), max_epochs=7, learning_rate=0.05, batch_size=8, early_stopping=False,
         random_state=0, on_truncate="ignore", dtype="float32", device="cpu",
     )  # fmt: skip
     rounding = "vectors depend on what shares their batch to float32 rounding, allowed is 1e-9"
@@ -74,7 +74,7 @@ def test_encoder(tiny):
 
 def test_regression(tiny):
     encoder = NumericEncoder(
-        tiny(), objective="regression", max_epochs=12, learning_rate=0.03, batch_size=8,
+        tiny(), objective="regression", max_epochs=2, learning_rate=0.03, batch_size=8,
         early_stopping=False, random_state=0, on_truncate="ignore", dtype="float32", device="cpu",
     )  # fmt: skip
     rounding = "vectors depend on what shares their batch to float32 rounding, allowed is 1e-9"
