@@ -151,7 +151,7 @@ def test_guided_by_coverage(tmp_path, name):
         sys.executable,
         fuzz_file(),
         name,
-        "-max_total_time=6",
+        "-max_total_time=4",
         f"-artifact_prefix={tmp_path}/",
     ]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)

@@ -92,12 +92,12 @@ def test_records_own_form(tmp_path):
 def test_scores_of_likeness_and_choices_of_stories(minilm):
     params = {"max_length": 64, "on_truncate": "ignore", "random_state": 0}
     likeness = PrefixEncoder(minilm, objective="regression", learning_rate=0.02, **params)
-    train = fetch_task("stsb", "train", 1500, DATA, 0)
+    train = fetch_task("stsb", "train", 1200, DATA, 0)
     likeness.fit(train.X, train.y)
     rows = fetch_task("stsb", "test", 300, DATA, 0)
     assert rows.score(likeness.predict(rows.X))["pearson"] > 0.5
     bank = PrefixBank({"stsb": likeness}, max_length=128, on_truncate="ignore")
-    stories = fetch_task("cosmosqa", "train", 200, DATA, 0)
+    stories = fetch_task("cosmosqa", "train", 120, DATA, 0)
     ranker = ChoiceRanker(bank).fit(stories.X, stories.y)
-    test = fetch_task("cosmosqa", "test", 200, DATA, 0)
+    test = fetch_task("cosmosqa", "test", 120, DATA, 0)
     assert test.score(ranker.predict(test.X))["accuracy"] > 0.3
