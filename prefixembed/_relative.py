@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
-from prefixembed._attention import attend_here, is_attending
+from prefixembed._hook import attend_here, is_attending
 
 RELATIVE = ("deberta-v2", "mpnet")
 

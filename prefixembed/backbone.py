@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from prefixembed._attention import ATTENTION, Attend, attending, register
+from prefixembed._attention import Attend
 from prefixembed._batching import Batch
 from prefixembed._device import resolve_device, resolve_dtype
+from prefixembed._hook import ATTENTION, attending, register
 from prefixembed._own_pooling import own_pooling
 from prefixembed._parameters import PATH, checked
 from prefixembed._relative import RELATIVE, adopt

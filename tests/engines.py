@@ -85,6 +85,7 @@ def check_one_backbone_a_process(bank, **backend):
     for process, backbone, _ in seen:
         by_process.setdefault(process, set()).add(backbone)
     assert os.getpid() not in by_process, "in other processes"
+    assert len(by_process) <= 2, "which do more than one job"
     assert all(len(backbones) == 1 for backbones in by_process.values())
     expected = bank.transform(TEXTS[:12])
     np.testing.assert_allclose([vector for *_, vector in seen], expected, atol=1e-5)

@@ -10,8 +10,9 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from prefixembed import _attention, load_backbone
-from prefixembed._attention import attending, combined_attention, widen_mask
+from prefixembed._attention import combined_attention, widen_mask
 from prefixembed._batching import Batch, pad_batch, tokenize
+from prefixembed._hook import attending
 from prefixembed.prefix import concatenate
 
 WEIGHTS = [1.0, 0.5, 3.0]

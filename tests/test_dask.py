@@ -36,7 +36,7 @@ def client(tmp_path_factory):
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
-            dashboard_address=None,
+            dashboard_address=":0",  # any port: several of these tests may run at once
             local_directory=str(folder),
             silence_logs=50,
         ) as cluster,

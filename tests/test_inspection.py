@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import ShuffleSplit, StratifiedKFold, cross_val_score
 
 from prefixembed import Prefix, PrefixBank, load_backbone
-from prefixembed._attention import attending
+from prefixembed._hook import attending
 from prefixembed.inspection import (
     _interval,
     attention_share,
