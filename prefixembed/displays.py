@@ -344,7 +344,7 @@ class PrefixSimilarityDisplay(_Display):
             Itself.
         """
         n = len(self.names)
-        ax = self._axes(ax, 2.8 + 0.34 * n, 2.0 + 0.3 * n)
+        ax = self._axes(ax, 4.0 + 0.34 * n, 2.4 + 0.3 * n)
         image = ax.imshow(self.similarity, cmap="RdBu", vmin=-1, vmax=1)
         _write_cells(ax, self.similarity, "{:.2f}", dark_is_low=False)
         ax.set_xticks(range(n), _plain(self.names), rotation=90)
