@@ -60,7 +60,7 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "show_signature": False,
     "parallel": 2,
-    "ignore_repr_types": r"prefixembed\.displays",
+    "ignore_repr_types": r"prefixembed\.inspection",
 }
 # Small fits may well leave the loss at chance.
 warnings.filterwarnings("ignore", message="the training loss is stuck")

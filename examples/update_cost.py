@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, load_backbone
-from prefixembed._batching import tokenize
+from prefixembed._embed.batching import tokenize
 from prefixembed.tasks import demo_backbone, load_docstring_task
 
 Tasks = dict[str, tuple[Any, Any]]

@@ -19,14 +19,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from prefixembed._attention import Attend
-from prefixembed._batching import Batch
-from prefixembed._device import resolve_device, resolve_dtype
-from prefixembed._hook import ATTENTION, attending, register
-from prefixembed._own_pooling import own_pooling
-from prefixembed._parameters import PATH, checked
-from prefixembed._relative import RELATIVE, adopt
-from prefixembed._warnings import warn
+from prefixembed._embed.batching import Batch
+from prefixembed._model.attention import Attend
+from prefixembed._model.devices import resolve_device, resolve_dtype
+from prefixembed._model.hook import ATTENTION, attending, register
+from prefixembed._model.own_reading import own_pooling
+from prefixembed._model.relative import RELATIVE, adopt
+from prefixembed._utils.parameters import PATH, checked
+from prefixembed._utils.warnings import warn
 from prefixembed.prefix import Prefix
 
 DECODERS = ("llama", "mistral", "qwen3")

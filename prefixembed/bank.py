@@ -14,11 +14,11 @@ from sklearn.base import _fit_context, clone
 from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from prefixembed._bank_html import bank_table
-from prefixembed._base import TextTransformer
-from prefixembed._parameters import Count
-from prefixembed._saved_bank import SavedBank
-from prefixembed._texts import PAIR_WIDTH, check_sentences, is_pairs
+from prefixembed._embed.texts import PAIR_WIDTH, check_sentences, is_pairs
+from prefixembed._embed.transformer import TextTransformer
+from prefixembed._files.bank_table import bank_table
+from prefixembed._files.saved_bank import SavedBank
+from prefixembed._utils.parameters import Count
 from prefixembed.backbone import Backbone, backbone_n_features, load_backbone
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.encoder import PrefixEncoder

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prefixembed._parameters import PATH, checked
-from prefixembed._texts import Text, Words
-from prefixembed._vector_store import DiskStore, Row, at_work
+from prefixembed._embed.texts import Text, Words
+from prefixembed._files.vector_store import DiskStore, Row, at_work
+from prefixembed._utils.parameters import PATH, checked
 
 # What Python needs for a row beside its numbers: key, dict entry, tuple, array header.
 _ROW_OVERHEAD = 300

@@ -13,8 +13,8 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from prefixembed._objectives import OBJECTIVES
-from prefixembed._texts import check_choices, choice_pairs
+from prefixembed._embed.texts import check_choices, choice_pairs
+from prefixembed._fit.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -14,17 +14,22 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from prefixembed._base import TextTransformer
-from prefixembed._encoding import report_truncated, resolve_batch_tokens
-from prefixembed._examples import Examples, prepare, read_rows
-from prefixembed._learning import check_can_resume, kept_when_stopped, training_facts, warn_if_stuck
-from prefixembed._objectives import OBJECTIVES
-from prefixembed._parameters import Count
-from prefixembed._pooling import Reading
-from prefixembed._source_head import SourceHeadMixin
-from prefixembed._source_task import PrefixModel, initial_keys_values, learn_prefix, learned
-from prefixembed._texts import is_pairs
-from prefixembed._training import MAX_RATE, History, Recipe
+from prefixembed._embed.encoding import report_truncated, resolve_batch_tokens
+from prefixembed._embed.texts import is_pairs
+from prefixembed._embed.transformer import TextTransformer
+from prefixembed._fit.examples import Examples, prepare, read_rows
+from prefixembed._fit.learning import (
+    check_can_resume,
+    kept_when_stopped,
+    training_facts,
+    warn_if_stuck,
+)
+from prefixembed._fit.objectives import OBJECTIVES
+from prefixembed._fit.optimization import MAX_RATE, History, Recipe
+from prefixembed._fit.predictions import SourceHeadMixin
+from prefixembed._fit.prefix_learner import PrefixModel, initial_keys_values, learn_prefix, learned
+from prefixembed._model.pooling import Reading
+from prefixembed._utils.parameters import Count
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.cache import Representation, VectorCache
 from prefixembed.prefix import PAIRS, POOLINGS, Prefix

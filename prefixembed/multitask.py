@@ -18,21 +18,21 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from prefixembed._base import TextTransformer
-from prefixembed._device import resolve_device, resolve_dtype
-from prefixembed._encoding import (
+from prefixembed._embed.encoding import (
     report_truncated,
     resolve_batch_tokens,
 )
-from prefixembed._examples import check_tasks, prepare, read_rows
-from prefixembed._fine_tuning import fine_tune, pack_backbone, trainable_copy, write_backbone
-from prefixembed._learning import check_can_resume, kept_when_stopped
-from prefixembed._objectives import OBJECTIVES
-from prefixembed._own_pooling import pooling_files
-from prefixembed._parameters import Count
-from prefixembed._pooling import Reading
-from prefixembed._texts import check_rows
-from prefixembed._training import MAX_RATE, History, Recipe
+from prefixembed._embed.texts import check_rows
+from prefixembed._embed.transformer import TextTransformer
+from prefixembed._fit.examples import check_tasks, prepare, read_rows
+from prefixembed._fit.fine_tuning import fine_tune, pack_backbone, trainable_copy, write_backbone
+from prefixembed._fit.learning import check_can_resume, kept_when_stopped
+from prefixembed._fit.objectives import OBJECTIVES
+from prefixembed._fit.optimization import MAX_RATE, History, Recipe
+from prefixembed._model.devices import resolve_device, resolve_dtype
+from prefixembed._model.own_reading import pooling_files
+from prefixembed._model.pooling import Reading
+from prefixembed._utils.parameters import Count
 from prefixembed.backbone import (
     Backbone,
     load_backbone,

@@ -12,11 +12,11 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import FeatureUnion, Pipeline
 
-from prefixembed._base import TextTransformer
-from prefixembed._examples import check_tasks
-from prefixembed._parameters import checked
-from prefixembed._texts import check_sentences, is_pairs, split_pairs, vector_counts
-from prefixembed._warnings import warn
+from prefixembed._embed.texts import check_sentences, is_pairs, split_pairs, vector_counts
+from prefixembed._embed.transformer import TextTransformer
+from prefixembed._fit.examples import check_tasks
+from prefixembed._utils.parameters import checked
+from prefixembed._utils.warnings import warn
 from prefixembed.cache import Representation, VectorCache, open_cache
 from prefixembed.encoder import PrefixEncoder
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from prefixembed._hub import PREFIX_FILE, fetch_folder, model_card, push
-from prefixembed._texts import PAIR_WIDTH
+from prefixembed._embed.texts import PAIR_WIDTH
+from prefixembed._files.hub import PREFIX_FILE, fetch_folder, model_card, push
 from prefixembed._version import __version__
 
 FORMAT_VERSION = 3

@@ -15,7 +15,7 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.model_selection._split import _yields_constant_splits
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from prefixembed._parameters import Count, checked
+from prefixembed._utils.parameters import Count, checked
 from prefixembed.bank import PrefixBank
 
 _MOST_SUBSETS = 4096

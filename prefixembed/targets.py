@@ -14,8 +14,8 @@ from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from prefixembed._examples import check_tasks
-from prefixembed._texts import Text, check_texts, is_pairs
+from prefixembed._embed.texts import Text, check_texts, is_pairs
+from prefixembed._fit.examples import check_tasks
 from prefixembed.bank import PrefixBank
 
 if TYPE_CHECKING:

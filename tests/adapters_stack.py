@@ -70,7 +70,7 @@ def their_half(folder):
 def our_half(folder, backbone, theirs):
     """Run their half; give the largest differences, and those of what must make a difference."""
     from prefixembed import PrefixBank, load_backbone
-    from prefixembed._batching import tokenize
+    from prefixembed._embed.batching import tokenize
     from prefixembed.interop import load_adapters
 
     loaded = load_backbone(backbone, dtype="float32", device="cpu")

@@ -17,11 +17,11 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedTokeni
 from prefixembed import (
     Prefix,
     VectorCache,
-    _encoding,
     cache,
     load_backbone,
     release_backbones,
 )
+from prefixembed._embed import encoding as _encoding
 from prefixembed.tasks import demo_backbone
 
 # Every run tries the same examples: what fails, fails for everyone.

@@ -78,7 +78,7 @@ class Targets:
             assert Prefix.load(path) == found
 
     def _bank(self):
-        from prefixembed._bank_files import MANIFEST, BankFiles, write_bank
+        from prefixembed._files.bank_folder import MANIFEST, BankFiles, write_bank
 
         folder = self.folder / "bank"
         if not folder.exists():
@@ -93,7 +93,7 @@ class Targets:
         self._read_bank(self._bank()[1], data)
 
     def _read_bank(self, path, data):
-        from prefixembed._bank_files import read_bank
+        from prefixembed._files.bank_folder import read_bank
 
         whole = path.read_bytes()
         path.write_bytes(data)
@@ -136,7 +136,7 @@ class Targets:
     def _checkpoint(self):
         import torch
 
-        from prefixembed._checkpoints import Checkpoints, State
+        from prefixembed._fit.checkpoints import Checkpoints, State
 
         checkpoints = Checkpoints(self.folder, "run")
         if checkpoints.load() is None:
@@ -197,11 +197,11 @@ class Targets:
 # What each target reads with.
 MODULES = {
     "prefix": "prefixembed.prefix",
-    "bank": "prefixembed._bank_files",
-    "bank_prefix": "prefixembed._bank_files",
+    "bank": "prefixembed._files.bank_folder",
+    "bank_prefix": "prefixembed._files.bank_folder",
     "cache": "prefixembed.cache",
     "task": "prefixembed.tasks",
-    "checkpoint": "prefixembed._checkpoints",
+    "checkpoint": "prefixembed._fit.checkpoints",
     "peft": "prefixembed.interop",
     "text": "prefixembed.bank",
 }

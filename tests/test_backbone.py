@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig
 
 from prefixembed import backbone as module
 from prefixembed import load_backbone, release_backbones
-from prefixembed._batching import pad_batch, tokenize
+from prefixembed._embed.batching import pad_batch, tokenize
 
 
 def load(folder, **kwargs):

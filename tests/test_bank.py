@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from prefixembed import PrefixBank, PrefixEncoder, load_backbone, release_backbones
-from prefixembed._batching import tokenize
+from prefixembed._embed.batching import tokenize
 
 CPU = {"dtype": "float32", "device": "cpu"}
 

@@ -343,7 +343,7 @@ def test_a_place_that_cannot_be_written_is_one_warning(tmp_path, tiny):
 
 
 def test_a_locked_file_is_waited_for_and_then_done_without(tmp_path, monkeypatch):
-    monkeypatch.setattr("prefixembed._vector_store._TIMEOUT", 0.2)
+    monkeypatch.setattr("prefixembed._files.vector_store._TIMEOUT", 0.2)
     cache = VectorCache(tmp_path / "c.db")
     cache.put(*rows_of(3))
     other = sqlite3.connect(cache.path, isolation_level=None)
@@ -351,7 +351,7 @@ def test_a_locked_file_is_waited_for_and_then_done_without(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match="locked"):
         cache.put(*rows_of(3, start=9))
     # Who writes does not keep others from reading, nor from hits that are to be marked as used.
-    monkeypatch.setattr("prefixembed._vector_store._TOUCH_AFTER", -1.0)
+    monkeypatch.setattr("prefixembed._files.vector_store._TOUCH_AFTER", -1.0)
     check(cache, *rows_of(3))
     other.execute("ROLLBACK")
     other.close()
@@ -648,7 +648,7 @@ def test_a_grid_search_encodes_each_text_once_a_subset(bank, encoded, kind, tmp_
 
 OTHER_PROCESS = """
 import json, sys, joblib
-from prefixembed import _encoding
+from prefixembed._embed import encoding as _encoding
 n = []
 real = _encoding._embed_batch
 _encoding._embed_batch = lambda *a: n.extend(a[2]) or real(*a)

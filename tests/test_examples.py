@@ -14,8 +14,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import get_tags
 
 from prefixembed import Prefix, PrefixBank, PrefixEncoder, VectorCache, load_backbone
-from prefixembed._batching import pad_batch, plan_batches
-from prefixembed._examples import prepare, read_rows
+from prefixembed._embed.batching import pad_batch, plan_batches
+from prefixembed._fit.examples import prepare, read_rows
 
 GOOD, BAD = ["joy", "gem", "fine"], ["bore", "dull", "mess"]
 

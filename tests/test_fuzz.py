@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from prefixembed import Prefix, PrefixBank, _bank_files, interop
+from prefixembed import Prefix, PrefixBank, interop
+from prefixembed._files import bank_folder as _bank_files
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -17,9 +17,9 @@ from prefixembed import (
     MultiTaskEncoder,
     PrefixBank,
     PrefixEncoder,
-    _fine_tuning,
     load_backbone,
 )
+from prefixembed._fit import fine_tuning as _fine_tuning
 
 
 def make(folder, **params):

@@ -29,8 +29,8 @@ from prefixembed import (
     interop,
     tasks,
 )
-from prefixembed._docstrings import demo_backbone
 from prefixembed.cache import open_cache
+from prefixembed.tasks.demo import demo_backbone
 
 
 def is_public(function, module):

@@ -9,8 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prefixembed import ChoiceRanker, PrefixBank, PrefixEncoder
-from prefixembed._objectives import OBJECTIVES
-from prefixembed._texts import check_rows
+from prefixembed._embed.texts import check_rows
+from prefixembed._fit.objectives import OBJECTIVES
 from prefixembed.tasks import fetch_task, list_tasks
 
 DEFAULT = Path(__file__).parents[2] / "shared" / "data"

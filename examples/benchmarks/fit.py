@@ -21,17 +21,17 @@ from common import alternate, bars, machine, read_texts, table
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from prefixembed import load_backbone
-from prefixembed._batching import pad_batch, shuffle_batches, tokenize
-from prefixembed._encoding import resolve_batch_tokens
-from prefixembed._examples import Examples
-from prefixembed._objectives import OBJECTIVES, Targets
-from prefixembed._pooling import Reading, pool
-from prefixembed._source_task import (
+from prefixembed._embed.batching import pad_batch, shuffle_batches, tokenize
+from prefixembed._embed.encoding import resolve_batch_tokens
+from prefixembed._fit.examples import Examples
+from prefixembed._fit.objectives import OBJECTIVES, Targets
+from prefixembed._fit.optimization import Recipe
+from prefixembed._fit.prefix_learner import (
     PrefixModel,
     initial_keys_values,
     learn_prefix,
 )
-from prefixembed._training import Recipe
+from prefixembed._model.pooling import Reading, pool
 from prefixembed.tasks import demo_backbone
 
 BATCH = 32

@@ -33,7 +33,7 @@ from common import (
 )
 
 from prefixembed import PrefixBank, load_backbone
-from prefixembed._batching import tokenize
+from prefixembed._embed.batching import tokenize
 from prefixembed.tasks import demo_backbone
 
 ENGINES = tuple(

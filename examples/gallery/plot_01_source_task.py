@@ -24,7 +24,7 @@ print(f"{encoder.prefix_.keys_values.size:,} numbers of the prefix were learned"
 # %%
 # What was learned, epoch by epoch. A tenth of the texts was set aside, and the best epoch on them
 # is the one that is kept.
-from prefixembed.displays import TrainingCurveDisplay
+from prefixembed.inspection import TrainingCurveDisplay
 
 TrainingCurveDisplay.from_estimator(encoder)
 

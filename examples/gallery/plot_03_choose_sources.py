@@ -51,8 +51,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from prefixembed.displays import PrefixAblationDisplay
-from prefixembed.inspection import prefix_ablation
+from prefixembed.inspection import PrefixAblationDisplay, prefix_ablation
 
 head = make_pipeline(StandardScaler(), LogisticRegression(C=0.001, max_iter=1000))
 found = prefix_ablation(bank, X_train, y_train, head, cv=5)

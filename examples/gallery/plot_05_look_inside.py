@@ -21,7 +21,7 @@ texts = load_docstring_task("subpackage").X_test[:100]
 # %%
 # The share of each prefix, averaged over tokens, texts and heads. What is left belongs to the
 # text.
-from prefixembed.displays import AttentionShareDisplay
+from prefixembed.inspection import AttentionShareDisplay
 
 display = AttentionShareDisplay.from_estimator(bank, texts)
 
@@ -36,6 +36,6 @@ AttentionShareDisplay.from_estimator(PrefixBank(encoders, weights=1 / 3), texts)
 # %%
 # Two prefixes that move vectors in the same direction have learned the same. What counts is what
 # they do to vectors, not their raw numbers.
-from prefixembed.displays import PrefixSimilarityDisplay
+from prefixembed.inspection import PrefixSimilarityDisplay
 
 PrefixSimilarityDisplay.from_estimator(bank, texts)

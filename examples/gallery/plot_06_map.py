@@ -10,7 +10,7 @@ texts here are none that the prefix has seen.
 import matplotlib.pyplot as plt
 
 from prefixembed import PrefixBank, PrefixEncoder
-from prefixembed.displays import EmbeddingMapDisplay
+from prefixembed.inspection import EmbeddingMapDisplay
 from prefixembed.tasks import demo_backbone, load_docstring_task
 
 source = load_docstring_task("package", n_train_per_class=80)

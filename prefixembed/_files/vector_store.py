@@ -1,0 +1,291 @@
+"""Vectors in an SQLite file: for several processes, and for a kill at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from prefixembed._utils.warnings import warn
+
+_APPLICATION_ID = 0x70666578  # "pfex"
+_VERSION = 1
+_PAGE_BYTES = 16384
+_TIMEOUT = 30.0  # seconds to wait for another process
+_KEYS_A_QUERY = 500
+# What a row takes beside its vector, in its page and in the indices.
+_ROW_OVERHEAD, _INDEX_BYTES = 80, 100
+_EMPTY_BYTES = 5 * _PAGE_BYTES  # an empty file's, and what pages lack to being full
+# Reading counts as use, but not each read is worth a write.
+_TOUCH_AFTER = 60.0
+# How much of the bound is cleared at once.
+_EVICTED = 0.1
+
+_T = TypeVar("_T")
+Row = tuple[NDArray[np.float32], bool]
+
+# Held while any cache of this process is at work, and while the process forks: a child must not
+# inherit a lock that is taken, or an SQLite call that is half done.
+at_work = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=at_work.acquire, after_in_parent=at_work.release, after_in_child=at_work.release
+    )
+
+
+class DiskStore:
+    """Rows of (key, vector, truncated) in a file.
+
+    A connection lives as long as one call, so that threads and forked processes never share one.
+
+    Parameters
+    ----------
+    path : Path
+        The file, absolute; made on first use.
+    max_bytes : int
+        Bound on its size, SQLite's write-ahead log not counted.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self._warned = False
+
+    def get(self, keys: Sequence[bytes]) -> list[Row | None]:
+        """Look rows up; None for what is not here."""
+        nothing: dict[bytes, tuple[Row, float]] = {}
+        found = self._guarded(lambda db: _select(db, keys), nothing)
+        now = time.time()
+        stale = [(now, key) for key, (_, used) in found.items() if used < now - _TOUCH_AFTER]
+        if stale:
+            self._guarded(lambda db: _touch(db, stale), None)
+        return [found[key][0] if key in found else None for key in keys]
+
+    def put(
+        self, keys: Sequence[bytes], vectors: NDArray[np.float32], truncated: NDArray[np.bool_]
+    ) -> None:
+        """Write rows in one transaction; the last ones, where not all fit."""
+        size = _row_bytes(vectors.shape[1])
+        fit = max(0, int((1 - _EVICTED) * (self.max_bytes - _EMPTY_BYTES) / size))
+        if not fit or not keys:
+            return
+        now = time.time()
+        rows = [
+            (key, vector.tobytes(), int(cut), _checksum(key, vector.tobytes(), int(cut)), now)
+            for key, vector, cut in zip(
+                keys[-fit:], np.ascontiguousarray(vectors[-fit:], "<f4"), truncated[-fit:],
+                strict=True,
+            )
+        ]  # fmt: skip
+
+        def write(db: sqlite3.Connection) -> None:
+            with _transaction(db):
+                _make_room(db, int(size * len(rows)), self.max_bytes)
+                db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?, ?)", rows)
+
+        self._guarded(write, None)
+
+    def clear(self) -> None:
+        """Drop all rows, and give the room back."""
+
+        def drop(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM vectors")
+            db.execute("VACUUM")
+
+        self._guarded(drop, None)
+
+    def size(self) -> tuple[int, int]:
+        """Give the number of rows, and the bytes of the file that are in use."""
+
+        def measure(db: sqlite3.Connection) -> tuple[int, int]:
+            (n_rows,) = db.execute("SELECT COUNT(*) FROM vectors").fetchone()
+            return n_rows, _used_bytes(db)
+
+        return self._guarded(measure, (0, 0))
+
+    def _guarded(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
+        """Do work on the file; what goes wrong with it is a warning, never an error."""
+        identity = None
+        with at_work:
+            try:
+                identity = self._prepare()
+                with closing(self._connect()) as db:
+                    return work(db)
+            except sqlite3.OperationalError as error:
+                self._warn_once(f"{error}")
+            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+                # The latter where SQLite's own message quotes what is damaged.
+                self._set_aside(identity, str(error))
+            except OSError as error:
+                self._warn_once(f"{error}")
+        return otherwise
+
+    def _connect(self) -> sqlite3.Connection:
+        # Never makes a file: a new one is put in place whole, by _create.
+        db = sqlite3.connect(
+            f"{self.path.as_uri()}?mode=rw", uri=True, timeout=_TIMEOUT, isolation_level=None
+        )
+        try:
+            _check_origin(db)
+            db.execute("PRAGMA synchronous=NORMAL")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _lock(self) -> FileLock:
+        return FileLock(f"{self.path}.lock", timeout=_TIMEOUT)
+
+    def _prepare(self) -> tuple[int, int]:
+        """See to it that there is a file, and tell which one it is.
+
+        It is not opened here: closing a file drops all locks that the process holds on it, those
+        of SQLite in other threads too.
+        """
+        if not self.path.exists() or not self.path.stat().st_size:
+            self._create()
+        return _identity(self.path)
+
+    def _create(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            if self.path.exists() and self.path.stat().st_size:
+                return
+            temporary = Path(f"{self.path}.new")
+            for left in (temporary, *_companions(self.path)):
+                left.unlink(missing_ok=True)
+            with closing(sqlite3.connect(temporary, isolation_level=None)) as db:
+                db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
+                db.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version={_VERSION}")
+                db.execute(
+                    "CREATE TABLE vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL, "
+                    "truncated INTEGER NOT NULL, checksum BLOB NOT NULL, used REAL NOT NULL)"
+                )
+                db.execute("CREATE INDEX by_use ON vectors (used)")
+                db.execute("PRAGMA journal_mode=WAL")
+            os.replace(temporary, self.path)
+
+    def _set_aside(self, identity: tuple[int, int] | None, problem: str) -> None:
+        """Rename the file, unless another process has done so, or it never was ours."""
+        if not Path(f"{self.path}.lock").exists():
+            self._warn_once(f"no cache was ever made there ({problem}), and it is left alone")
+            return
+        try:
+            with self._lock():
+                if not self.path.exists() or _identity(self.path) != identity:
+                    return
+                taken = (Path(f"{self.path}.damaged{k}") for k in itertools.count(1))
+                aside = next(path for path in taken if not path.exists())
+                for part in _companions(self.path):
+                    if part.exists():
+                        os.replace(part, f"{aside}{part.name[len(self.path.name) :]}")
+                os.replace(self.path, aside)
+        except OSError as error:
+            self._warn_once(f"{problem}; and it could not be set aside: {error}")
+            return
+        warn(
+            f"cache {str(self.path)!r} is damaged or no cache ({problem}): it was renamed to "
+            f"{aside.name!r}, and a new one is begun"
+        )
+
+    def _warn_once(self, problem: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warn(f"cache {str(self.path)!r} is of no use now: {problem}; texts are encoded instead")
+
+
+def _companions(path: Path) -> list[Path]:
+    # What SQLite keeps beside a database. Left beside another one, they would be taken for its own.
+    return [Path(f"{path}-wal"), Path(f"{path}-shm"), Path(f"{path}-journal")]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _check_origin(db: sqlite3.Connection) -> None:
+    """Refuse what is no cache of this version; what is no database, SQLite refuses itself."""
+    (application,) = db.execute("PRAGMA application_id").fetchone()
+    if application != _APPLICATION_ID:
+        raise sqlite3.DatabaseError("a database of another application")
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    if version != _VERSION:
+        raise sqlite3.DatabaseError(f"of version {version}, and this is version {_VERSION}")
+
+
+def _checksum(key: bytes, vector: bytes, truncated: int) -> bytes:
+    return hashlib.blake2b(key + bytes([truncated]) + vector, digest_size=8).digest()
+
+
+def _select(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[Row, float]]:
+    found: dict[bytes, tuple[Row, float]] = {}
+    for start in range(0, len(keys), _KEYS_A_QUERY):
+        some = list(keys[start : start + _KEYS_A_QUERY])
+        marks = ",".join("?" * len(some))
+        query = f"SELECT key, vector, truncated, checksum, used FROM vectors WHERE key IN ({marks})"
+        for key, vector, truncated, checksum, used in db.execute(query, some):
+            # A flipped bit may change the type of a cell, too.
+            whole = isinstance(vector, bytes) and truncated in (0, 1) and isinstance(used, float)
+            if not whole or _checksum(key, vector, truncated) != checksum:
+                raise sqlite3.DatabaseError("the checksum of a vector is wrong")
+            numbers = np.frombuffer(vector, "<f4").astype(np.float32, copy=False)
+            found[key] = (numbers, bool(truncated)), used
+    return found
+
+
+def _touch(db: sqlite3.Connection, stale: Sequence[tuple[float, bytes]]) -> None:
+    db.execute("PRAGMA busy_timeout=100")
+    # Who was used when matters less than the work at hand.
+    with suppress(sqlite3.OperationalError), _transaction(db):
+        db.executemany("UPDATE vectors SET used = ? WHERE key = ?", stale)
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    # What fails is rolled back when the connection is closed, right after.
+    db.execute("BEGIN IMMEDIATE")
+    yield
+    db.execute("COMMIT")
+
+
+def _row_bytes(n_features: int) -> float:
+    """Tell what a row takes in the file, with what stays empty in its page."""
+    row = 4 * n_features + _ROW_OVERHEAD
+    per_page = _PAGE_BYTES // row
+    pages = 1 / per_page if per_page else math.ceil(row / _PAGE_BYTES)
+    return pages * _PAGE_BYTES + _INDEX_BYTES
+
+
+def _used_bytes(db: sqlite3.Connection) -> int:
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    (free,) = db.execute("PRAGMA freelist_count").fetchone()
+    (page_bytes,) = db.execute("PRAGMA page_size").fetchone()
+    return int((pages - free) * page_bytes)
+
+
+def _make_room(db: sqlite3.Connection, n_bytes: int, max_bytes: int) -> None:
+    used = _used_bytes(db) + _EMPTY_BYTES
+    if used + n_bytes <= max_bytes:
+        return
+    (n_rows,) = db.execute("SELECT COUNT(*) FROM vectors").fetchone()
+    surplus = used + n_bytes - (1 - _EVICTED) * max_bytes
+    share = surplus / max(1, used - 2 * _EMPTY_BYTES)  # of what rows take
+    n_evicted = min(n_rows, int(share * n_rows) + 1)
+    db.execute(
+        "DELETE FROM vectors WHERE rowid IN (SELECT rowid FROM vectors ORDER BY used LIMIT ?)",
+        (n_evicted,),
+    )

@@ -1,0 +1,235 @@
+"""Labelled rows of a source task: checked, tokenized, and split for training."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_consistent_length
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from prefixembed._embed.batching import Tokens, expand, tokenize
+from prefixembed._embed.texts import Text, check_rows, show
+from prefixembed._fit.labels import check_weights
+from prefixembed._fit.objectives import OBJECTIVES, Objective, Targets
+from prefixembed._utils.warnings import warn
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """What a user passed to learn from, checked; rows of weight zero are left out.
+
+    Parameters
+    ----------
+    texts : list of str, of (str, str) or of Words
+        What the backbone is to read: one a row, or one a choice.
+    counts : ndarray of shape (n_rows,)
+        Units of each row that the head scores: itself, its choices or its words.
+    objective : Objective
+        The kind of the task.
+    targets : Targets
+        Labels.
+    weights : float32 ndarray of shape (n_rows,)
+        Weight of each row in the loss, 1 on average.
+    """
+
+    texts: list[Text]
+    counts: NDArray[np.intp]
+    objective: Objective
+    targets: Targets
+    weights: NDArray[np.float32]
+
+
+def check_tasks(
+    tasks: Mapping[str, tuple[Any, ...]], what: str = "tasks"
+) -> Mapping[str, tuple[Any, ...]]:
+    """Refuse what is no mapping of names to ``(X, y)`` or ``(X, y, sample_weight)``."""
+    if not isinstance(tasks, Mapping):
+        raise ValueError(f"{what} must be a dict of names to tuples (X, y), got {show(tasks)}")
+    for name, task in tasks.items():
+        if not isinstance(task, tuple) or len(task) not in (2, 3):
+            raise ValueError(
+                f"{what}[{name!r}] must be a tuple (X, y) or (X, y, sample_weight), got "
+                f"{type(task).__name__}" + (f" of {len(task)}" if isinstance(task, tuple) else "")
+            )
+    return tasks
+
+
+def read_rows(
+    objective: str,
+    X: Any,
+    y: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    class_weight: dict[Any, float] | str | None = None,
+) -> LabelledRows:
+    """Check rows, labels and weights, without a backbone.
+
+    Parameters
+    ----------
+    objective : str
+        One of ``OBJECTIVES``.
+    X, y, sample_weight, class_weight
+        As :meth:`PrefixEncoder.fit <prefixembed.PrefixEncoder.fit>` takes them.
+
+    Returns
+    -------
+    rows : LabelledRows
+        Those whose weight is not zero, and that have something to score.
+
+    Raises
+    ------
+    ValueError
+        If X, y or weights are not what the objective wants, or there is nothing to learn.
+    """
+    kind = OBJECTIVES[objective]
+    texts, counts = check_rows(X, kind.row)
+    targets = kind.read(y, counts)
+    check_consistent_length(counts, targets.values)
+    if class_weight is not None and objective != "classification":
+        raise ValueError(f"class_weight is for objective='classification', got {objective!r}")
+    labels = targets.values if class_weight is not None else np.zeros(len(counts), dtype=np.int64)
+    classes = np.zeros(1) if targets.classes is None else targets.classes
+    weights = check_weights(sample_weight, class_weight, labels, classes)
+    # A sentence of no words has nothing to learn from, and nothing to validate on.
+    kept = np.flatnonzero((weights > 0) & (counts > 0))
+    ends = _text_ends(kind, counts)
+    texts = [texts[k] for k in expand(kept, ends)]
+    counts, weights = counts[kept], weights[kept]
+    targets = replace(targets, values=kind.take(targets.values, kept))
+    if len(kept):
+        targets = kind.scaled(targets, weights)
+    if not len(kept) or kind.chance(targets.values, counts, weights) <= 0:
+        raise ValueError(
+            "y must have two classes or more whose weight is not zero: there is nothing to learn "
+            "where every row has one answer"
+        )
+    return LabelledRows(texts, counts, kind, targets, (weights / weights.mean()).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled rows of one source task, tokenized.
+
+    Parameters
+    ----------
+    tokens : Tokens
+        Of all texts: one a row, or one a choice.
+    counts : ndarray of shape (n_rows,)
+        Units of each row that the head scores: itself, its choices or its words.
+    objective : Objective
+        The kind of the task.
+    targets : Targets
+        Labels.
+    weights : float32 ndarray of shape (n_rows,)
+        Weight of each row in the loss, 1 on average.
+    train, valid : ndarray
+        Positions of rows to learn from and to validate on; the latter may be empty.
+    """
+
+    tokens: Tokens
+    counts: NDArray[np.intp]
+    objective: Objective
+    targets: Targets
+    weights: NDArray[np.float32]
+    train: NDArray[np.intp]
+    valid: NDArray[np.intp]
+
+    @functools.cached_property
+    def _text_ends(self) -> NDArray[np.intp]:
+        return _text_ends(self.objective, self.counts)
+
+    @functools.cached_property
+    def n_texts(self) -> NDArray[np.intp]:
+        """Number of texts of each row: its choices, or one."""
+        return np.diff(self._text_ends, prepend=0)
+
+    @functools.cached_property
+    def longest(self) -> NDArray[np.intp]:
+        """Tokens of the longest text of each row."""
+        longest: NDArray[np.intp] = np.maximum.reduceat(
+            self.tokens.lengths, self._text_ends - self.n_texts
+        )
+        return longest
+
+    def texts(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Give the texts of some rows, row by row."""
+        return expand(rows, self._text_ends)
+
+    def losses(self, logits: Tensor, rows: NDArray[np.intp]) -> Tensor:
+        """Give the weighted loss of each of some rows, from what the head gave their units."""
+        values = self.objective.flat(self.objective.take(self.targets.values, rows))
+        losses = self.objective.losses(
+            logits, torch.from_numpy(values).to(logits.device), self.counts[rows]
+        )
+        return losses * torch.from_numpy(self.weights[rows]).to(logits.device)  # (row,)
+
+    @property
+    def chance(self) -> float:
+        """Loss on the training rows of the best guess that does not look at a text."""
+        values = self.objective.take(self.targets.values, self.train)
+        return self.objective.chance(values, self.counts[self.train], self.weights[self.train])
+
+
+def prepare(
+    rows: LabelledRows,
+    tokenizer: Tokenizer,
+    validation_fraction: float | None,
+    rng: np.random.Generator,
+    pairs: str = "joint",
+    prompt: str = "",
+) -> Examples:
+    """Tokenize rows, and set some of them aside.
+
+    Parameters
+    ----------
+    rows : LabelledRows
+        As :func:`read_rows` gives them.
+    tokenizer : tokenizers.Tokenizer
+        The backbone's.
+    validation_fraction : float or None
+        Share to validate on. None for none.
+    rng : numpy.random.Generator
+        Source of randomness.
+    pairs : {"joint", "apart"}, default="joint"
+        How pairs are read.
+    prompt : str, default=""
+        Put before each text.
+
+    Returns
+    -------
+    examples : Examples
+        Ready to learn from.
+
+    Warns
+    -----
+    UserWarning
+        If there are too few rows to set any aside.
+    """
+    n_rows = len(rows.counts)
+    train, valid = np.arange(n_rows), np.arange(0)
+    if validation_fraction is not None:
+        train, valid = rows.objective.split(rows.targets.values, validation_fraction, rng)
+        if not len(valid):
+            warn(
+                f"{n_rows} texts are too few to set validation_fraction={validation_fraction} of "
+                "each class aside: no early stopping"
+            )
+    return Examples(
+        tokens=tokenize(tokenizer, rows.texts, pairs, prompt),
+        counts=rows.counts,
+        objective=rows.objective,
+        targets=rows.targets,
+        weights=rows.weights,
+        train=train,
+        valid=valid,
+    )
+
+
+def _text_ends(objective: Objective, counts: NDArray[np.intp]) -> NDArray[np.intp]:
+    return np.cumsum(counts) if objective.row == "choices" else np.arange(1, len(counts) + 1)

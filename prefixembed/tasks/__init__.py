@@ -1,0 +1,16 @@
+"""The tasks of the paper, and demo tasks that need no download."""
+
+from prefixembed.tasks.demo import DOCSTRING_TASKS, Task, demo_backbone, load_docstring_task
+from prefixembed.tasks.paper import TaskSplit, fetch_task, list_tasks
+from prefixembed.tasks.table import TaskInfo
+
+__all__ = [
+    "DOCSTRING_TASKS",
+    "Task",
+    "TaskInfo",
+    "TaskSplit",
+    "demo_backbone",
+    "fetch_task",
+    "list_tasks",
+    "load_docstring_task",
+]
