@@ -1,8 +1,8 @@
-r"""Source tasks that contradict each other: the same texts, once with flipped labels.
+r"""Measure what happens when two source tasks contradict each other.
 
-Two source tasks have the same texts and opposite labels, as when two owners see things the other
-way round. A near target task asks what is left of either in the whole: in a bank of both
-prefixes, and in a backbone that was fine-tuned on both, with one head each or as one task::
+The two source tasks share their texts and have opposite labels. A related target task shows what
+remains of them in a bank of both prefixes, in a backbone that was fine-tuned on both with one
+head each, and in a backbone that was fine-tuned on both as one task::
 
     python examples/contradiction.py --data DIR [--source sst2] [--targets cr mr] [--texts 2000]
 
@@ -28,7 +28,7 @@ from prefixembed.tasks import demo_backbone, fetch_task
 
 
 def representations(args: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Learn all there is to compare."""
+    """Learn the representations that are compared."""
     train = fetch_task(args.source, "train", args.texts, args.data, random_state=seed)
     X, y = train.X, train.y
     common: dict[str, Any] = {
@@ -50,7 +50,7 @@ def representations(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "bank of both, mean": PrefixBank(**bank, combine="mean"),
         "fine-tuned, true labels": clone(tune).fit({"true": (X, y)}),
         "fine-tuned, a head each": clone(tune).fit({"true": (X, y), "flipped": (X, 1 - y)}),
-        # One owner's labels for half of the texts, the other's for the rest.
+        # Half of the texts have true labels, the others flipped ones.
         "fine-tuned, as one task": clone(tune).fit({"both": (X, np.where(half, y, 1 - y))}),
     }
 
@@ -62,7 +62,10 @@ def plot(
     path: Path,
     label: str = "accuracy on {}",
 ) -> None:
-    """Draw scores of shape (seed, representation, target): a panel a target, a dot a seed."""
+    """Plot scores of shape (seed, representation, target).
+
+    There is one panel per target and one dot per seed.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
@@ -71,36 +74,36 @@ def plot(
     )  # fmt: skip
     rows = np.arange(len(names))[::-1]
     for k, (target, panel) in enumerate(zip(targets, axes[0], strict=True)):
-        for some in scores:
-            panel.scatter(some[:, k], rows, s=18, color="tab:blue")
+        for of_seed in scores:
+            panel.scatter(of_seed[:, k], rows, s=18, color="tab:blue")
         panel.scatter(scores[:, :, k].mean(axis=0), rows, marker="|", s=260, color="black")
         panel.axvline(scores[:, 0, k].mean(), color="0.7", linestyle="--")
         panel.set(xlabel=label.format(target))
         panel.set_yticks(rows, names)
         panel.locator_params(axis="x", nbins=5)
         panel.grid(axis="x", alpha=0.3)
-    figure.suptitle("Dots: seeds; bars: their mean; dashed: bare backbone", fontsize=10)
+    figure.suptitle("Dots: seeds. Bars: their mean. Dashed line: bare backbone", fontsize=10)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main() -> None:
-    """Measure, print a table and draw it."""
+    """Compare the representations, print a table, and plot it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: the Hub")
-    parser.add_argument("--source", default="sst2", help="a task of labels 0 and 1")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: the Hub)")
+    parser.add_argument("--source", default="sst2", help="task with the labels 0 and 1")
     parser.add_argument("--targets", nargs="+", default=["cr", "mr"])
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--target-texts", type=int, default=500)
     parser.add_argument("--multitask-epochs", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
     parser.add_argument("--out", type=Path, default=Path("results/contradiction"))
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
     args.out.mkdir(parents=True, exist_ok=True)
-    found: list[list[list[float]]] = []
+    collected: list[list[list[float]]] = []
     names: list[str] = []
     for seed in args.seeds:
         compared = representations(args, seed)
@@ -112,7 +115,7 @@ def main() -> None:
             ]
             for target in args.targets
         ]
-        found.append(
+        collected.append(
             [
                 [
                     search_head(train.info)
@@ -123,7 +126,7 @@ def main() -> None:
                 for encoder in compared.values()
             ]
         )
-    scores = np.array(found)  # (seed, representation, target)
+    scores = np.array(collected)  # (seed, representation, target)
     print(f"| representation | {' | '.join(args.targets)} |\n{'|---' * (len(args.targets) + 1)}|")
     for k, name in enumerate(names):
         cells = [

@@ -1,9 +1,8 @@
-"""Do prefixes get in each other's way? Every source task with every other prefix beside its own.
+"""Measure whether prefixes interfere with each other.
 
-Each task's own head reads vectors in which one more prefix takes part. On the diagonal stands
-the prefix alone. Then: does the order of concatenation matter? It cannot: prefixes have no
-position, and a softmax over a set does not know in which order the set was written down. What is
-measured is rounding::
+The head of each source task reads the vectors of a bank with its own prefix and one more prefix.
+The diagonal of the table has each prefix alone. The script also concatenates prefixes in several
+orders. Prefixes have no position, so the order can only affect rounding::
 
     python examples/interference.py [--data DIR] [--sources sst2 qnli sick cola]
 """
@@ -25,7 +24,7 @@ from prefixembed.tasks import Task, demo_backbone, fetch_task, load_docstring_ta
 
 
 def load_tasks(args: argparse.Namespace) -> dict[str, Task]:
-    """Load source tasks from a folder, or those of docstrings."""
+    """Load source tasks from a folder, or the docstring tasks if there is none."""
     if args.data is None:
         return {name: load_docstring_task(name) for name in ("package", "kind", "name")}
     tasks = {}
@@ -39,65 +38,69 @@ def load_tasks(args: argparse.Namespace) -> dict[str, Task]:
 
 
 def learn(args: argparse.Namespace, task: Task) -> PrefixEncoder:
-    """Learn a prefix, or read it where it has been saved."""
+    """Learn a prefix, or load it if it has been saved."""
     path = args.out / f"{task.name}-{len(task.y_train)}.safetensors"
     if not path.exists():
         encoder = PrefixEncoder(
-            args.backbone, learning_rate=0.02, max_length=128, on_truncate="ignore", random_state=0
+            args.backbone,
+            learning_rate=0.02,
+            max_length=128,
+            pairs="joint",
+            on_truncate="ignore",
+            random_state=0,
         ).fit(task.X_train, task.y_train)
         encoder.prefix_.save(path)
     return PrefixEncoder.from_prefix(Prefix.load(path))
 
 
 def own_score(encoder: PrefixEncoder, bank: PrefixBank, task: Task) -> float:
-    """Score a source task by its own head on the vectors of a bank."""
+    """Return the accuracy of a source task's own head on the vectors of a bank."""
     logits = encoder.prefix_.decision_function(bank.transform(task.X_test))
     return float(np.mean(encoder.classes_[logits.argmax(axis=1)] == task.y_test))
 
 
 def difference_of_orders(prefixes: list[Prefix], texts: Any) -> tuple[int, float]:
-    """Concatenate prefixes in several orders, and compare what comes out."""
+    """Return how many orders were tried, and the largest difference between their vectors."""
     vectors = []
     for order in itertools.islice(itertools.permutations(prefixes), 24):
-        # A bank has an order of its own: here each order is written down as one long prefix.
+        # A bank sorts its prefixes, so each order is written as one long prefix.
         whole = dataclasses.replace(
-            order[0], keys_values=concatenate(order), classes=None, head_weight=None,
-            head_bias=None, training={},
-        )  # fmt: skip
+            order[0], keys_values=concatenate(order), head=None, training={}
+        )
         bank = PrefixBank({"all": whole}, dtype="float32", cache=None, on_truncate="ignore")
         vectors.append(bank.transform(texts[:50]))
     return len(vectors), max(float(np.abs(other - vectors[0]).max()) for other in vectors)
 
 
 def heatmap(names: list[str], scores: np.ndarray, path: Path) -> None:
-    """Draw by how much each prefix moves the score of each task."""
+    """Plot how much each prefix changes the score of each task."""
     import matplotlib.pyplot as plt
 
-    moved = scores - np.diag(scores)[:, None]
-    limit = max(0.01, float(np.abs(moved).max()))
+    change = scores - np.diag(scores)[:, None]
+    limit = max(0.01, float(np.abs(change).max()))
     figure, axes = plt.subplots(figsize=(1.5 + 0.9 * len(names), 1 + 0.8 * len(names)),
                                 layout="constrained")  # fmt: skip
-    image = axes.imshow(moved, cmap="RdBu", vmin=-limit, vmax=limit)
+    image = axes.imshow(change, cmap="RdBu", vmin=-limit, vmax=limit)
     for row, column in itertools.product(range(len(names)), repeat=2):
-        dark = abs(moved[row, column]) > 0.6 * limit
-        axes.text(column, row, f"{moved[row, column]:+.3f}", ha="center", va="center",
+        dark = abs(change[row, column]) > 0.6 * limit
+        axes.text(column, row, f"{change[row, column]:+.3f}", ha="center", va="center",
                   color="white" if dark else "black")  # fmt: skip
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="prefix beside its own", ylabel="source task")
-    figure.colorbar(image, label="accuracy, beyond that of its own prefix alone")
+    axes.set(xlabel="added prefix", ylabel="source task")
+    figure.colorbar(image, label="accuracy minus accuracy with its own prefix alone")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main() -> None:
-    """Measure all pairs, print the table and draw it."""
+    """Measure all pairs of prefixes, print a table, and plot it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--sources", nargs="+", default=["sst2", "qnli", "sick", "cola"])
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--combine", choices=["concat", "mean"], default="concat")
-    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
     parser.add_argument("--out", type=Path, default=Path("results/interference"))
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
@@ -114,17 +117,17 @@ def main() -> None:
             ]
             for one in names
         ]
-    )  # (task, prefix beside)
+    )  # (task, added prefix)
     whole = [own_score(encoders[one], bank.set_params(active=None), tasks[one]) for one in names]
     print(f"| source task | {' | '.join(names)} | all |\n{'|---' * (len(names) + 2)}|")
     for name, row, last in zip(names, scores, whole, strict=True):
         print(f"| {name} | {' | '.join(f'{value:.3f}' for value in row)} | {last:.3f} |")
 
     prefixes = [encoder.prefix_ for encoder in encoders.values()]
-    n_orders, apart = difference_of_orders(prefixes, tasks[names[0]].X_test)
-    print(f"\nlargest difference between vectors of {n_orders} orders: {apart:.1e}")
+    n_orders, difference = difference_of_orders(prefixes, tasks[names[0]].X_test)
+    print(f"\nlargest difference between the vectors of {n_orders} orders: {difference:.1e}")
     heatmap(names, scores, args.out / "interference.png")
-    found = {"names": names, "scores": scores.tolist(), "all": whole, "orders": apart}
+    found = {"names": names, "scores": scores.tolist(), "all": whole, "orders": difference}
     (args.out / "interference.json").write_text(json.dumps(found, indent=1))
 
 

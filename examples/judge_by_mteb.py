@@ -1,7 +1,7 @@
-"""Judge a bank by MTEB: the same tasks for the bare backbone and for each way to combine prefixes.
+"""Evaluate a bank with MTEB: the bare backbone and each way to combine prefixes.
 
-MTEB fetches its tasks from the Hub, and keeps results in a folder, so that what was judged is not
-judged again::
+MTEB downloads its tasks from the Hub and keeps results in a folder, so that a second run evaluates
+only what is new::
 
     pip install 'prefixembed[mteb]'
     python examples/judge_by_mteb.py BANK
@@ -23,7 +23,7 @@ from sklearn.base import clone
 from prefixembed import PrefixBank
 from prefixembed.interop import to_mteb
 
-# One of each kind: classification, semantic similarity, retrieval, pairs, clustering.
+# One task of each kind: classification, semantic similarity, retrieval, pairs, clustering.
 TASKS = [
     "Banking77Classification",
     "STSBenchmark",
@@ -34,18 +34,18 @@ TASKS = [
 
 
 def variants(bank: PrefixBank) -> dict[str, PrefixBank]:
-    """Give the ways to use a bank that are compared."""
+    """Return the variants of a bank that are compared."""
     settings = {
         "bare backbone": {"active": []},
         "concat": {"combine": "concat", "weights": None},
         "concat, weights 1/n": {"combine": "concat", "weights": 1 / max(1, len(bank))},
         "mean": {"combine": "mean", "weights": None},
     }
-    return {name: clone(bank).set_params(**some) for name, some in settings.items()}
+    return {name: clone(bank).set_params(**params) for name, params in settings.items()}
 
 
 def judge(bank: PrefixBank, tasks: Sequence[mteb.AbsTask], out: Path) -> dict[str, list[float]]:
-    """Give the main score of each task for each variant."""
+    """Return the main score of each task for each variant."""
     scores = {}
     for name, variant in variants(bank).items():
         model = to_mteb(variant)
@@ -57,14 +57,16 @@ def judge(bank: PrefixBank, tasks: Sequence[mteb.AbsTask], out: Path) -> dict[st
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Judge and print a table."""
+    """Evaluate and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bank")
-    parser.add_argument("--tasks", nargs="+", default=TASKS, help="names that MTEB knows")
-    parser.add_argument("--cache", default="memory", help="file to keep vectors in")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, help="names of tasks in MTEB")
+    parser.add_argument("--cache", default="memory", help="file for vectors")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=Path("results/mteb"), help="MTEB's results")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/mteb"), help="folder for results of MTEB"
+    )
     args = parser.parse_args(argv)
     bank = PrefixBank.from_pretrained(
         args.bank, cache=args.cache, dtype=args.dtype, device=args.device, on_truncate="ignore"
@@ -74,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [task.metadata.name for task in tasks]
     print("\n| " + " | ".join(["", *names, "average"]) + " |")
     print("|" + "---|" * (len(names) + 2))
-    for name, some in scores.items():
-        cells = [f"{100 * score:.1f}" for score in [*some, float(np.mean(some))]]
+    for name, values in scores.items():
+        cells = [f"{100 * score:.1f}" for score in [*values, float(np.mean(values))]]
         print("| " + " | ".join([name, *cells]) + " |")
 
 

@@ -1,7 +1,7 @@
-r"""How the bank and multi-task fine-tuning compare as source texts and the backbone grow.
+r"""Compare a bank with multi-task fine-tuning as source texts and the backbone grow.
 
-``reproduce_paper.py``, run for several numbers of source texts, and for the first few layers of
-the backbone in place of all of them (at the middle number of texts). What is done is kept::
+The script runs ``reproduce_paper.py`` for several numbers of source texts. At the middle number,
+it also runs it on the first few layers of the backbone. Finished results are kept in ``--out``::
 
     python examples/learning_curve.py --data DIR --sources sst2 sick stsb \\
         --targets mr cr rte mrpc --sizes 300 1000 3000 --layers 2 4 --pairs apart
@@ -27,7 +27,7 @@ SHOWN = [BARE, "bank, concatenated (the paper)", "bank, mean", CHOSEN, MULTITASK
 
 
 def shallow(backbone: str, n_layers: int, folder: Path) -> str:
-    """Write a backbone's first layers as a backbone of their own."""
+    """Save the first layers of a backbone as a backbone of its own, and return its folder."""
     if not (folder / "config.json").exists():
         model = AutoModel.from_pretrained(backbone)
         model.encoder.layer = model.encoder.layer[:n_layers]
@@ -38,17 +38,17 @@ def shallow(backbone: str, n_layers: int, folder: Path) -> str:
 
 
 def measure(args: argparse.Namespace, backbone: str, n_texts: int, name: str) -> np.ndarray:
-    """Give the average over targets, of shape (representation, seed)."""
-    some = argparse.Namespace(**vars(args))
-    some.backbone, some.source_texts, some.out = backbone, n_texts, args.out / name
-    some.out.mkdir(parents=True, exist_ok=True)
-    scores = run(some, Results(some))
+    """Return the average over targets, of shape (representation, seed)."""
+    changed = {"backbone": backbone, "source_texts": n_texts, "out": args.out / name}
+    own = argparse.Namespace(**{**vars(args), **changed})
+    own.out.mkdir(parents=True, exist_ok=True)
+    scores = run(own, Results(own))
     print(f"{name}: done", flush=True)
     return np.array([scores[shown].mean(axis=1) for shown in SHOWN])
 
 
 def plot(curves: dict[str, dict[int, np.ndarray]], path: Path) -> None:
-    """Draw a panel a curve: mean over seeds, and their standard deviation."""
+    """Plot one panel per curve: mean and standard deviation over seeds."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(curves), figsize=(5 * len(curves), 4), sharey=True,
@@ -64,7 +64,7 @@ def plot(curves: dict[str, dict[int, np.ndarray]], path: Path) -> None:
             panel.minorticks_off()
         panel.set_xticks(list(points), list(points))
         panel.grid(alpha=0.3)
-    axes[0][0].set_ylabel("score on test texts, average over targets")
+    axes[0][0].set_ylabel("test score, average over targets")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
@@ -72,7 +72,7 @@ def plot(curves: dict[str, dict[int, np.ndarray]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run what is missing, print the tables and draw the plot."""
+    """Run what is missing, print the tables, and plot them."""
     parser = parse(__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 3000])
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4])
@@ -88,11 +88,11 @@ def main() -> None:
     }  # fmt: skip
     whole = AutoModel.from_pretrained(args.backbone).config.num_hidden_layers
     layers[whole] = sizes[middle]
-    curves = {"texts of a source task": sizes, f"layers ({middle} texts)": layers}
+    curves = {"texts per source task": sizes, f"layers ({middle} texts)": layers}
     for label, points in curves.items():
         print(f"\n| {label} | {' | '.join(SHOWN)} |\n{'|---' * (len(SHOWN) + 1)}|")
         for n, values in points.items():
-            cells = " | ".join(f"{some.mean():.3f}" for some in values)
+            cells = " | ".join(f"{by_seed.mean():.3f}" for by_seed in values)
             print(f"| {n} | {cells} |")
     plot(curves, args.out / "learning_curve.png")
 

@@ -1,9 +1,9 @@
-r"""From a few source tasks to a hundred: does a bank still add, and what does it cost.
+r"""Measure scores and cost as a bank grows from a few source tasks to a hundred.
 
-There are not a hundred tasks with labels at hand, so real ones are split by topic: the texts of
-each are clustered by their bare vectors, and every cluster is a source task of its own, with a
-prefix of its own. Banks of the first n of them, in random order, are compared with banks of one
-prefix a whole task, and with none::
+A hundred labelled tasks are not available, so real ones are split by topic. The texts of each task
+are clustered by their vectors without prefixes, and a prefix is learned for each cluster. Banks of
+the first n clusters, in random order, are compared with banks that have one prefix per whole task,
+and with the bare backbone::
 
     python examples/many_sources.py --data DIR [--sources sst2 qnli sick cola stsb]
         [--counts 7 20 50 100] [--targets mr cr rte mrpc]
@@ -31,14 +31,14 @@ from prefixembed.tasks import TaskSplit, demo_backbone, fetch_task
 
 
 def split_by_topic(bare: PrefixBank, task: TaskSplit, n_topics: int, seed: int) -> list[Any]:
-    """Cut a task into clusters of alike texts: row numbers of each, of two labels or more."""
+    """Return the rows of each cluster of similar texts that has at least two labels."""
     topics = KMeans(n_topics, n_init=3, random_state=seed).fit_predict(bare.transform(task.X))
-    rows = [np.flatnonzero(topics == topic) for topic in range(n_topics)]
-    return [some for some in rows if len(some) >= 20 and len(np.unique(task.y[some])) > 1]
+    clusters = [np.flatnonzero(topics == topic) for topic in range(n_topics)]
+    return [rows for rows in clusters if len(rows) >= 20 and len(np.unique(task.y[rows])) > 1]
 
 
 def learn(args: argparse.Namespace, path: Path, task: TaskSplit, rows: Any, seed: int) -> Prefix:
-    """Learn the prefix of some rows, or read it where it has been saved."""
+    """Learn a prefix on some rows of a task, or load it if it has been saved."""
     if not path.exists():
         PrefixEncoder(
             args.backbone,
@@ -55,7 +55,7 @@ def learn(args: argparse.Namespace, path: Path, task: TaskSplit, rows: Any, seed
 
 
 def learn_all(args: argparse.Namespace, seed: int) -> tuple[dict[str, Prefix], dict[str, Prefix]]:
-    """Learn a prefix for each whole task, and for each topic of it."""
+    """Learn a prefix for each whole task and for each of its topics."""
     bare = PrefixBank({}, backbone=args.backbone, max_length=args.max_length, on_truncate="ignore")
     whole, topics = {}, {}
     n_topics = -(-max(args.counts) // len(args.sources)) + 2
@@ -73,14 +73,14 @@ def learn_all(args: argparse.Namespace, seed: int) -> tuple[dict[str, Prefix], d
 def banks(
     args: argparse.Namespace, whole: dict[str, Prefix], topics: dict[str, Prefix]
 ) -> dict[tuple[str, int], PrefixBank]:
-    """Give each bank by how it combines and how many topics it has; 0 is none, -1 whole tasks."""
+    """Return banks by method and number of topics; 0 has no prefix, -1 one per whole task."""
     common = {"backbone": args.backbone, "max_length": args.max_length, "on_truncate": "ignore"}
     common |= {"cache": None, "pairs": args.pairs}
     found = {}
     for n in (0, -1, *args.counts):
         prefixes = whole if n == -1 else dict(list(topics.items())[:n])
         if len(prefixes) < n:
-            raise SystemExit(f"there are {len(prefixes)} topics, fewer than {n}: more --sources")
+            raise SystemExit(f"there are {len(prefixes)} topics, fewer than {n}: add --sources")
         for label, how in (
             ("concatenated", {}),
             ("weights 1/n", {"weights": 1 / max(1, len(prefixes))}),
@@ -91,20 +91,20 @@ def banks(
 
 
 def plot(scores: np.ndarray, labels: list[str], counts: list[int], path: Path) -> None:
-    """Draw the average over targets against the number of source tasks."""
+    """Plot the average over targets against the number of prefixes."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
     for k, label in enumerate(labels):
-        some = scores[:, k].mean(axis=-1)  # (seed, count)
-        axes.errorbar(counts, some[:, 2:].mean(0), some[:, 2:].std(0), marker="o", capsize=3,
+        mean = scores[:, k].mean(axis=-1)  # (seed, count)
+        axes.errorbar(counts, mean[:, 2:].mean(0), mean[:, 2:].std(0), marker="o", capsize=3,
                       color=f"C{k}", label=f"{label}, topics")  # fmt: skip
-        axes.axhline(some[:, 1].mean(), color=f"C{k}", linestyle=":", label=f"{label}, whole tasks")
+        axes.axhline(mean[:, 1].mean(), color=f"C{k}", linestyle=":", label=f"{label}, whole tasks")
     axes.axhline(scores[:, 0, 0].mean(), color="0.6", linestyle="--", label="bare backbone")
     axes.set_xscale("log")
     axes.set_xticks(counts, counts)
     axes.minorticks_off()
-    axes.set(xlabel="prefixes in the bank", ylabel="score on targets, average")
+    axes.set(xlabel="prefixes in the bank", ylabel="test score, average over targets")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=120)
@@ -112,9 +112,9 @@ def plot(scores: np.ndarray, labels: list[str], counts: list[int], path: Path) -
 
 
 def main() -> None:
-    """Measure, print a table and draw it."""
+    """Compare the banks, print a table, and plot it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: the Hub")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: the Hub)")
     parser.add_argument("--sources", nargs="+", default=["sst2", "qnli", "sick", "cola", "stsb"])
     parser.add_argument("--targets", nargs="+", default=["mr", "cr", "rte", "mrpc"])
     parser.add_argument("--counts", type=int, nargs="+", default=[7, 20, 50, 100])
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--pairs", choices=["joint", "apart"], default="joint")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
     parser.add_argument("--out", type=Path, default=Path("results/many_sources"))
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
@@ -150,13 +150,13 @@ def main() -> None:
         print(f"seed {seed}: done", flush=True)
     labels = list(dict.fromkeys(label for label, _ in seconds))
     columns = [0, -1, *args.counts]
-    # (seed, n, label, target), as they were laid out, to (seed, label, n, target)
+    # (seed, count, label, target) to (seed, label, count, target)
     scores = np.array(found).reshape(len(found), len(columns), len(labels), -1).swapaxes(1, 2)
     heads = ["none", f"{len(args.sources)} whole", *(f"{n} topics" for n in args.counts)]
     print(f"| combined | {' | '.join(heads)} |\n{'|---' * (len(heads) + 1)}|")
     for k, label in enumerate(labels):
-        some = scores[:, k].mean(axis=-1)
-        cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(some.mean(0), some.std(0), strict=True)]
+        mean = scores[:, k].mean(axis=-1)
+        cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(mean.mean(0), mean.std(0), strict=True)]
         print(f"| {label} | {' | '.join(cells)} |")
     none = np.array(seconds["concatenated", 0])
     for label in labels:

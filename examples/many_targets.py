@@ -1,9 +1,9 @@
-r"""What one more target task costs: one bank with many heads, or a fine-tuned model each.
+r"""Measure what another target task costs: one more head on a bank, or one more fine-tuned model.
 
-The paper's motivation. Texts are predicted for 1 to 50 target tasks: through one bank and a head a
-task, and through one fine-tuned backbone a task, which is a forward pass each. What a fine-tuned
-model learns does not change what it costs, so one stands for all of them here. Storage is what
-either side has to keep for the tasks, beside the backbone that a bank refers to::
+This is the motivation of the paper. Predictions for 1 to 50 target tasks come from one bank with
+one head per task, or from one fine-tuned backbone per task, which needs one forward pass per task.
+The weights of a model do not change its cost, so one fine-tuned model stands for all of them.
+Storage is what each side keeps for its tasks, without the shared backbone of the bank::
 
     python examples/many_targets.py --data DIR [--texts 300] [--counts 1 5 10 20 50]
 
@@ -30,14 +30,14 @@ from prefixembed.tasks import demo_backbone, fetch_task, load_docstring_task
 
 
 def read_texts(data: Path | None, n: int) -> list[str]:
-    """Give sentences of film reviews, or summaries of docstrings where there is no folder."""
+    """Return sentences of film reviews, or docstring summaries if there is no folder."""
     if data is None:
         return list(load_docstring_task("package").X_train[:n])
     return list(fetch_task("mr", "train", n, data, random_state=0).X)
 
 
 def median_seconds(call: Callable[[], object], rounds: int) -> float:
-    """Time a call."""
+    """Return the median time of a call."""
     times = []
     for _ in range(rounds):
         started = time.perf_counter()
@@ -47,13 +47,13 @@ def median_seconds(call: Callable[[], object], rounds: int) -> float:
 
 
 def plot(counts: list[int], bank: list[float], tuned: list[float], path: Path) -> None:
-    """Draw milliseconds a text against the number of target tasks."""
+    """Plot milliseconds per text against the number of target tasks."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
-    axes.plot(counts, tuned, marker="s", color="tab:orange", label="a fine-tuned model a target")
-    axes.plot(counts, bank, marker="o", color="tab:blue", label="one bank, a head a target")
-    axes.set(xlabel="target tasks", ylabel="ms a text, all predictions", xscale="log", yscale="log")
+    axes.plot(counts, tuned, marker="s", color="tab:orange", label="a fine-tuned model per target")
+    axes.plot(counts, bank, marker="o", color="tab:blue", label="one bank, a head per target")
+    axes.set(xlabel="target tasks", ylabel="ms per text", xscale="log", yscale="log")
     axes.set_xticks(counts, counts)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
@@ -63,20 +63,20 @@ def plot(counts: list[int], bank: list[float], tuned: list[float], path: Path) -
 
 
 def main() -> None:
-    """Measure, print a table and draw it."""
+    """Measure both sides, print a table, and plot it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
-    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
+    parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
     parser.add_argument("--texts", type=int, default=300)
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 5, 10, 20, 50])
-    parser.add_argument("--sources", type=int, default=7, help="prefixes in the bank")
+    parser.add_argument("--sources", type=int, default=7, help="number of prefixes in the bank")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("results/many_targets"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     backbone = args.backbone or demo_backbone()
     texts = read_texts(args.data, args.texts)
-    # What labels say decides no cost: they are drawn.
+    # Labels do not affect the cost, so they are random.
     labels = np.random.default_rng(0).integers(2, size=(len(texts), max(args.counts)))
     settings = {
         "max_epochs": 1,
@@ -100,7 +100,7 @@ def main() -> None:
         ]
         stored = len(pickle.dumps(many)), n * len(pickle.dumps(tuned))
         rows.append((n, *(1000 * s / len(texts) for s in seconds), *stored))
-    columns = "bank, ms a text | fine-tuned, ms a text | times | bank, MB | fine-tuned, MB"
+    columns = "bank, ms per text | fine-tuned, ms per text | ratio | bank, MB | fine-tuned, MB"
     print(
         f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
         f"{len(texts)} texts, {args.sources} prefixes\n\n"

@@ -1,9 +1,9 @@
-r"""Whether simple tasks dominate multi-task training, and a bank does not care.
+r"""Measure whether large tasks dominate multi-task training.
 
-One source task has many texts and is soon learned, the others have few. Multi-task training
-mixes them in proportion to their texts (temperature 1), more evenly (2), or equally; each
-task's score on held-out texts is watched epoch by epoch. A prefix meets no other task while it
-learns: its curve is the same in every mix, and is drawn once::
+One source task has many texts and is easy to learn, the others have few. Multi-task training
+samples tasks in proportion to their texts (temperature 1), more evenly (2), or equally (inf). The
+score of each task on held-out texts is recorded after each epoch. A prefix is learned without
+other tasks, so its curve does not depend on the mix::
 
     python examples/mixing.py --data DIR [--large sst2] [--small sick cola] [--ratio 10]
 
@@ -29,14 +29,14 @@ Curves = dict[str, dict[str, list[float]]]
 
 
 def score_curve(history: dict[str, list[float]], name: str = "") -> list[float]:
-    """Give the scores of a task on held-out texts, an entry an epoch."""
+    """Return the score of a task on held-out texts after each epoch."""
     ending = f"[{name}]" if name else ""
     keys = [f"valid_{metric}{ending}" for metric in ("accuracy", "r2")]
     return next(history[key] for key in keys if key in history)
 
 
 def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) -> Curves:
-    """Give the curve of each task, by how it was trained."""
+    """Return the curve of each task for each way of training."""
     objectives = {name: task.info.objective for name, task in tasks.items()}
     data = {name: (task.X, task.y) for name, task in tasks.items()}
     common: dict[str, Any] = {
@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) ->
 
 
 def plot(args: argparse.Namespace, found: list[Curves], path: Path) -> None:
-    """Draw each task's curves: mean over seeds."""
+    """Plot the curves of each task, averaged over seeds."""
     import matplotlib.pyplot as plt
 
     names = list(found[0]["prefix"])
@@ -88,19 +88,19 @@ def plot(args: argparse.Namespace, found: list[Curves], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print a table and draw it."""
+    """Train, print a table of the last epochs, and plot the curves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: the Hub")
-    parser.add_argument("--large", default="sst2", help="the task of many texts")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: the Hub)")
+    parser.add_argument("--large", default="sst2", help="task with many texts")
     parser.add_argument("--small", nargs="+", default=["sick", "cola"])
-    parser.add_argument("--texts", type=int, default=4000, help="texts of the large task")
-    parser.add_argument("--ratio", type=int, default=10, help="so many times fewer of the others")
+    parser.add_argument("--texts", type=int, default=4000, help="number of texts of the large task")
+    parser.add_argument("--ratio", type=int, default=10, help="its texts per text of a small task")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1, 2, np.inf])
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--pairs", choices=["joint", "apart"], default="joint")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
     parser.add_argument("--out", type=Path, default=Path("results/mixing"))
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
@@ -117,7 +117,7 @@ def main() -> None:
         found.append(measure(args, tasks, seed))
         (args.out / "mixing.json").write_text(json.dumps(found, indent=1))
     names = list(found[0]["prefix"])
-    print(f"| trained | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
+    print(f"| training | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
     for label in found[0]:
         last = np.array([[curves[label][name][-1] for name in names] for curves in found])
         cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(last.mean(0), last.std(0), strict=True)]

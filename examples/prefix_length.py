@@ -1,7 +1,7 @@
-"""How long should a prefix be? Accuracy, training time and inference time by length.
+"""Measure accuracy, training time and inference time by prefix length.
 
-One source task is learned with prefixes of several lengths, each from a few seeds; heads on its
-vectors are scored on a target task. By default the tasks are those of docstrings::
+One source task is learned with prefixes of several lengths, with several seeds each. Heads on the
+vectors are scored on a target task. By default, the tasks are docstring tasks::
 
     python examples/prefix_length.py [--lengths 1 2 5 10 20 50] [--seeds 0 1 2]
     python examples/prefix_length.py --data DIR --source sst2 --target cr
@@ -25,7 +25,7 @@ from prefixembed.tasks import Task, demo_backbone, fetch_task, load_docstring_ta
 
 
 def load(args: argparse.Namespace, name: str, limit: int) -> Task:
-    """Load a task from a folder, or one of docstrings."""
+    """Load a task from a folder, or a docstring task if there is none."""
     if args.data is None:
         task = load_docstring_task(name)
         return Task(name, task.X_train[:limit], task.y_train[:limit], task.X_test, task.y_test)
@@ -34,7 +34,7 @@ def load(args: argparse.Namespace, name: str, limit: int) -> Task:
 
 
 def target_score(bank: PrefixBank, target: Task) -> float:
-    """Score a head on a bank's vectors."""
+    """Return the test accuracy of a head on the vectors of a bank."""
     head = LogisticRegressionCV(
         Cs=[1e-3, 1e-2, 1e-1, 1.0], l1_ratios=[0], cv=5, max_iter=2000, scoring="accuracy",
         use_legacy_attributes=False,
@@ -44,18 +44,18 @@ def target_score(bank: PrefixBank, target: Task) -> float:
 
 
 def seconds_to_transform(banks: dict[int, PrefixBank], texts: Any) -> dict[int, float]:
-    """Time the banks in turns, medians over rounds."""
-    taken: dict[int, list[float]] = {length: [] for length in banks}
+    """Return the median time of each bank; the banks take turns."""
+    times: dict[int, list[float]] = {length: [] for length in banks}
     for _ in range(6):
         for length, bank in banks.items():
             started = time.perf_counter()
             bank.transform(texts)
-            taken[length].append(time.perf_counter() - started)
-    return {length: float(np.median(some[1:])) for length, some in taken.items()}
+            times[length].append(time.perf_counter() - started)
+    return {length: float(np.median(warm[1:])) for length, warm in times.items()}
 
 
 def plot(lengths: list[int], found: dict[str, np.ndarray], bare: float, path: Path) -> None:
-    """Draw both accuracies, with a band of one standard deviation over seeds."""
+    """Plot both accuracies, with bands of one standard deviation over seeds."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
@@ -75,16 +75,16 @@ def plot(lengths: list[int], found: dict[str, np.ndarray], bare: float, path: Pa
 
 
 def main() -> None:
-    """Measure, print a table and draw it."""
+    """Measure each length, print a table, and plot it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--source", default="package")
     parser.add_argument("--target", default="subpackage")
     parser.add_argument("--source-texts", type=int, default=2000)
     parser.add_argument("--target-texts", type=int, default=200)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
     parser.add_argument("--out", type=Path, default=Path("results/prefix_length"))
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
@@ -112,7 +112,7 @@ def main() -> None:
     taken = seconds_to_transform(banks, list(target.X_test)[:400])
 
     print(f"target task, bare backbone: {bare:.3f}\n")
-    print("| length | source task | target task | s to learn | time to transform, of none |\n"
+    print("| length | source task | target task | training, s | transform time, ratio to none |\n"
           "|---|---|---|---|---|")  # fmt: skip
     for column, length in enumerate(args.lengths):
         own, other, seconds = (found[name][:, column] for name in names)

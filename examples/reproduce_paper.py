@@ -1,15 +1,15 @@
-r"""The paper's main table: source tasks, ways to make one representation of them, target tasks.
+r"""Reproduce the main table of the paper: scores of representations on target tasks.
 
-For each seed: learn a prefix for every source task, and fine-tune the whole backbone on all of
-them; turn the texts of every target task into vectors in each representation; fit a standardised
-logistic regression on the training texts, its C chosen by cross-validation there, and score it on
-the test texts. What is done is kept, and the same call again does only what is missing. At the size
-of the paper, from the Hub::
+For each seed, the script learns a prefix for each source task, and fine-tunes the whole backbone on
+all source tasks. It embeds the texts of each target task with each representation, fits a
+standardized logistic regression whose C is chosen by cross-validation on the training texts, and
+scores it on the test texts. Results are kept, and the same call again computes only what is
+missing. At the size of the paper, from the Hub::
 
     python examples/reproduce_paper.py --backbone roberta-large --max-length 512 \\
         --source-texts 1000000 --target-texts 1000000 --seeds 0 1 2
 
-and at a size that two cores bear, from a folder of JSONL files, on the demo backbone::
+At a size for two cores, from a folder of JSONL files, on the demo backbone::
 
     python examples/reproduce_paper.py --data DIR --sources sst2 qnli sick cola stsb \\
         --targets mr cr mpqa rte mrpc boolq multirc cosmosqa --source-texts 6000 \\
@@ -51,23 +51,14 @@ GRID = [1e-3, 1e-2, 1e-1, 1.0]
 BARE, MULTITASK = "bare backbone", "multi-task fine-tuning"
 CHOSEN = "chosen on training texts"
 
-
-# Arguments that do not change what has been done: they add to it, or say where it lies.
-OPEN = (
-    "data",
-    "out",
-    "seeds",
-    "targets",
-    "no_multitask",
-    "combine",
-    "sizes",
-    "layers",
-    "sentences",
-)
+# These arguments may differ between calls that share a folder: earlier results stay valid.
+OPEN = {
+    "data", "out", "seeds", "targets", "no_multitask", "combine", "sizes", "layers", "sentences",
+}  # fmt: skip
 
 
 class Results:
-    """Scores by seed, target and representation, kept in a file with what they were made with."""
+    """Keep scores by seed, target and representation in a file, with their arguments."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.path = args.out / "results.json"
@@ -77,16 +68,16 @@ class Results:
             self.scores = json.loads(self.path.read_text())
         if self.scores["arguments"] != fixed:
             sys.exit(
-                f"{self.path} was made with {self.scores['arguments']}, not with {fixed}: name "
-                "another folder with --out"
+                f"{self.path} was made with {self.scores['arguments']}, not with {fixed}: set "
+                "--out to another folder"
             )
 
     def get(self, *key: Any) -> Any:
-        """Give what was kept under a key, or None."""
+        """Return the value of a key, or None."""
         return self.scores.get("|".join(map(str, key)))
 
     def keep(self, value: Any, *key: Any) -> None:
-        """Keep a value."""
+        """Store a value and write the file."""
         self.scores["|".join(map(str, key))] = value
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text(json.dumps(self.scores, indent=1))
@@ -94,12 +85,12 @@ class Results:
 
 
 def fetch(args: argparse.Namespace, name: str, split: str, limit: int, seed: int) -> TaskSplit:
-    """Fetch a split, at most so many rows of it."""
+    """Fetch at most `limit` rows of a split."""
     return fetch_task(name, split, limit, args.data, seed)
 
 
 def learn_prefixes(args: argparse.Namespace, seed: int, results: Results) -> dict[str, Prefix]:
-    """Learn the prefix of every source task, or read it where it has been saved."""
+    """Learn the prefix of each source task, or load it if it has been saved."""
     prefixes = {}
     for name in args.sources:
         path = args.out / f"{name}-{seed}.safetensors"
@@ -127,9 +118,9 @@ def learn_prefixes(args: argparse.Namespace, seed: int, results: Results) -> dic
 
 
 def fine_tune(args: argparse.Namespace, seed: int, results: Results) -> str:
-    """Fine-tune the whole backbone on all source tasks, or name the folder where it is."""
+    """Fine-tune the backbone on all source tasks if it has not been saved; return its folder."""
     folder = args.out / f"multitask-{seed}"
-    # save() writes the configuration last.
+    # save() writes the configuration last, so its presence means that the folder is complete.
     if not (folder / "config.json").exists():
         splits = {
             name: fetch(args, name, "train", args.source_texts, seed) for name in args.sources
@@ -156,9 +147,9 @@ def fine_tune(args: argparse.Namespace, seed: int, results: Results) -> str:
 def representations(
     args: argparse.Namespace, prefixes: dict[str, Prefix], tuned: str | None
 ) -> dict[str, PrefixBank]:
-    """Name each representation, and give the bank that makes it."""
+    """Return the bank of each representation, by name."""
     common = {"max_length": args.max_length, "on_truncate": "ignore", "cache": None}
-    common["pairs"] = args.pairs
+    common |= {"pairs": args.pairs}
     bank = {"prefixes": prefixes, "backbone": args.backbone, **common}
     found = {BARE: PrefixBank(**bank, active=[])}
     found |= {f"{name} alone": PrefixBank(**bank, active=[name]) for name in prefixes}
@@ -175,18 +166,18 @@ def representations(
 
 
 def make_head() -> Any:
-    """Make what is trained on vectors."""
+    """Return the head that is trained on vectors."""
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
 
 
 def search_head(info: TaskInfo) -> Any:
-    """Choose C on folds of the training texts, by what the task is scored by."""
+    """Return a search for C by cross-validation, with the metric of the task."""
     scoring = "f1" if info.metrics[0] == "f1a" else "accuracy"
     return GridSearchCV(make_head(), {"logisticregression__C": GRID}, cv=3, scoring=scoring)
 
 
 def search_ranker(bank: PrefixBank) -> Any:
-    """Choose C by the share of rows whose right choice is picked, on folds of rows."""
+    """Return a search for the C of a ranker by cross-validated accuracy."""
     ranker = ChoiceRanker(clone(bank).set_params(cache=VectorCache()), make_head())
     return GridSearchCV(ranker, {"head__logisticregression__C": GRID}, cv=3)
 
@@ -198,7 +189,7 @@ def run_target(
     banks: Mapping[str, PrefixBank],
     results: Results,
 ) -> None:
-    """Fill in the scores of a target task: on test texts, and by cross-validation on training."""
+    """Compute the missing scores of a target task: on test texts, and by cross-validation."""
     missing = [name for name in banks if results.get(seed, target, name) is None]
     if not missing:
         return
@@ -219,7 +210,7 @@ def run_target(
 
 
 def run(args: argparse.Namespace, results: Results) -> dict[str, np.ndarray]:
-    """Run what is missing, and give scores of shape (seed, target) by representation."""
+    """Run what is missing, and return scores of shape (seed, target) by representation."""
     names: list[str] = []
     for seed in args.seeds:
         prefixes = learn_prefixes(args, seed, results)
@@ -234,7 +225,7 @@ def run(args: argparse.Namespace, results: Results) -> dict[str, np.ndarray]:
 
 
 def main_score(result: dict[str, float], target: str) -> float:
-    """Give the score that stands in the table: the literature's first one."""
+    """Return the score that the table shows: the first metric of the task."""
     (info,) = (info for info in list_tasks() if info.name == target)
     return result[info.metrics[0]]
 
@@ -242,10 +233,10 @@ def main_score(result: dict[str, float], target: str) -> float:
 def collect(
     results: Results, seeds: list[int], targets: list[str], names: list[str]
 ) -> dict[str, np.ndarray]:
-    """Give scores of shape (seed, target) by representation, and of the one that is chosen.
+    """Return scores of shape (seed, target) by representation, and of the chosen ones.
 
-    Chosen is, for each target, the bank or single prefix that cross-validation on its training
-    texts finds best.
+    The chosen representation of a target is the bank or prefix with the best cross-validated score
+    on its training texts.
     """
     found = {
         name: np.array([[main_score(results.get(s, t, name), t) for t in targets] for s in seeds])
@@ -265,44 +256,44 @@ def collect(
 
 
 def table(scores: Mapping[str, np.ndarray], targets: list[str]) -> str:
-    """Lay scores out: a row a representation, mean and standard deviation over seeds."""
+    """Return a table with one row per representation: mean and deviation over seeds."""
     lines = [f"| representation | {' | '.join(targets)} | average |"]
     lines.append("|---" * (len(targets) + 2) + "|")
-    for name, some in scores.items():
-        averages = some.mean(axis=1)
-        cells = " | ".join(f"{value:.3f}" for value in some.mean(axis=0))
+    for name, values in scores.items():
+        averages = values.mean(axis=1)
+        cells = " | ".join(f"{value:.3f}" for value in values.mean(axis=0))
         spread = f" ± {averages.std(ddof=1):.3f}" if len(averages) > 1 else ""
         lines.append(f"| {name} | {cells} | {averages.mean():.3f}{spread} |")
     return "\n".join(lines)
 
 
 def plot(scores: Mapping[str, np.ndarray], n_targets: int, path: Path) -> None:
-    """Draw the average over targets of each representation, a dot a seed."""
+    """Plot the average over targets of each representation, one dot per seed."""
     import matplotlib.pyplot as plt
 
     names = list(scores)[::-1]
     averages = [scores[name].mean(axis=1) for name in names]
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
-    for row, (name, some) in enumerate(zip(names, averages, strict=True)):
+    for row, (name, values) in enumerate(zip(names, averages, strict=True)):
         color = "tab:orange" if name.startswith(MULTITASK) else "tab:blue"
-        axes.scatter(some, np.full(len(some), row), s=18, color=color)
-        axes.scatter(some.mean(), row, marker="|", s=260, color="black")
+        axes.scatter(values, np.full(len(values), row), s=18, color=color)
+        axes.scatter(values.mean(), row, marker="|", s=260, color="black")
     axes.axvline(scores[BARE].mean(), color="0.7", linestyle="--")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel(f"score on test texts, average over {n_targets} target tasks")
-    axes.set_title("Dots: seeds; bars: their mean; dashed: bare backbone", fontsize=10)
+    axes.set_xlabel(f"test score, average over {n_targets} target tasks")
+    axes.set_title("Dots: seeds. Bars: their mean. Dashed line: bare backbone", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def parse(description: str) -> argparse.ArgumentParser:
-    """Make the parser of what decides prefixes, rivals and targets."""
+    """Return the parser of the arguments that the scripts of the paper share."""
     sources, targets = ([info.name for info in list_tasks(role)] for role in ("source", "target"))
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: the Hub")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: the Hub)")
     parser.add_argument("--out", type=Path, default=Path("results/paper"))
-    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
+    parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
     parser.add_argument("--sources", nargs="+", default=sources)
     parser.add_argument("--targets", nargs="+", default=targets)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -310,10 +301,10 @@ def parse(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--target-texts", type=int, default=1000)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument(
-        "--pooled-layers", type=int, default=1, help="also read so many last layers"
+        "--pooled-layers", type=int, default=1, help="also pool this many last layers"
     )
     parser.add_argument(
-        "--pairs", choices=["joint", "apart"], default="joint", help="how pairs are read"
+        "--pairs", choices=["joint", "apart"], default="joint", help="how pairs of texts are read"
     )
     parser.add_argument("--prefix-length", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=0.01)
@@ -325,7 +316,7 @@ def parse(description: str) -> argparse.ArgumentParser:
 
 
 def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Results]:
-    """Read the command line, and what the same call has done before."""
+    """Parse the command line, and load earlier results."""
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -333,17 +324,17 @@ def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace,
 
 
 def main() -> None:
-    """Run what is missing, write the table and draw the plot."""
+    """Run what is missing, write the table, and plot it."""
     args, results = read_arguments(parse(__doc__.splitlines()[0]))
     started = time.perf_counter()
     scores = run(args, results)
-    laid_out = table(scores, args.targets)
-    (args.out / "table.md").write_text(laid_out + "\n")
+    lines = table(scores, args.targets)
+    (args.out / "table.md").write_text(lines + "\n")
     plot(scores, len(args.targets), args.out / "paper.png")
     print(
         f"{time.perf_counter() - started:.0f} s, {torch.get_num_threads()} threads, "
         f"{platform.machine()}, torch {torch.__version__}, "
-        f"transformers {transformers.__version__}\n\n{laid_out}"
+        f"transformers {transformers.__version__}\n\n{lines}"
     )
 
 

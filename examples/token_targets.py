@@ -1,13 +1,13 @@
-r"""Token-level targets: whether prefixes learned on whole texts help or harm vectors of words.
+r"""Measure whether prefixes that were learned on whole texts help or harm vectors of words.
 
-The paper asks of texts as a whole and leaves structure open. Two targets of words:
+The paper evaluates whole texts only. The two targets here label words:
 
 - ``entities``: whether a word is part of a name, in the passages of ReCoRD;
-- ``code``: what a name does in a line of Python (is called, is looked up in another, names an
-  argument, or none of these), in files of the standard library.
+- ``code``: the role of a name in a line of Python (call, attribute, argument, or other name), in
+  files of the standard library.
 
-A head reads the vector of each word. Arguments are those of ``reproduce_paper.py``, and what that
-script has learned under the same ``--out`` is used again::
+A head reads the vector of each word. The arguments are those of ``reproduce_paper.py``. Prefixes
+and models that it has learned in the same ``--out`` are used again::
 
     python examples/token_targets.py --data DIR --sources sst2 qnli sick cola stsb \\
         --sentences 600
@@ -26,6 +26,7 @@ import json
 import keyword
 import re
 import tokenize
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,12 +45,12 @@ from sklearn.model_selection import GroupKFold, cross_val_score
 
 from prefixembed import PrefixBank
 
-# Sentences: lists of words, a label for each, and where they come from (folds keep it whole).
+# Words, their labels, and the source of each sentence. Folds do not split a source.
 Sentences = list[tuple[list[str], list[str], str]]
 
 
 def entity_rows(data: Path | None) -> Iterator[tuple[str, list[str]]]:
-    """Give passages of ReCoRD with the names in them, from a folder or the Hub."""
+    """Yield passages of ReCoRD with the names in them, from a folder or the Hub."""
     if data is None:
         import datasets
 
@@ -61,7 +62,7 @@ def entity_rows(data: Path | None) -> Iterator[tuple[str, list[str]]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         passage = json.loads(line)["passage"]
         text = passage["text"]
-        # SuperGLUE counts the last character in.
+        # The end that SuperGLUE gives is inclusive.
         yield text, [text[e["start"] : e["end"] + 1] for e in passage["entities"]]
 
 
@@ -76,7 +77,7 @@ def entities(data: Path | None, limit: int) -> Sentences:
         for sentence in re.finditer(r"[^\n]+?(?:[.!?](?=\s)|$)", text, re.MULTILINE):
             words = list(re.finditer(r"\S+", sentence.group()))
             start = sentence.start()
-            # By its first letter: quotation marks and full stops are no part of a name.
+            # The first letter of a word decides, since punctuation is not part of a name.
             firsts = [
                 start
                 + w.start()
@@ -92,7 +93,7 @@ def entities(data: Path | None, limit: int) -> Sentences:
 
 
 def code(data: Path | None, limit: int) -> Sentences:
-    """Label each name in lines of Python by what it does there; other signs are "sign"."""
+    """Label each name in lines of Python by its role, and other tokens as "sign"."""
     found: Sentences = []
     for path in sorted(Path(ast.__file__).parent.glob("*.py")):
         try:
@@ -118,7 +119,7 @@ def code(data: Path | None, limit: int) -> Sentences:
 def role(
     before: tokenize.TokenInfo, token: tokenize.TokenInfo, after: tokenize.TokenInfo, depth: int
 ) -> str:
-    """Say what a sign does in its line."""
+    """Return the role of a token in its line."""
     if token.type != tokenize.NAME or keyword.iskeyword(token.string):
         return "sign"
     if after.string == "(":
@@ -132,30 +133,29 @@ TARGETS: dict[str, Callable[[Path | None, int], Sentences]] = {"entities": entit
 
 
 def score(bank: PrefixBank, sentences: Sentences) -> list[float]:
-    """Give the balanced accuracy of words in each of four folds, which keep sources whole."""
-    reading = clone(bank).set_params(output="words")
-    counts = [len(words) for words, _, _ in sentences]
-    vectors = reading.transform([words for words, _, _ in sentences])
-    labels = np.concatenate([some for _, some, _ in sentences])
-    groups = np.repeat([source for *_, source in sentences], counts)
-    # Signs are told by themselves; a head is asked about the others.
-    asked = labels != "sign"
+    """Return the balanced accuracy of words in four folds that do not split a source."""
+    words, tags, sources = zip(*sentences, strict=True)
+    vectors = clone(bank).set_params(output="words").transform(list(words))
+    labels = np.concatenate(tags)
+    groups = np.repeat(sources, [len(sentence) for sentence in words])
+    # Signs are easy to recognize, so only the other tokens are scored.
+    scored = labels != "sign"
     found = cross_val_score(
-        make_head().set_params(logisticregression__C=0.01), vectors[asked], labels[asked],
-        groups=groups[asked], cv=GroupKFold(4), scoring="balanced_accuracy",
+        make_head().set_params(logisticregression__C=0.01), vectors[scored], labels[scored],
+        groups=groups[scored], cv=GroupKFold(4), scoring="balanced_accuracy",
     )  # fmt: skip
     return [float(value) for value in found]
 
 
 def main() -> None:
-    """Run what is missing, write the table and draw the plot."""
+    """Run what is missing, write the table, and plot it."""
     parser = parse(__doc__.splitlines()[0])
-    parser.add_argument("--sentences", type=int, default=600, help="most of a target")
+    parser.add_argument("--sentences", type=int, default=600, help="maximum number per target")
     parser.set_defaults(targets=list(TARGETS))
     args, results = read_arguments(parser)
     tasks = {target: TARGETS[target](args.data, args.sentences) for target in args.targets}
     names: list[str] = []
-    found: list[list[list[float]]] = []
+    collected: list[list[list[float]]] = []
     for seed in args.seeds:
         prefixes = learn_prefixes(args, seed, results)
         tuned = None if args.no_multitask else fine_tune(args, seed, results)
@@ -165,21 +165,19 @@ def main() -> None:
             for name, bank in banks.items():
                 if results.get(seed, f"words of {target}", name) is None:
                     results.keep(score(bank, sentences), seed, f"words of {target}", name)
-        found.append(
+        collected.append(
             [
                 [np.mean(results.get(seed, f"words of {target}", name)) for target in tasks]
                 for name in names
             ]
         )
-    scores = np.array(found)  # (seed, representation, target)
+    scores = np.array(collected)  # (seed, representation, target)
     lines = [f"| representation | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
     for k, name in enumerate(names):
         lines.append(f"| {name} | {' | '.join(f'{v:.3f}' for v in scores[:, k].mean(axis=0))} |")
     for target, sentences in tasks.items():
-        labels, counts = np.unique(np.concatenate([s for _, s, _ in sentences]), return_counts=True)
-        print(
-            f"{target}: {len(sentences)} sentences, words", dict(zip(labels, counts, strict=True))
-        )
+        counts = Counter(label for _, labels, _ in sentences for label in labels)
+        print(f"{target}: {len(sentences)} sentences, words", dict(sorted(counts.items())))
     (args.out / "token_targets.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     plot(

@@ -1,8 +1,8 @@
-r"""Long texts: cut at a length, or read in windows of it.
+r"""Compare cutting long texts with reading them in overlapping windows.
 
-A head for each target task on vectors of the bare backbone, or of a bank whose prefixes were saved
-before. Pairs are read apart, each text by itself. At each length, texts are cut there
-(``on_truncate="ignore"``) or read in overlapping windows (``"window"``)::
+A head for each target task is trained on vectors of the bare backbone, or of a bank of saved
+prefixes. Each text of a pair is read by itself. At each length, longer texts are cut
+(``on_truncate="ignore"``) or read in windows (``"window"``)::
 
     python examples/windows.py --data DIR --targets boolq multirc --lengths 64 128 256 \\
         --texts 600 --seeds 0 1 2
@@ -31,16 +31,12 @@ WAYS = {"cut": "ignore", "windows": "window"}
 def score(
     args: argparse.Namespace, target: str, length: int, way: str, seed: int
 ) -> tuple[float, float]:
-    """Score a head on vectors of one kind; give the seconds that the vectors took, too."""
+    """Return the score of a head, and the seconds that its vectors took."""
     prefixes = {path.stem: Prefix.load(path) for path in args.prefixes}
     bank = PrefixBank(
-        prefixes,
-        backbone=args.backbone,
-        max_length=length,
-        on_truncate=WAYS[way],
-        pairs="apart",
+        prefixes, backbone=args.backbone, max_length=length, on_truncate=WAYS[way], pairs="apart",
         cache=None,
-    )
+    )  # fmt: skip
     train = fetch_task(target, "train", args.texts, args.data, seed)
     test = fetch_task(target, "test", args.texts, args.data, 0)
     started = time.perf_counter()
@@ -51,7 +47,7 @@ def score(
 
 
 def share_cut(args: argparse.Namespace, target: str, length: int) -> float:
-    """Tell how many of the test pairs have a text that is longer."""
+    """Return the share of test pairs with a text that is longer than `length` tokens."""
     tokenizer = load_backbone(args.backbone).tokenizer(length)
     X = fetch_task(target, "test", args.texts, args.data, 0).X
     pairs = [tokenizer.encode_batch([str(text) for text in pair]) for pair in X]
@@ -59,11 +55,11 @@ def share_cut(args: argparse.Namespace, target: str, length: int) -> float:
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure each length and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: the Hub")
-    parser.add_argument("--backbone", default=None, help="default: the demo backbone")
-    parser.add_argument("--prefixes", type=Path, nargs="*", default=[])
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: the Hub)")
+    parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
+    parser.add_argument("--prefixes", type=Path, nargs="*", default=[], help="saved prefixes")
     parser.add_argument("--targets", nargs="+", default=["boolq", "multirc"])
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--texts", type=int, default=600)
@@ -71,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()
 
-    print("| target task | tokens | longer | cut | windows | time of windows |")
+    print("| target task | tokens | longer | cut | windows | time of windows relative to cut |")
     print("|---" * 6 + "|")
     for target in args.targets:
         for length in args.lengths:

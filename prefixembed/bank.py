@@ -1,133 +1,142 @@
-"""Many source tasks, one forward pass, one vector a text."""
+"""Many source tasks, one forward pass, one vector per text."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from copy import deepcopy
 from html import escape
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
-from sklearn.base import _fit_context, clone
+from sklearn.base import _fit_context
 from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from prefixembed._embed.texts import PAIR_WIDTH, check_sentences, is_pairs
+from prefixembed._embed.combination import Combination, check_selection, combine_prefixes
+from prefixembed._embed.embedder import CHUNK, Embedder, embed
+from prefixembed._embed.prefix_mapping import PrefixMapping, check_prefixes
+from prefixembed._embed.representation import Representation
+from prefixembed._embed.texts import check_sentences, is_pairs, iterate_texts
 from prefixembed._embed.transformer import TextTransformer
-from prefixembed._files.bank_table import bank_table
-from prefixembed._files.saved_bank import SavedBank
-from prefixembed._utils.parameters import Count
-from prefixembed.backbone import Backbone, backbone_n_features, load_backbone
-from prefixembed.cache import Representation, VectorCache
-from prefixembed.encoder import PrefixEncoder
-from prefixembed.prefix import PAIRS, POOLINGS, Prefix, check_compatible
+from prefixembed._files.bank_folder import read_folder, write_folder
+from prefixembed._files.cards import bank_table, model_card
+from prefixembed._files.hub import HubMixin
+from prefixembed._utils.docstrings import substitute
+from prefixembed._utils.parameters import Count, to_json
+from prefixembed._utils.warnings import warn
+from prefixembed.backbone import Backbone
+from prefixembed.cache import VectorCache, open_cache
+from prefixembed.prefix import Prefix
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+# Where a bank runs and what it keeps is not part of a saved bank.
+_NOT_SAVED = {"prefixes", "batch_tokens", "device", "dtype", "cache", "verbose"}
 
-class PrefixBank(SavedBank, TextTransformer):
+
+@substitute
+class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
     """Combine the prefixes of several source tasks into one representation of a text.
 
-    The prefixes were learned independently; a source task is added, replaced or removed by
-    touching its prefix alone. ``fit`` trains nothing. ``transform`` costs one forward pass,
-    however many prefixes there are.
+    The prefixes were learned independently. A source task is added, replaced or removed by
+    touching its prefix alone. :meth:`fit` trains nothing, and :meth:`transform` costs one forward
+    pass, however many prefixes there are.
+
+    Read more in the :doc:`user guide </guide/bank>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     prefixes : dict of str to PrefixEncoder or Prefix
-        Name of a source task to its fitted encoder or its prefix. All must come from one
-        backbone and one pooling of as many layers; lengths may differ. Clones hold the prefixes
-        of encoders.
+        Fitted encoder or prefix of each source task, by name. All must come from one backbone;
+        their lengths may differ. A bank holds values: it keeps the prefix that an encoder has
+        when it is assigned, here or through :meth:`set_params`.
     active : list or tuple of str, default=None
-        Which of them take part. None for all; an empty selection gives the bare backbone.
+        Names of the prefixes to use. None for all; an empty selection gives the bare backbone.
+        Inactive prefixes do not affect the vectors.
     combine : {"concat", "mean"}, default="concat"
-        ``"concat"`` lays all prefixes behind each other in every layer [1]_, so that tokens
-        share their attention among all of them. ``"mean"`` averages in every layer what
-        attention to each prefix alone would give.
+        How the active prefixes are combined:
+
+        - ``"concat"``: all prefixes are concatenated in every layer [1]_, and tokens share their
+          attention among them;
+        - ``"mean"``: every layer averages what attention to each prefix alone would give.
     weights : float or dict of str to float, default=None
-        Factor on the attention mass of prefixes before normalisation: of all, or by name (1
-        for those not named). With n prefixes concatenated, ``1 / n`` undoes that tokens lose n
-        times the attention that they lost in training.
-    backbone : str, default=None
-        Hub name or folder. None for the one that the prefixes name; to be given where there is
-        no prefix, or where the same backbone lies elsewhere.
+        Factor on the attention mass of prefixes before normalization: of all, or by name (1 for
+        names that are missing). Tokens lose attention to n concatenated prefixes; ``1 / n``
+        makes up for that.
+    backbone : str or path-like, default=None
+        Hub name or folder of the backbone. None for the one that the prefixes name. It must be
+        given if there is no prefix, or if the backbone has moved.
     revision : str, default=None
-        Revision on the Hub. None for the one that the prefixes name, or the newest where
-        `backbone` is given.
-    pooling : {"mean", "cls", "max", "last"}, default=None
-        How token vectors become one vector a text. None for that of the prefixes, or
-        the backbone's own where there is none.
+        Revision of the backbone on the Hub. None for the one that the prefixes name, or the
+        newest one if `backbone` is given.
+    pooling : {"auto", "mean", "cls", "max", "last"}, default="auto"
+        How token vectors become one vector per text. ``"auto"`` follows the active prefixes, or
+        the backbone if none is active.
     pooled_layers : int, default=None
-        Number of last layers whose token vectors are averaged before they are pooled. None for
-        that of the prefixes, or one where there is none.
-    pairs : {"joint", "apart"}, default=None
-        How pairs are read. ``"joint"``: one sequence of both texts, as in the paper.
-        ``"apart"``: each text by itself, and the vector of a pair is ``[u, v, |u - v|]`` of the
-        two [2]_, three times as long as that of a text. Which is better depends on the backbone:
-        one that was trained to embed sentences has never seen two in one sequence. None for what
-        the prefixes were learned with, or ``"joint"`` where none was learned on pairs.
+        Number of last layers whose token vectors are averaged before pooling. None follows the
+        active prefixes.
+    pairs : {"auto", "joint", "apart"}, default="auto"
+        How pairs of texts are read:
+
+        $joint_or_apart
+        - ``"auto"``: as the active prefixes were learned, or as the backbone was trained if none
+          of them was learned on pairs.
     prompt : str, default=None
-        Put before each text as it is, such as the instruction that a backbone was trained with;
-        before the first one of a pair that is one sequence, and before both where they are read
-        apart. It counts towards `max_length`. None for that of the prefixes, which have the same
-        one, or none where there is no prefix.
+        Text that is put before each text. None follows the active prefixes, or the backbone if
+        none is active.
     max_length : int, default=None
-        Longest text in tokens. None for the largest among the prefixes, or as much as the
-        backbone takes where there is none.
-    batch_tokens : int or "auto", default="auto"
-        Most tokens, padding included, that go through the backbone at once. ``"auto"`` goes by
-        the device. It changes speed and memory alone, to rounding in `dtype`.
-    on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
-        What to do when texts are longer than `max_length` and are cut. ``"window"`` cuts none: it
-        reads them in windows of that length, of which a quarter overlaps, and pools their vectors.
-    device : str, default="auto"
-        ``"auto"`` takes CUDA, then MPS, then the CPU.
-    dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        What the backbone computes in. ``"auto"`` takes bfloat16 where the hardware has it.
-    output : {"texts", "words"}, default="texts"
-        Whether :meth:`transform` takes texts and gives one vector a text, or takes sentences in
-        words and gives one vector a word: the mean over its tokens, and zeros for a word that
-        has none or was cut.
-    output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
-        What :meth:`transform` gives vectors as, for a store of many of them. ``"int8"`` scales
-        each vector by itself, 127 for four times its root mean square. ``"binary"`` packs the
-        signs of eight features into a byte, which :func:`numpy.unpackbits` unpacks.
-    cache : "memory", path, VectorCache or None, default="memory"
-        Where vectors are kept by content, so that no text is encoded twice. ``"memory"`` is
-        one :class:`VectorCache` for the whole process; the path of a file keeps vectors for
-        later processes and for workers; None for no cache.
-    verbose : bool or int, default=False
-        Show a progress bar.
+        Longest text in tokens, special tokens included. None for the largest limit among the
+        active prefixes, or the backbone's if none is active.
+    $batch_tokens
+    $on_truncate
+    $device
+    $dtype
+    $output
+    $output_dtype
+    $cache
+    $verbose
 
     Attributes
     ----------
     n_features_out_ : int
-        Length of a vector.
+        Length of the vector of a text, or of a pair if :meth:`fit` has seen pairs.
+    of_pairs_ : bool
+        Whether :meth:`fit` has seen pairs.
 
     See Also
     --------
     PrefixEncoder : Learns a prefix from one source task.
-    prefix_subsets : Selections of a bank for a grid search.
+    prefix_subsets : Lists selections of prefixes for a grid search.
 
     Notes
     -----
-    With softmax mass ``Z_x`` over the tokens, ``Z_t`` over prefix t times its weight, and
-    attention ``o_x``, ``o_t`` to either alone, a layer's output is ``(Z_x o_x + sum_t Z_t o_t)
-    / (Z_x + sum_t Z_t)`` with ``"concat"`` [1]_ and the mean over t of
-    ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)`` with ``"mean"``. Prefixes have no position, so their
-    order does not matter. A bank of one gives its encoder's vectors.
+    Let ``Z_x`` be the softmax mass over the tokens, ``Z_t`` the mass over prefix t times its
+    weight, and ``o_x``, ``o_t`` the attention to either alone. The output of a layer is
+    ``(Z_x o_x + sum_t Z_t o_t) / (Z_x + sum_t Z_t)`` with ``"concat"`` [1]_, and the mean over t
+    of ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)`` with ``"mean"``. Prefixes have no position, so that
+    their order does not matter. A bank of one prefix gives the vectors of its encoder.
 
-    A bank is stateless: `transform` works without `fit`. Pickles and clones of it hold the
-    prefixes and the backbone's name, never its weights.
+    :meth:`transform` works without :meth:`fit`. :meth:`fit` records what decides the vectors.
+    If that changes, the next :meth:`transform` warns that whatever was fitted on the old vectors
+    must be fitted again.
+
+    :meth:`get_params` returns the prefixes, not the encoders they came from. Clones, grid
+    searches and pickles therefore keep them: prefixes have no fitted state to lose. Pickles hold
+    the name of the backbone, never its weights.
+
+    If one encoder is assigned under several names, each name gets the prefix of one fit, in the
+    order of the fits. An encoder that was not fitted exactly once per name is refused.
 
     References
     ----------
-    .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
-       Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
-    .. [2] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019.
+    $paper
+    $sentence_bert
 
     Examples
     --------
@@ -149,27 +158,26 @@ class PrefixBank(SavedBank, TextTransformer):
         "active": [list, tuple, None],
         "combine": [StrOptions({"concat", "mean"})],
         "weights": [Interval(Real, 0, None, closed="neither"), dict, None],
-        "backbone": [str, None],
-        "pooling": [StrOptions(set(POOLINGS)), None],
+        "backbone": [str, os.PathLike, None],
         "pooled_layers": [Count(1), None],
-        "pairs": [StrOptions(set(PAIRS)), None],
-        "prompt": [str, None],
     }
 
-    _fitted_on_pairs = False
+    of_pairs_ = False
+    # What decided the vectors when the bank was fitted.
+    _fitted_on: tuple[str | None, str] | None = None
 
     def __init__(
         self,
-        prefixes: dict[str, PrefixEncoder | Prefix],
+        prefixes: dict[str, Any],
         *,
         active: list[str] | tuple[str, ...] | None = None,
         combine: str = "concat",
         weights: float | dict[str, float] | None = None,
-        backbone: str | None = None,
+        backbone: str | os.PathLike[str] | None = None,
         revision: str | None = None,
-        pooling: str | None = None,
+        pooling: str = "auto",
         pooled_layers: int | None = None,
-        pairs: str | None = None,
+        pairs: str = "auto",
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | str = "auto",
@@ -203,332 +211,239 @@ class PrefixBank(SavedBank, TextTransformer):
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Check parameters and texts; nothing is trained and nothing loaded.
+        """Check parameters and texts; nothing is trained and no backbone is loaded.
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
+        $X
         y : Ignored
             Not used, present for API consistency.
 
         Returns
         -------
         self : PrefixBank
-            Itself.
+            Fitted bank.
 
         Raises
         ------
         ValueError
-            If prefixes do not fit each other, names are unknown, or X holds what is no text.
+            If prefixes do not fit each other, a name is unknown, or `X` holds something that is
+            not a text.
         """
-        self._check()
-        self._fitted_on_pairs = is_pairs(check_sentences(X, self.output == "words"))
+        combination = self.combination()
+        self.of_pairs_ = is_pairs(check_sentences(X, self.output == "words"))
+        self._fitted_on = _identity(combination)
         return self
 
-    def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Turn texts into vectors, in one forward pass.
-
-        Parameters
-        ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2), or iterator
-            Texts, or pairs of texts; with ``output="words"`` sentences as sequences of words. Of
-            an iterator, a bounded number is held at a time.
-        out : ndarray of shape (n_texts, n_features), default=None
-            Where to write, such as a :class:`numpy.memmap`. Beside an iterator it may have
-            rows to spare. Binary vectors have ``ceil(n_features / 8)`` columns.
-
-        Returns
-        -------
-        vectors : ndarray of shape (n_texts, n_features), or (n_words, n_features)
-            In `output_dtype` and input order; independent of what else is in `X`, to rounding
-            in `dtype`. Where `out` is given, its rows that were written to.
-
-        Raises
-        ------
-        ValueError
-            If a parameter is wrong, prefixes do not fit each other or the backbone, `out` does
-            not fit, or X holds what is no text.
-        FloatingPointError
-            If a vector is not finite, as can happen in float16.
-        """
-        self._validate_params()
-        known = self._check()
+    def _embed(self, X: Any, out: NDArray[Any] | None) -> NDArray[Any]:
+        embedder = self._embedder()
+        self._warn_if_changed(embedder.combination)
         words = self.output == "words"
-        facts: Prefix | Backbone = next(iter(known.values())) if known else self._load_checked()
-        vectors = self._embed(
-            X, self._representation(), self._active_prefixes(), facts.n_features,
-            self._load_checked, words, out, self.output_dtype,
-        )  # fmt: skip
-        return self._in_container(vectors)
+        is_iterator = isinstance(X, Iterator)
+        texts = iterate_texts(X, CHUNK, words) if is_iterator else check_sentences(X, words)
+        return embed(embedder, texts, out, bool(self.verbose), self.of_pairs_)
 
-    def _representation(self) -> Representation:
-        known = self._check()
-        # A prefix tells what its backbone must be, without loading it.
-        facts: Prefix | Backbone = next(iter(known.values())) if known else self._load_checked()
-        return Representation(
-            fingerprint=facts.fingerprint,
-            prefixes=tuple((known[key].digest, self._weight(key)) for key in self._in_order(known)),
-            combine=self.combine,
-            pooling=self.pooling or facts.pooling,
-            pooled_layers=int(
-                self.pooled_layers or next((p.pooled_layers for p in known.values()), 1)
-            ),
-            max_length=int(
-                self.max_length
-                or max((p.max_length for p in known.values()), default=facts.max_length)
-            ),
-            dtype=self._dtype_name(),
-            first_position=next(
-                (known[name].first_position for name in self._active_names(known)), 0
-            ),
-            pairs=self._pairs(known),
-            prompt=self._prompt(known),
-            windows=self.on_truncate == "window",
-        )
-
-    def _expects_pairs(self) -> bool:
-        return self._fitted_on_pairs
-
-    def _in_order(self, known: Mapping[str, Prefix]) -> list[str]:
-        # One order for one content: equal banks give equal bits, whatever the dict's order.
-        return sorted(self._active_names(known), key=lambda key: known[key].digest)
-
-    def _active_prefixes(self) -> list[Prefix]:
-        known = self._check()
-        return [known[key] for key in self._in_order(known)]
-
-    def _load_checked(self) -> Backbone:
-        known = self._check()
-        backbone = load_backbone(*self._backbone_name(known), self.dtype, self.device)
-        for key, prefix in known.items():
-            backbone.check(prefix, f"prefix {key!r}")
-        return backbone
-
-    def add(self, name: str, prefix: PrefixEncoder | Prefix) -> Self:
-        """Add a source task, or replace the one of that name.
-
-        Parameters
-        ----------
-        name : str
-            What to call it. Where `active` is a selection, it joins the selection.
-        prefix : PrefixEncoder or Prefix
-            Fitted.
-
-        Returns
-        -------
-        self : PrefixBank
-            With one more prefix; the dict that the constructor got is left alone.
-
-        Raises
-        ------
-        ValueError
-            If the prefix does not fit the others; the bank is then as it was.
-        """
-        prefixes = {**self.prefixes, name: prefix}
-        self._known(prefixes)
-        self.prefixes = prefixes
-        if self.active is not None and name not in self.active:
-            self.active = [*self.active, name]
-        return self
-
-    def remove(self, *names: str) -> Self:
-        """Remove source tasks.
-
-        Parameters
-        ----------
-        *names : str
-            Which. Where `active` is a selection, they leave the selection too.
-
-        Returns
-        -------
-        self : PrefixBank
-            With fewer prefixes; the dict that the constructor got is left alone.
-
-        Raises
-        ------
-        KeyError
-            If there is no prefix of that name.
-        ValueError
-            If none would be left and the bank does not know its backbone otherwise.
-        """
-        for name in names:
-            self[name]
-        left = {name: prefix for name, prefix in self.prefixes.items() if name not in names}
-        if not left and names and self.backbone is None:
-            raise ValueError(
-                f"removing {', '.join(map(repr, names))} leaves no prefix to name the backbone: "
-                "set the bank's backbone parameter first, or use active=[]"
-            )
-        self.prefixes = left
-        if self.active is not None:
-            self.active = [name for name in self.active if name not in names]
-        if isinstance(self.weights, dict):
-            self.weights = {k: w for k, w in self.weights.items() if k not in names}
-        return self
-
-    def without(self, *names: str) -> Self:
-        """Give a copy that lacks source tasks; the bank itself stays as it is.
-
-        Parameters
-        ----------
-        *names : str
-            Which, as in :meth:`remove`.
+    def as_bank(self) -> PrefixBank:
+        """Return the bank itself; encoders return the bank whose vectors they return.
 
         Returns
         -------
         bank : PrefixBank
-            A clone with fewer prefixes.
+            The bank itself.
         """
-        return clone(self).remove(*names)
+        return self
 
-    def __getitem__(self, name: str) -> Prefix:
-        try:
-            prefix = self.prefixes[name]
-        except KeyError:
-            raise KeyError(f"no prefix {name!r}; there are {list(self.prefixes)}") from None
-        return as_prefix(name, prefix)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.prefixes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.prefixes)
-
-    def __len__(self) -> int:
-        return len(self.prefixes)
-
-    def __bool__(self) -> bool:
-        # An empty bank is the bare backbone, not nothing.
-        return True
-
-    def keys(self) -> list[str]:
-        """Names of the source tasks, active or not.
+    def combination(self) -> Combination:
+        """Return the active prefixes, and how texts are read with them.
 
         Returns
         -------
-        names : list of str
-            In the bank's order.
-        """
-        return list(self.prefixes)
+        combination : Combination
+            Names, prefixes and weights of the active prefixes, and the reading that they share.
 
-    def values(self) -> list[Prefix]:
-        """Prefixes of the source tasks, active or not.
+        Raises
+        ------
+        ValueError
+            If prefixes do not fit each other, or the bank does not know its backbone.
+        """
+        return combine_prefixes(
+            check_prefixes(self.prefixes),
+            self.active,
+            self.weights,
+            self.combine,
+            None if self.backbone is None else os.fspath(self.backbone),
+            self.revision,
+            self._reading_params(),
+        )
+
+    def representation(self) -> Representation:
+        """Return everything but the text that decides a vector.
 
         Returns
         -------
-        prefixes : list of Prefix
-            In the bank's order.
+        representation : Representation
+            Its digest is equal for banks that give equal vectors. The backbone of a bank without
+            any prefix is loaded for it.
         """
-        return [self[name] for name in self.prefixes]
+        return self._embedder().representation
 
-    def items(self) -> list[tuple[str, Prefix]]:
-        """Names and prefixes of the source tasks, active or not.
+    def load_backbone(self) -> Backbone:
+        """Load the backbone, and check that prefixes and reading fit it.
 
         Returns
         -------
-        items : list of (str, Prefix)
-            In the bank's order.
+        backbone : Backbone
+            Shared by all estimators of the process.
+
+        Raises
+        ------
+        ValueError
+            If prefixes or reading do not fit the backbone.
         """
-        return [(name, self[name]) for name in self.prefixes]
+        return self._embedder().backbone
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the bank as a folder: one file per prefix, and ``bank.json``.
+
+        Everything that decides vectors is written. Where the bank runs and what it keeps
+        (`device`, `dtype`, `cache`, `batch_tokens`, `verbose`) is not.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            Created if it does not exist. A bank in it is replaced: a kill at any moment leaves
+            the old one or the new one. Other files are left alone.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is wrong, or prefixes do not fit each other.
+        """
+        self._check()
+        params = self.get_params(deep=False)
+        write_folder(
+            folder,
+            {name: prefix.to_bytes() for name, prefix in self.prefixes.items()},
+            {name: to_json(value) for name, value in params.items() if name not in _NOT_SAVED},
+        )
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], **params: Any) -> Self:
+        """Read a bank that :meth:`save` wrote; nothing in it is executed.
+
+        Parameters
+        ----------
+        folder : str or path-like
+            Folder of the bank.
+        **params : dict
+            Parameters to set beside the saved ones, or instead of them, such as ``device``, or
+            ``backbone`` if the backbone has moved.
+
+        Returns
+        -------
+        bank : PrefixBank
+            With prefixes equal to those that were saved.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no bank, or the file of a prefix is missing.
+        ValueError
+            If a file is damaged or has another format version, or a parameter is wrong.
+        """
+        saved = read_folder(folder)
+        where = repr(os.fspath(folder))
+        if unknown := saved.parameters.keys() - (set(cls._get_param_names()) - _NOT_SAVED):
+            raise ValueError(f"the bank in {where} has unknown parameters {sorted(unknown)}")
+        prefixes = {
+            name: Prefix.from_bytes(content, f"prefix {name!r} in {where}")
+            for name, content in saved.prefixes.items()
+        }
+        bank = cls(prefixes, **{**saved.parameters, **params})
+        bank._check()
+        return bank
+
+    def _write_folder(self, folder: Path) -> None:
+        self.save(folder)
+
+    @classmethod
+    def _read_folder(cls, folder: Path, **params: Any) -> Self:
+        return cls.load(folder, **params)
+
+    def _card(self, repo_id: str) -> str:
+        self._check()
+        combination = self.combination()
+        usage = (
+            f"from prefixembed import PrefixBank\n\n"
+            f"bank = PrefixBank.from_pretrained({repo_id!r})\n"
+            f'vectors = bank.transform(["a text"])'
+        )
+        names = ", ".join(combination.names) or "none"
+        how = f"Combined by `{self.combine}`; active: {names}."
+        facts = {name: prefix.facts() for name, prefix in self.prefixes.items()}
+        return model_card(repo_id, facts, combination.backbone, usage, how)
 
     @property
     def n_features_out_(self) -> int:
-        """Length of a vector: that of a text, or of a pair where `fit` has seen pairs.
+        """Length of the vector of a text, or of a pair if `fit` has seen pairs."""
+        try:
+            combination = self.combination()
+            reading = combination.pairs_reading() if self.of_pairs_ else combination.reading
+        except (OSError, ValueError) as error:
+            raise AttributeError(f"the length of vectors is unknown: {error}") from error
+        return reading.width(combination.n_features, self.of_pairs_)
 
-        Where there is no prefix, the backbone's configuration is asked.
-        """
-        known = self._known(self.prefixes)
-        n_features = next(
-            (prefix.n_features for prefix in known.values()), None
-        ) or backbone_n_features(*self._backbone_name({}))
-        apart = self._fitted_on_pairs and self._pairs(known) == "apart"
-        return n_features * (PAIR_WIDTH if apart else 1)
+    def _check(self) -> None:
+        """Check parameters and prefixes without reading the backbone's files."""
+        self._validate_params()
+        backbone = None if self.backbone is None else os.fspath(self.backbone)
+        check_selection(check_prefixes(self.prefixes), self.active, self.weights, backbone)
 
-    def _check(self) -> dict[str, Prefix]:
-        known = self._known(self.prefixes)
-        self._pairs(known)
-        self._backbone_name(known)
-        self._active_names(known)
-        if isinstance(self.weights, dict):
-            for name, weight in self.weights.items():
-                if name not in known:
-                    raise ValueError(f"weights has {name!r}, which is none of {list(known)}")
-                if not isinstance(weight, Real) or not 0 < weight < math.inf:
-                    raise ValueError(f"weights[{name!r}] must be a number above 0, got {weight!r}")
-        return known
+    def _embedder(self) -> Embedder:
+        return Embedder(
+            combination=self.combination(),
+            dtype=self.dtype,
+            device=self.device,
+            cache=None if self.cache is None else open_cache(self.cache),
+            batch_tokens=self.batch_tokens,
+            on_truncate=self.on_truncate,
+            output_dtype=self.output_dtype,
+        )
 
-    def _pairs(self, known: Mapping[str, Prefix]) -> str:
-        if self.pairs is not None:
-            return self.pairs
-        learned = {prefix.pairs: name for name, prefix in known.items() if prefix.pairs}
-        if len(learned) > 1:
-            raise ValueError(
-                f"pairs must be 'joint' or 'apart', got None, which takes what prefixes were "
-                f"learned with: {learned['joint']!r} with 'joint', {learned['apart']!r} with "
-                "'apart'"
+    def _warn_if_changed(self, combination: Combination) -> None:
+        if self._fitted_on is None:
+            return
+        fitted, now = self._fitted_on, _identity(combination)
+        same_backbone = None in (fitted[0], now[0]) or fitted[0] == now[0]
+        if not same_backbone or fitted[1] != now[1]:
+            self._fitted_on = None  # one warning is enough
+            warn(
+                "this PrefixBank has changed since it was fitted: whatever was fitted on its old "
+                "vectors, such as the head in a Pipeline, must be fitted again"
             )
-        return next(iter(learned), "joint")
-
-    def _prompt(self, known: Mapping[str, Prefix]) -> str:
-        if self.prompt is not None:
-            return self.prompt
-        return next((prefix.prompt for prefix in known.values()), "")
-
-    @staticmethod
-    def _known(prefixes: Mapping[str, PrefixEncoder | Prefix]) -> dict[str, Prefix]:
-        known = {name: as_prefix(name, value) for name, value in prefixes.items()}
-        check_compatible(known)
-        return known
-
-    def _active_names(self, known: Mapping[str, Prefix]) -> list[str]:
-        if self.active is None:
-            return list(known)
-        names = list(self.active)
-        for name in names:
-            if not isinstance(name, str) or name not in known:
-                raise ValueError(f"active has {name!r}, which is none of {list(known)}")
-        if len(set(names)) < len(names):
-            raise ValueError(f"active has a name twice: {names}")
-        return names
-
-    def _weight(self, name: str) -> float:
-        if isinstance(self.weights, dict):
-            return float(self.weights.get(name, 1.0))
-        return 1.0 if self.weights is None else float(self.weights)
-
-    def _backbone_name(self, known: Mapping[str, Prefix]) -> tuple[str, str | None]:
-        prefix = next(iter(known.values()), None)
-        if self.backbone is not None:
-            return self.backbone, self.revision
-        if prefix is None:
-            raise ValueError("backbone must be given where there is no prefix to name it")
-        return prefix.backbone, self.revision or prefix.revision
 
     def _html_repr(self) -> str:
-        # For notebooks: what it holds, above scikit-learn's table of parameters.
+        # For notebooks: a table of the prefixes above scikit-learn's table of parameters.
         try:
-            known = self._check()
-            table = bank_table(
-                known,
-                self._active_names(known),
-                {name: self._weight(name) for name in known},
-                self._backbone_name(known)[0],
-                self.combine,
-            )
-        except (AttributeError, TypeError, ValueError) as error:
+            combination = self.combination()
+            weights = dict(zip(combination.names, combination.weights, strict=True))
+            facts = {name: prefix.facts() for name, prefix in self.prefixes.items()}
+            table = bank_table(facts, weights, combination.backbone, self.combine)
+        except (AttributeError, OSError, TypeError, ValueError) as error:
             table = f"<p>{escape(str(error))}</p>"
         return table + estimator_html_repr(self)
 
-    def __sklearn_clone__(self) -> Self:
-        # scikit-learn clones the values of a dict one by one, and a cloned encoder has lost its
-        # fit. A prefix has none to lose.
-        bank = object.__new__(type(self))
-        bank.__dict__.update(self.__dict__)
-        bank.prefixes = {
-            name: getattr(value, "prefix_", value) for name, value in self.prefixes.items()
-        }
-        return super(PrefixBank, bank).__sklearn_clone__()
+    def __copy__(self) -> Self:
+        # Nothing was fitted on the vectors of a copy.
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied._fitted_on = None
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        copied = self.__copy__()
+        copied.__dict__.update(deepcopy(copied.__dict__, memo))
+        return copied
 
     def __sklearn_is_fitted__(self) -> bool:
         return True
@@ -539,38 +454,6 @@ class PrefixBank(SavedBank, TextTransformer):
         return tags
 
 
-def as_prefix(name: str, prefix: PrefixEncoder | Prefix) -> Prefix:
-    """Give the prefix of a dict's value.
-
-    Parameters
-    ----------
-    name : str
-        What the message calls it.
-    prefix : PrefixEncoder or Prefix
-        Fitted.
-
-    Returns
-    -------
-    prefix : Prefix
-        What was learned.
-
-    Raises
-    ------
-    ValueError
-        If the name is no str, or the value no prefix and no fitted encoder.
-    """
-    if not isinstance(name, str):
-        raise ValueError(f"prefixes must have names that are str, got {name!r}")
-    if isinstance(prefix, Prefix):
-        return prefix
-    if not isinstance(prefix, PrefixEncoder):
-        raise ValueError(
-            f"prefixes[{name!r}] must be a PrefixEncoder or a Prefix, got {type(prefix).__name__}"
-        )
-    if not hasattr(prefix, "prefix_"):
-        raise ValueError(
-            f"prefixes[{name!r}] is a PrefixEncoder that is not fitted; "
-            "where a fitted one was cloned, pass its prefix_ instead"
-        )
-    fitted: Prefix = prefix.prefix_
-    return fitted
+def _identity(combination: Combination) -> tuple[str | None, str]:
+    # The backbone, if a prefix knows it, and the rest of what decides vectors.
+    return combination.fingerprint, combination.representation("", "").digest

@@ -1,4 +1,4 @@
-"""Target tasks of multiple choice: a head that ranks the choices of each row."""
+"""Rank the choices of multiple-choice target tasks."""
 
 from __future__ import annotations
 
@@ -21,32 +21,37 @@ if TYPE_CHECKING:
 
 
 class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
-    """Pick the right one of each row's choices by a cheap head on their vectors.
+    """Predict the correct choice of each row with a head on the vectors of its choices.
 
-    Each choice is read as a pair with its context. What all choices of a row have in common says
-    nothing of which is right: the mean over the row is taken off their vectors. The head
-    learns to tell right choices from wrong ones, and a row's prediction is the choice that it
-    scores highest.
+    Each choice is encoded as a pair with its context. The mean vector of a row is subtracted from
+    the vectors of its choices, because what they have in common does not tell them apart. The
+    head learns to classify choices as correct or wrong. The prediction for a row is the choice
+    with the highest score.
+
+    Read more in the :doc:`user guide </guide/choice>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     encoder : PrefixBank or other transformer
-        Turns pairs of texts into vectors. It is cloned: where it is to be kept as it is
-        fitted, freeze it with :class:`~sklearn.frozen.FrozenEstimator`. A bank needs no fit.
+        Transformer of pairs of texts into vectors. It is cloned and fitted. To keep a fitted
+        encoder as it is, wrap it in a :class:`~sklearn.frozen.FrozenEstimator`; a bank does not
+        need that.
     head : classifier, default=None
-        Any classifier with a ``decision_function`` or ``predict_proba``. None for
+        Classifier with ``decision_function`` or ``predict_proba``. It is cloned. None for
         ``LogisticRegression(max_iter=1000)``.
 
     Attributes
     ----------
     encoder_ : transformer
-        A clone of `encoder`.
+        Fitted clone of `encoder`.
     head_ : classifier
-        A clone of `head`, fitted.
+        Fitted clone of `head`.
 
     See Also
     --------
-    PrefixEncoder : With ``objective="multiple_choice"``, learns a prefix from such a task.
+    PrefixEncoder : Learns a prefix from such a task with ``objective="multiple_choice"``.
 
     Examples
     --------
@@ -70,39 +75,41 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: ArrayLike) -> Self:
-        """Learn to tell right choices from wrong ones.
+        """Fit the head.
 
         Parameters
         ----------
         X : sequence of (str, sequence of str)
-            Rows of a context and its choices; rows may differ in how many.
+            Rows of a context and its choices. The number of choices may differ between rows.
         y : array-like of shape (n_rows,)
-            Position of the right choice of each row.
+            Position of the correct choice in each row.
 
         Returns
         -------
         self : ChoiceRanker
-            Fitted.
+            Fitted estimator.
 
         Raises
         ------
         ValueError
-            If X holds what is no such row, or y what is no position of a choice.
+            If a row or a position is invalid, or no row has more than one choice.
         """
         pairs, counts = choice_pairs(check_choices(X))
-        right = _OBJECTIVE.read(y, counts).values
-        check_consistent_length(counts, right)
-        is_right = np.zeros(len(pairs), dtype=np.int64)
-        is_right[np.cumsum(counts) - counts + right] = 1
-        if is_right.all():
-            raise ValueError("X must have a row of two choices or more: there is nothing to rank")
-        self.encoder_ = clone(self.encoder).fit(pairs, is_right)
+        correct = _OBJECTIVE.read(y, counts).values
+        check_consistent_length(counts, correct)
+        is_correct = np.zeros(len(pairs), dtype=np.int64)
+        is_correct[np.cumsum(counts) - counts + correct] = 1
+        if is_correct.all():
+            raise ValueError(
+                "X must have a row with at least two choices, otherwise there is nothing to rank"
+            )
+        self.encoder_ = clone(self.encoder).fit(pairs, is_correct)
         head = LogisticRegression(max_iter=1000) if self.head is None else clone(self.head)
-        self.head_ = head.fit(self._vectors(pairs, counts), is_right)
+        self.head_ = head.fit(self._vectors(pairs, counts), is_correct)
         return self
 
     def decision_function(self, X: Any) -> NDArray[np.float64]:
-        """Score each choice.
+        """Compute the score of each choice.
 
         Parameters
         ----------
@@ -112,7 +119,7 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         Returns
         -------
         scores : ndarray of shape (n_rows, largest number of choices)
-            Minus infinity where a row has fewer.
+            Scores; minus infinity if a row has fewer choices.
         """
         check_is_fitted(self)
         pairs, counts = choice_pairs(check_choices(X))
@@ -127,7 +134,7 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         return decision
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Give the probability that a choice is the right one of its row.
+        """Predict the probability that each choice is the correct one of its row.
 
         Parameters
         ----------
@@ -137,13 +144,13 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         Returns
         -------
         probabilities : ndarray of shape (n_rows, largest number of choices)
-            Zero where a row has fewer; a softmax over the scores of each row.
+            Softmax of the scores of each row; 0 if a row has fewer choices.
         """
         probabilities: NDArray[np.float64] = softmax(self.decision_function(X), axis=1)
         return probabilities
 
     def predict(self, X: Any) -> NDArray[np.intp]:
-        """Pick a choice of each row.
+        """Predict the correct choice of each row.
 
         Parameters
         ----------
@@ -153,21 +160,21 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         Returns
         -------
         positions : ndarray of shape (n_rows,)
-            Of the choice that is scored highest.
+            Position of the choice with the highest score.
         """
         return self.decision_function(X).argmax(axis=1)
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Give the share of rows whose right choice is picked.
+        """Return the share of rows whose correct choice is predicted.
 
         Parameters
         ----------
         X : sequence of (str, sequence of str)
             Rows of a context and its choices.
         y : array-like of shape (n_rows,)
-            Position of the right choice of each row.
+            Position of the correct choice in each row.
         sample_weight : array-like of shape (n_rows,), default=None
-            Weights of rows.
+            Weight of each row. None for equal weights.
 
         Returns
         -------

@@ -3,170 +3,128 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from prefixembed._embed.encoding import (
-    report_truncated,
-    resolve_batch_tokens,
-)
-from prefixembed._embed.texts import check_rows
+from prefixembed._embed.encoding import resolve_batch_tokens
+from prefixembed._embed.texts import is_pairs
 from prefixembed._embed.transformer import TextTransformer
+from prefixembed._embed.truncation import report_truncated
 from prefixembed._fit.examples import check_tasks, prepare, read_rows
-from prefixembed._fit.fine_tuning import fine_tune, pack_backbone, trainable_copy, write_backbone
-from prefixembed._fit.learning import check_can_resume, kept_when_stopped
+from prefixembed._fit.fine_tuning import FineTuner, pack_backbone, write_backbone
+from prefixembed._fit.learning import check_can_resume, train
 from prefixembed._fit.objectives import OBJECTIVES
-from prefixembed._fit.optimization import MAX_RATE, History, Recipe
+from prefixembed._fit.optimization import MAX_RATE, Recipe
+from prefixembed._fit.predictions import score_units
 from prefixembed._model.devices import resolve_device, resolve_dtype
-from prefixembed._model.own_reading import pooling_files
-from prefixembed._model.pooling import Reading
+from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import Count
-from prefixembed.backbone import (
-    Backbone,
-    load_backbone,
-    read_backbone,
-)
-from prefixembed.cache import Representation, VectorCache
-from prefixembed.prefix import PAIRS, POOLINGS
+from prefixembed.backbone import Backbone, load_backbone, release_backbones
+from prefixembed.bank import PrefixBank
+from prefixembed.cache import VectorCache
+from prefixembed.head import Head
 
 if TYPE_CHECKING:
+    import torch
     from typing_extensions import Self
 
 
-@dataclass(frozen=True)
-class TaskHead:
-    """The linear head of one source task.
-
-    Parameters
-    ----------
-    objective : str
-        What the task asks for.
-    classes : ndarray of shape (n_classes,) or None
-        Labels, in the order of the head's outputs.
-    weight : ndarray of shape (n_outputs, n_features)
-        Weight of the head.
-    bias : ndarray of shape (n_outputs,)
-        Bias of the head.
-    """
-
-    objective: str
-    classes: NDArray[Any] | None
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-
-
+@substitute
 class MultiTaskEncoder(TextTransformer):
     """Fine-tune a copy of a whole backbone on several source tasks together, then freeze it.
 
-    The way of making general representations that prefixes are an alternative to [1]_: each
-    step is one batch of one task, with a linear head a task, and gradients reach every weight.
-    A source task cannot be removed afterwards, and adding one means training again. With one
-    task it is plain fine-tuning.
+    This is the way to general representations that prefixes are an alternative to [1]_. Each step
+    is one batch of one task, with a linear head per task, and gradients reach every weight. A
+    source task cannot be removed afterwards, and adding one means training again. With one task
+    it is plain fine-tuning.
+
+    Read more in the :doc:`user guide </guide/multitask>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
-    backbone : str, default="roberta-large"
-        Hub name or folder of an encoder of a supported family. Its own weights are left alone.
-    revision : str, default=None
-        Revision of the backbone on the Hub.
+    backbone : str or path-like, default="roberta-large"
+        Hub name or folder of an encoder of a supported family. Its own weights do not change.
+    $revision
     objectives : dict of str to str, default=None
-        What tasks ask for, by name, as :class:`PrefixEncoder`'s ``objective``; those that are not
-        named are classifications.
+        Objective of each task by name, as for :class:`PrefixEncoder`. Tasks without one are
+        classifications.
     temperature : float, default=1.0
-        How tasks are mixed: each gets a share of the steps in proportion to its number of
-        texts to the power ``1 / temperature``. One mixes in proportion to size; infinity gives
-        each task as many steps.
-    pooling : {"auto", "mean", "cls", "max", "last"}, default="auto"
-        How token vectors become one vector a text. ``"auto"`` takes the backbone's own: what it
-        was trained with, as ``modules.json`` of sentence-transformers has it, and otherwise
-        ``"mean"``, or ``"last"`` where tokens see those before them alone.
-    pooled_layers : int, default=1
-        Number of last layers whose token vectors are averaged before they are pooled.
-    pairs : {"joint", "apart"}, default="joint"
-        How pairs are read. ``"joint"``: one sequence of both texts, as in the paper.
-        ``"apart"``: each text by itself, and the vector of a pair is ``[u, v, |u - v|]`` of the
-        two [2]_, three times as long as that of a text. Which is better depends on the backbone:
-        one that was trained to embed sentences has never seen two in one sequence.
-    prompt : str, default=""
-        Put before each text as it is, such as the instruction that a backbone was trained with;
-        before the first one of a pair that is one sequence, and before both where they are read
-        apart. It counts towards `max_length`. Sentences in words take none.
-    max_length : int, default=None
-        Longest text in tokens. None for as much as the backbone takes.
+        How tasks are mixed: the share of steps of a task is proportional to its number of texts
+        to the power ``1 / temperature``. 1 mixes in proportion to size; infinity gives each task
+        the same number of steps.
+    $pooling
+    $pooled_layers
+    $pairs
+    $prompt
+    $max_length
     learning_rate : float, default=5e-5
-        Peak rate of AdamW, after warm-up over a tenth of the steps and before linear decay to
-        zero. Gradients are clipped at norm 1.
+        Peak learning rate of AdamW for the backbone, after a warm-up over a tenth of the steps
+        and before linear decay to zero. Gradients are clipped at norm 1.
     head_learning_rate : float, default=1e-3
-        The same for the heads, which start at zero.
+        Peak learning rate for the heads, which start at zero.
     weight_decay : float, default=0.01
-        AdamW's weight decay.
-    batch_size : int, default=32
-        Texts a step.
+        Weight decay of AdamW.
+    $batch_size
     max_epochs : int, default=3
-        Most epochs; an epoch has as many steps as it takes to see every text once where tasks
-        are mixed in proportion.
+        Maximum number of epochs. An epoch has as many steps as it takes to see every text once if
+        tasks are mixed in proportion to size.
     early_stopping : bool, default=True
-        Set `validation_fraction` of the training texts aside, stop when their loss, averaged
-        over tasks, has not become lower for `n_iter_no_change` epochs, and keep the epoch where
-        it was lowest.
-    validation_fraction : float, default=0.1
-        Share that is set aside.
-    n_iter_no_change : int, default=2
-        Epochs to wait.
+        Whether to set `validation_fraction` of the training texts aside, to stop when their loss,
+        averaged over tasks, has not improved for `n_iter_no_change` epochs, and to keep the epoch
+        with the lowest loss.
+    $validation_fraction
+    $n_iter_no_change
     checkpoint_dir : str or path-like, default=None
-        Folder for the state of training, as :class:`PrefixEncoder` has it; each file takes four
-        times the memory of the backbone, and there are two.
-    batch_tokens : int or "auto", default="auto"
-        Most tokens, padding included, that go through the backbone at once.
-    on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
-        What to do when texts are longer than `max_length` and are cut; ``"window"`` as in
-        :class:`PrefixEncoder`.
+        Folder for the state of training, as for :class:`PrefixEncoder`. Two files are kept, each
+        four times as large as the backbone. None for no checkpoints.
+    $batch_tokens
+    $on_truncate
     random_state : int, RandomState instance or None, default=None
-        Order of texts, validation split and dropout. For dropout, torch's random state of the
-        device and of the CPU is set during fit and put back afterwards.
-    device : str, default="auto"
-        ``"auto"`` takes CUDA, then MPS, then the CPU.
+        Seed of the order of texts, the validation split and dropout. For dropout, the random
+        states of torch on the device and on the CPU are set during fit, and restored afterwards.
+    $device
     dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
-        What the backbone computes in. In fit weights stay in float32, and products are in
-        bfloat16 where this says so.
-    output : {"texts", "words"}, default="texts"
-        Whether :meth:`transform` gives one vector a text or one a word.
-    output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
-        What :meth:`transform` gives vectors as.
-    cache : "memory", path, VectorCache or None, default="memory"
-        Where vectors are kept by content.
-    verbose : bool or int, default=False
-        Show progress bars.
+        Dtype that the backbone computes in. During fit, weights stay in float32, and products are
+        computed in bfloat16 if this parameter says so.
+    $output
+    $output_dtype
+    $cache
+    $verbose
 
     Attributes
     ----------
     backbone_ : Backbone
-        What was learned, frozen.
-    heads_ : dict of str to TaskHead
+        The fine-tuned backbone, frozen.
+    heads_ : dict of str to Head
         The head of each source task.
+    of_pairs_ : dict of str to bool
+        Whether each source task has pairs of texts.
     history_ : dict of str to list of float
-        One entry an epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
-        early stopping, ``valid_loss`` and, by task, ``valid_loss[name]`` and
-        ``valid_accuracy[name]``, or ``valid_r2[name]``; of one task without its name.
+        One entry per epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
+        early stopping, ``valid_loss``. With several tasks, each has its own ``valid_loss[name]``
+        and ``valid_accuracy[name]``, or ``valid_r2[name]``; with one task, the name is left out.
     n_features_out_ : int
         Length of the vector of a text.
 
     See Also
     --------
     PrefixEncoder : Learns one task and leaves the backbone alone.
-    PrefixBank : Combines what was learned from several.
+    PrefixBank : Combines what was learned from several tasks.
 
     Notes
     -----
@@ -175,9 +133,8 @@ class MultiTaskEncoder(TextTransformer):
 
     References
     ----------
-    .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
-       Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
-    .. [2] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019.
+    $paper
+    $sentence_bert
 
     Examples
     --------
@@ -194,13 +151,9 @@ class MultiTaskEncoder(TextTransformer):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **TextTransformer._parameter_constraints,
-        "backbone": [str],
         "objectives": [dict, None],
         "temperature": [Interval(Real, 1, None, closed="both")],
-        "prompt": [str],
-        "pooling": [StrOptions({"auto", *POOLINGS})],
         "pooled_layers": [Count(1)],
-        "pairs": [StrOptions(set(PAIRS))],
         "learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
         "head_learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
         "weight_decay": [Interval(Real, 0, MAX_RATE, closed="both")],
@@ -213,20 +166,23 @@ class MultiTaskEncoder(TextTransformer):
         "random_state": ["random_state"],
     }
 
-    # `tasks` is what fit learns from, and no metadata to route.
+    # `tasks` is what fit learns from, and not metadata to route.
     __metadata_request__fit: ClassVar[dict[str, str]] = {"tasks": UNUSED}
+
+    # The folder that the fine-tuned backbone is loaded from; written when it is first needed.
+    _place: _TemporaryBackbone | None = None
 
     def __init__(
         self,
-        backbone: str = "roberta-large",
+        backbone: str | os.PathLike[str] = "roberta-large",
         *,
         revision: str | None = None,
         objectives: dict[str, str] | None = None,
         temperature: float = 1.0,
         pooling: str = "auto",
         pooled_layers: int = 1,
-        pairs: str = "joint",
-        prompt: str = "",
+        pairs: str = "auto",
+        prompt: str | None = None,
         max_length: int | None = None,
         learning_rate: float = 5e-5,
         head_learning_rate: float = 1e-3,
@@ -282,21 +238,21 @@ class MultiTaskEncoder(TextTransformer):
         Parameters
         ----------
         tasks : mapping of str to tuple
-            Name of each source task to ``(X, y)`` or ``(X, y, sample_weight)``, as
-            :meth:`PrefixEncoder.fit` takes them.
+            ``(X, y)`` or ``(X, y, sample_weight)`` of each source task by name, as for
+            :meth:`PrefixEncoder.fit`.
         y : Ignored
             Labels are in `tasks`.
 
         Returns
         -------
         self : MultiTaskEncoder
-            Fitted.
+            Fitted encoder.
 
         Raises
         ------
         ValueError
-            If a task is no such tuple, an objective is unknown, or rows and labels are not
-            what it wants.
+            If a task is not such a tuple, an objective is unknown, rows or labels do not fit it,
+            or texts cannot be read as the parameters say.
         FloatingPointError
             If the loss or its gradient becomes infinite or NaN.
         OSError
@@ -305,8 +261,8 @@ class MultiTaskEncoder(TextTransformer):
         Warns
         -----
         UserWarning
-            If an error or Ctrl-C stops training after an epoch or more that can be used: the
-            encoder is fitted then with the best of them, and the error goes on its way.
+            If an error or Ctrl-C stops training after an epoch or more. The encoder then holds the
+            best state so far, and the error is re-raised.
         """
         if not check_tasks(tasks):
             raise ValueError("tasks must have one source task or more, got none")
@@ -316,17 +272,15 @@ class MultiTaskEncoder(TextTransformer):
         random = check_random_state(self.random_state)
         rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
         original = load_backbone(self.backbone, self.revision, "float32", self.device)
-        original.check_pooled_layers(self.pooled_layers)
-        max_length = int(self.max_length or original.max_length)
-        tokenizer = original.tokenizer(max_length)
+        reading = replace(original.reading, **self._reading_params())
         fraction = self.validation_fraction if self.early_stopping else None
         data = {
-            name: prepare(some, tokenizer, fraction, rng, self.pairs, self.prompt)
-            for name, some in rows.items()
+            name: prepare(some, original, reading, fraction, rng) for name, some in rows.items()
         }
-        cut = np.concatenate([some.tokens.truncated for some in data.values()])
-        report_truncated(int(cut.sum()), len(cut), max_length, self.on_truncate)
-
+        reading = replace(reading, windows=False)
+        truncated = np.concatenate([some.tokens.truncated for some in data.values()])
+        n_truncated = int(truncated.sum())
+        report_truncated(n_truncated, len(truncated), reading.max_length, self.on_truncate)
         recipe = Recipe(
             max_epochs=self.max_epochs,
             batch_size=self.batch_size,
@@ -334,115 +288,75 @@ class MultiTaskEncoder(TextTransformer):
             weight_decay=self.weight_decay,
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
-        pooling = original.pooling if self.pooling == "auto" else self.pooling
-        reading = Reading(pooling, int(self.pooled_layers))
-        backbone, heads = trainable_copy(original, data)
-        history: History = {}
-
-        def keep() -> None:
-            self.history_ = history
-            self._read = reading, max_length, self.pairs, self.prompt
-            self.heads_: dict[str, TaskHead] = {}
-            for (name, some), head in zip(data.items(), heads, strict=True):
-                weight, bias = some.objective.finish(
-                    head.weight.detach().cpu().numpy(),
-                    head.bias.detach().cpu().numpy(),
-                    some.targets,
-                )
-                self.heads_[name] = TaskHead(objectives[name], some.targets.classes, weight, bias)
-            self._files = {
-                **pack_backbone(backbone),
-                **pooling_files(pooling, backbone.n_features),
-            }
-            self._loaded: tuple[tuple[torch.device, torch.dtype], Backbone] | None = None
-            self.n_features_out_ = original.n_features
-
-        with kept_when_stopped(history, keep, self.checkpoint_dir):
-            fine_tune(
-                backbone,
-                heads,
+        tuner = FineTuner(
+            original,
+            data,
+            reading,
+            learning_rate=float(self.learning_rate),
+            head_learning_rate=float(self.head_learning_rate),
+            mixed_precision=str(self._resolved_dtype()) == "torch.bfloat16",
+            rng=rng,
+        )
+        with tuner.training():
+            outcome = train(
                 data,
+                tuner,
                 recipe,
-                reading=reading,
                 temperature=float(self.temperature),
-                head_learning_rate=float(self.head_learning_rate),
-                mixed_precision=self._dtype_name() == "bfloat16",
                 batch_tokens=resolve_batch_tokens(self.batch_tokens, original.device),
                 rng=rng,
-                history=history,
                 progress=bool(self.verbose),
                 checkpoint_dir=self.checkpoint_dir,
             )
-        keep()
+        if outcome.is_usable:
+            self.history_ = outcome.history
+            self.heads_ = tuner.heads_learned()
+            self.of_pairs_ = {name: is_pairs(some.texts) for name, some in rows.items()}
+            self.n_features_out_ = original.n_features
+            self._files = pack_backbone(tuner.backbone, reading)
+            self._place = None
+        outcome.reraise(self.checkpoint_dir)
         return self
 
-    def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Turn texts into vectors.
-
-        Parameters
-        ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2), or iterator
-            Texts, or pairs of texts; with ``output="words"`` sentences as sequences of words.
-        out : ndarray of shape (n_texts, n_features), default=None
-            Where to write.
-
-        Returns
-        -------
-        vectors : ndarray of shape (n_texts, n_features), or (n_words, n_features)
-            In `output_dtype` and input order.
-
-        Raises
-        ------
-        ValueError
-            If X holds what is no text, or `out` does not fit.
-        FloatingPointError
-            If a vector is not finite, as can happen in float16.
-        """
-        vectors = self._vectors(X, self.output == "words", out, self.output_dtype)
-        return self._in_container(vectors)
-
     def predict(self, X: Any, task: str | None = None) -> Any:
-        """Predict what a source task asks for.
+        """Predict the labels of a source task.
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else the task's objective takes.
-        task : str, default=None
-            Which task's head to ask. None where there is one.
+        $rows
+        $task
 
         Returns
         -------
         labels : ndarray of shape (n_texts,)
-            As :meth:`PrefixEncoder.predict` gives them.
+            As :meth:`PrefixEncoder.predict` returns them.
 
         Raises
         ------
         ValueError
-            If there is no such task.
+            If there is no such task, or it was learned on the other kind of texts.
         """
         head, logits, counts = self._logits(X, task)
         return OBJECTIVES[head.objective].predict(logits, head.classes, counts)
 
     def predict_proba(self, X: Any, task: str | None = None) -> Any:
-        """Give the probability of each class of a source task.
+        """Return the probability of each class of a source task.
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else the task's objective takes.
-        task : str, default=None
-            Which task's head to ask. None where there is one.
+        $rows
+        $task
 
         Returns
         -------
         probabilities : ndarray of shape (n_texts, n_classes)
-            As :meth:`PrefixEncoder.predict_proba` gives them.
+            As :meth:`PrefixEncoder.predict_proba` returns them.
 
         Raises
         ------
         ValueError
-            If there is no such task, or it is a regression.
+            If there is no such task, it is a regression, or it was learned on the other kind of
+            texts.
         """
         head, logits, counts = self._logits(X, task)
         return OBJECTIVES[head.objective].probabilities(logits, counts)
@@ -454,28 +368,25 @@ class MultiTaskEncoder(TextTransformer):
         task: str | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> float:
-        """Compare predictions of a source task with labels.
+        """Return the score of the predictions for a source task.
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else the task's objective takes.
+        $rows
         y : array-like of shape (n_texts,)
             Labels.
-        task : str, default=None
-            Which task's head to ask. None where there is one.
-        sample_weight : array-like of shape (n_texts,), default=None
-            Weights of texts.
+        $task
+        $sample_weight
 
         Returns
         -------
         score : float
-            As :meth:`PrefixEncoder.score` gives it.
+            As :meth:`PrefixEncoder.score` returns it.
 
         Raises
         ------
         ValueError
-            If there is no such task.
+            If there is no such task, or it was learned on the other kind of texts.
         """
         head, logits, counts = self._logits(X, task)
         objective = OBJECTIVES[head.objective]
@@ -485,76 +396,47 @@ class MultiTaskEncoder(TextTransformer):
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the fine-tuned backbone as a folder that :func:`load_backbone` takes.
 
+        The folder records how texts are read, also in the form that sentence-transformers reads.
+
         Parameters
         ----------
         folder : str or path-like
-            Where to; it is made where there is none. Files of the same names are replaced, each
-            whole or not at all; a backbone that was loaded from there is let go of. It has the
-            pooling too, so that sentence-transformers loads it as it is.
+            Created if it does not exist. Files of the same names are replaced, each whole or not
+            at all. A backbone that was loaded from the folder is released.
         """
         check_is_fitted(self)
         write_backbone(self._files, folder)
 
     @property
     def backbone_(self) -> Backbone:
-        """The fine-tuned backbone, frozen; loaded when it is first asked for."""
+        """The fine-tuned backbone, frozen; loaded when it is first needed."""
+        return self.as_bank().load_backbone()
+
+    def as_bank(self) -> PrefixBank:
+        """Return an empty bank on the fine-tuned backbone, whose vectors `transform` returns.
+
+        Returns
+        -------
+        bank : PrefixBank
+            Its backbone lies in a temporary folder, which exists as long as the encoder or the
+            bank does. Use :meth:`save` for a folder that stays.
+        """
         check_is_fitted(self)
-        where = resolve_device(self.device)
-        key = (where, resolve_dtype(self.dtype, where))
-        if self._loaded is None or self._loaded[0] != key:
-            with tempfile.TemporaryDirectory() as folder:
-                self.save(folder)
-                backbone = read_backbone(folder, None, key[1], where)
-            self._loaded = (key, replace(backbone, name="fine-tuned " + self.backbone))
-        return self._loaded[1]
-
-    def _vectors(
-        self,
-        X: Any,
-        words: bool,
-        out: NDArray[Any] | None = None,
-        output_dtype: str = "float32",
-    ) -> NDArray[Any]:
-        backbone = self.backbone_
-        return self._embed(
-            X, self._representation(), [], backbone.n_features, lambda: backbone, words, out,
-            output_dtype,
-        )  # fmt: skip
-
-    def _representation(self) -> Representation:
-        # As the heads were trained, whatever the parameters say now.
-        reading, max_length, pairs, prompt = self._read
-        return Representation(
-            fingerprint=self.backbone_.fingerprint,
-            prefixes=(),
-            combine="concat",
-            pooling=reading.pooling,
-            pooled_layers=reading.layers,
-            max_length=max_length,
-            dtype=self._dtype_name(),
-            pairs=pairs,
-            prompt=prompt,
-            windows=self.on_truncate == "window",
-        )
+        if self._place is None:
+            self._place = _TemporaryBackbone(self._files)
+        return PrefixBank({}, backbone=self._place, **self._running_params())
 
     def _logits(
         self, X: Any, task: str | None
-    ) -> tuple[TaskHead, NDArray[np.float64], NDArray[np.intp]]:
+    ) -> tuple[Head, NDArray[np.float64], NDArray[np.intp]]:
         check_is_fitted(self)
         if task is None and len(self.heads_) == 1:
             (task,) = self.heads_
         if task not in self.heads_:
             raise ValueError(f"task must be one of {list(self.heads_)}, got {task!r}")
-        head = self.heads_[task]
-        row = OBJECTIVES[head.objective].row
-        texts, counts = check_rows(X, row)
-        vectors = self._vectors(texts, row == "words").astype(np.float64)
-        if not len(texts):
-            vectors = np.zeros((0, head.weight.shape[1]))
-        if vectors.shape[1] != head.weight.shape[1]:
-            learned = "pairs" if head.weight.shape[1] > self.n_features_out_ else "texts"
-            raise ValueError(f"X must have {learned}, as task {task!r} was learned from")
-        return head, vectors @ head.weight.T.astype(np.float64) + head.bias, counts
+        head, of_pairs = self.heads_[task], self.of_pairs_[task]
+        logits, counts = score_units(head, X, of_pairs, self._vectors, f"task {task!r}")
+        return head, logits, counts
 
     def _objectives(self, tasks: Mapping[str, Any]) -> dict[str, str]:
         chosen = self.objectives or {}
@@ -566,8 +448,11 @@ class MultiTaskEncoder(TextTransformer):
                 )
         return {name: chosen.get(name, "classification") for name in tasks}
 
+    def _resolved_dtype(self) -> torch.dtype:
+        return resolve_dtype(self.dtype, resolve_device(self.device))
+
     def fit_transform(self, tasks: Any, y: Any = None, **params: Any) -> NDArray[Any]:
-        """Refuse: tasks hold several X, and none of them is what is to be turned into vectors.
+        """Raise an error: `tasks` holds several X, and none of them is to be transformed.
 
         Parameters
         ----------
@@ -589,8 +474,39 @@ class MultiTaskEncoder(TextTransformer):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        # What was loaded is loaded again from the files, on whatever device there is.
-        return {**super().__getstate__(), "_loaded": None}
+        # A copy writes a folder of its own when it needs one.
+        return {**super().__getstate__(), "_place": None}
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "heads_")
+
+
+class _TemporaryBackbone(os.PathLike[str]):
+    """A folder of a backbone that exists as long as somebody holds this object."""
+
+    def __init__(self, files: Mapping[str, bytes]) -> None:
+        self._path = tempfile.mkdtemp(prefix="prefixembed-")
+        weakref.finalize(self, _discard, self._path, os.getpid())
+        write_backbone(files, self._path)
+
+    def __fspath__(self) -> str:
+        return self._path
+
+    def __repr__(self) -> str:
+        return repr(self._path)
+
+    def __copy__(self) -> _TemporaryBackbone:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _TemporaryBackbone:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process uses the folder while it exists, and does not remove it.
+        return str, (self._path,)
+
+
+def _discard(path: str, pid: int) -> None:
+    if os.getpid() == pid:  # a forked child leaves the folder to its parent
+        release_backbones(path)
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Work for many processes: source tasks side by side, and vectors ahead of a grid search."""
+"""Learn several prefixes in parallel, and fill a cache before a parallel grid search."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import FeatureUnion, Pipeline
 
-from prefixembed._embed.texts import check_sentences, is_pairs, split_pairs, vector_counts
+from prefixembed._embed.texts import Text, check_sentences, is_pairs, split_pairs, vector_counts
 from prefixembed._embed.transformer import TextTransformer
 from prefixembed._fit.examples import check_tasks
 from prefixembed._utils.parameters import checked
 from prefixembed._utils.warnings import warn
-from prefixembed.cache import Representation, VectorCache, open_cache
+from prefixembed.bank import PrefixBank
+from prefixembed.cache import VectorCache, open_cache
 from prefixembed.encoder import PrefixEncoder
 
 
@@ -34,33 +35,40 @@ def fit_prefixes(
     n_jobs: int | None = None,
     verbose: int = 0,
 ) -> dict[str, PrefixEncoder]:
-    """Learn the prefixes of several source tasks, side by side.
+    """Learn the prefixes of several source tasks in parallel.
+
+    Read more in the :doc:`user guide </guide/parallel>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     tasks : mapping of str to tuple
-        Name of each source task to ``(X, y)`` or ``(X, y, sample_weight)``.
+        Data of each source task by name, as ``(X, y)`` or ``(X, y, sample_weight)``.
     encoder : PrefixEncoder, default=None
-        Whose parameters each task is learned with; it is cloned and not changed itself. None
-        for a default one.
+        Encoder that is cloned and fitted for each task. None for ``PrefixEncoder()``.
     n_jobs : int, default=None
-        Processes, as joblib has it. None is one, unless in a
-        :func:`joblib.parallel_config` context. Each process loads a backbone of its own, and
-        the CPU's cores are shared out among them.
+        Number of processes; see :class:`joblib.Parallel`. None for 1, unless in a
+        :func:`joblib.parallel_config` context. Each process loads its own backbone, and the
+        processes share the CPU cores.
     verbose : int, default=0
-        How much joblib tells of its progress.
+        How much progress joblib prints; see :class:`joblib.Parallel`.
 
     Returns
     -------
     encoders : dict of str to PrefixEncoder
-        Fitted, in the order of `tasks`; ready for a :class:`PrefixBank`. With an int as
-        ``random_state``, they are those that fitting one by one gives: in every bit where a
-        process has as many threads, and to rounding otherwise.
+        Fitted encoders in the order of `tasks`, as :class:`PrefixBank` takes them. With an int as
+        ``random_state``, they equal encoders that are fitted one after the other. They are equal
+        bit for bit if each process has the same number of threads, and up to rounding otherwise.
 
     Raises
     ------
     ValueError
-        If a task is no such tuple, or a fit refuses its data.
+        If the data of a task is invalid.
+
+    See Also
+    --------
+    fill_cache : Encodes texts before a parallel grid search.
 
     Examples
     --------
@@ -81,36 +89,50 @@ def fit_prefixes(
 
 
 def fill_cache(search: Any, X: Any) -> int:
-    """Encode ahead, in this process, all that a grid search will ask for.
+    """Encode all texts that a grid search will need, before it starts.
 
-    Worth it before a search with ``n_jobs`` above 1 whose bank has the path of a file as its
-    ``cache``: the workers find every vector there, and load no backbone. A search with
-    ``n_jobs=1`` gains nothing, since it encodes each text once anyway.
+    Use it before a search with ``n_jobs`` above 1, and with the path of a file as ``cache`` of the
+    bank. The workers then find every vector in the file and do not load the backbone. A search
+    with ``n_jobs=1`` does not become faster, since it encodes each text once anyway.
+
+    Read more in the :doc:`user guide </guide/parallel>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     search : estimator
-        A search with a ``param_grid``, such as :class:`~sklearn.model_selection.GridSearchCV`; or
-        what it searches over: a bank, a frozen encoder, a Pipeline that begins with one, or a
-        FeatureUnion of them.
+        A search with a ``param_grid``, such as :class:`~sklearn.model_selection.GridSearchCV`, or
+        an estimator without a search:
+
+        - a :class:`PrefixBank`;
+        - a fitted :class:`PrefixEncoder` or :class:`MultiTaskEncoder` in a
+          :class:`~sklearn.frozen.FrozenEstimator`;
+        - a :class:`~sklearn.pipeline.Pipeline` that begins with one of these;
+        - a :class:`~sklearn.pipeline.FeatureUnion` of them.
     X : array-like of str of shape (n_texts,) or (n_texts, 2)
-        What ``search.fit`` will get.
+        Texts, or pairs of texts, that ``search.fit`` will get.
 
     Returns
     -------
     n_representations : int
-        How many there are: each text was encoded that many times at most.
+        Number of different representations among the candidates. Each text is encoded at most
+        once for each of them.
 
     Raises
     ------
     ValueError
-        If there is nothing in `search` that turns texts into vectors, its cache is None, or its
-        candidates are drawn at random and not known ahead.
+        If `search` does not begin with a transformer of texts, its ``cache`` is None, or it has no
+        ``param_grid``, because it draws its candidates at random.
 
     Warns
     -----
     UserWarning
-        If the search has workers that cannot see what is filled, or the cache is too small.
+        If the workers of the search cannot see the cache, or it is too small for all vectors.
+
+    See Also
+    --------
+    prefix_subsets : Selections of prefixes for a grid search.
 
     Examples
     --------
@@ -132,27 +154,30 @@ def fill_cache(search: Any, X: Any) -> int:
     """
     is_search = hasattr(search, "estimator") and not isinstance(search, FrozenEstimator)
     if is_search and not hasattr(search, "param_grid"):
-        raise ValueError(f"search must have a param_grid, and {type(search).__name__} has none")
+        raise ValueError(
+            f"search must have a param_grid, but {type(search).__name__} does not have one"
+        )
     searched = search.estimator if is_search else search
-    seen: set[tuple[Representation, str, VectorCache]] = set()
+    seen: set[tuple[str, str, VectorCache]] = set()
     needed: dict[VectorCache, int] = {}
     for candidate in ParameterGrid(search.param_grid if is_search else {}):
         own = {key: value for key, value in candidate.items() if _reaches_texts(searched, key)}
-        candidate_estimator = clone(searched)
-        candidate_estimator.set_params(**own)  # of a FrozenEstimator, it gives None
-        for transformer in _text_transformers(candidate_estimator):
-            if transformer.cache is None:
-                raise ValueError(f"cache of {type(transformer).__name__} is None: nothing to fill")
-            cache = open_cache(transformer.cache)
-            key = transformer._representation(), transformer.output, cache
+        estimator = clone(searched)
+        estimator.set_params(**own)  # set_params of a FrozenEstimator returns None
+        for transformer in _text_transformers(estimator):
+            bank = transformer.as_bank()
+            if bank.cache is None:
+                raise ValueError(
+                    f"cache of {type(transformer).__name__} is None: there is nothing to fill"
+                )
+            cache = open_cache(bank.cache)
+            key = bank.representation().digest, bank.output, cache
             if key in seen:
                 continue
             seen.add(key)
-            texts = check_sentences(X, transformer.output == "words")
-            transformer.transform(texts)
-            apart = key[0].pairs == "apart" and is_pairs(texts)
-            distinct = list(dict.fromkeys(split_pairs(texts) if apart else texts))
-            needed[cache] = needed.get(cache, 0) + int(vector_counts(distinct).sum())
+            texts = check_sentences(X, bank.output == "words")
+            bank.transform(texts)
+            needed[cache] = needed.get(cache, 0) + _n_vectors(bank, texts)
     has_workers = is_search and search.n_jobs not in (None, 1)
     if has_workers and any(cache.path is None for cache in needed):
         warn("workers cannot see a cache in memory: set cache to the path of a file")
@@ -162,13 +187,20 @@ def fill_cache(search: Any, X: Any) -> int:
             enough = cache.max_bytes * n_vectors // max(1, held.n_vectors)
             warn(
                 f"{cache} holds {held.n_vectors} of {n_vectors} vectors, and the search will "
-                f"encode the rest again: pass a VectorCache of max_bytes={enough} or more as cache"
+                f"encode the rest again: set cache to a VectorCache of max_bytes={enough} or more"
             )
     return len(seen)
 
 
+def _n_vectors(bank: PrefixBank, texts: list[Text]) -> int:
+    """Return the number of distinct vectors that the cache keeps for texts."""
+    if is_pairs(texts) and bank.combination().pairs_reading().pairs == "apart":
+        texts = split_pairs(texts)
+    return int(vector_counts(list(dict.fromkeys(texts))).sum())
+
+
 def _reaches_texts(estimator: Any, parameter: str) -> bool:
-    """Tell whether a parameter belongs to what comes first in a Pipeline."""
+    """Return whether a parameter belongs to the first step of a Pipeline."""
     if not isinstance(estimator, Pipeline):
         return True
     step, _, rest = parameter.partition("__")
@@ -176,23 +208,25 @@ def _reaches_texts(estimator: Any, parameter: str) -> bool:
     return step == name and (not rest or _reaches_texts(first, rest))
 
 
-def _text_transformers(estimator: Any) -> Iterator[TextTransformer]:
-    if isinstance(estimator, Pipeline):
-        yield from _text_transformers(estimator.steps[0][1])
+def _text_transformers(estimator: Any, frozen: bool = False) -> Iterator[TextTransformer]:
+    """Yield the transformers that read the texts that an estimator gets."""
+    if isinstance(estimator, FrozenEstimator):
+        yield from _text_transformers(estimator.estimator, frozen=True)
+    elif isinstance(estimator, Pipeline):
+        yield from _text_transformers(estimator.steps[0][1], frozen)
     elif isinstance(estimator, FeatureUnion):
         for _, part in estimator.transformer_list:
-            yield from _text_transformers(part)
-    elif isinstance(estimator, FrozenEstimator):
-        yield from _text_transformers(estimator.estimator)
-    elif isinstance(estimator, TextTransformer):
-        if not hasattr(estimator, "prefix_") and isinstance(estimator, PrefixEncoder):
-            raise ValueError(
-                "search must not begin with a PrefixEncoder, which is fitted anew in every fold: "
-                "put its prefix into a PrefixBank, or freeze it"
-            )
+            yield from _text_transformers(part, frozen)
+    elif not isinstance(estimator, TextTransformer):
+        raise ValueError(
+            "search must begin with a PrefixBank or a frozen encoder, by itself or in a Pipeline "
+            f"or FeatureUnion, got {type(estimator).__name__}"
+        )
+    elif isinstance(estimator, PrefixBank) or frozen:
         yield estimator
     else:
+        name = type(estimator).__name__
         raise ValueError(
-            "search must begin with a PrefixBank or a frozen PrefixEncoder, in a Pipeline or a "
-            f"FeatureUnion or by itself, got {type(estimator).__name__}"
+            f"search must not begin with a {name}, which is fitted anew in every fold: freeze it "
+            "with FrozenEstimator, or put the prefixes of fitted encoders into a PrefixBank"
         )

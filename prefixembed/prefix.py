@@ -6,9 +6,7 @@ import functools
 import hashlib
 import json
 import os
-import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -16,88 +14,52 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from prefixembed._embed.texts import PAIR_WIDTH
-from prefixembed._files.hub import PREFIX_FILE, fetch_folder, model_card, push
+from prefixembed._files.atomic import write_atomically
+from prefixembed._files.cards import model_card
+from prefixembed._files.hub import HubMixin
+from prefixembed._files.tensors import pack_tensors, unpack_tensors
 from prefixembed._version import __version__
+from prefixembed.head import Head, decode_classes, encode_classes, read_only
+from prefixembed.reading import Reading
 
-FORMAT_VERSION = 3
-_METADATA_KEY = "prefixembed"
+FORMAT_VERSION = 4
+__all__ = ["FORMAT_VERSION", "Head", "Prefix", "concatenate"]
+
+PREFIX_FILE = "prefix.safetensors"
 _TENSORS = ("keys_values", "head_weight", "head_bias")
-_TYPES = {
-    "backbone": str,
-    "fingerprint": str,
-    "objective": str,
-    "max_length": int,
-    "n_features": int,
-    "pooled_layers": int,
-}
-# As a file may name them: nothing that numpy would have to parse or could take for more.
-_CLASSES_DTYPE = re.compile(r"[<|][biufU]\d{1,9}")
-_MOST_CLASSES_BYTES = 2**28
-_WITHOUT_CLASSES = ("regression", "multiple_choice")
-POOLINGS = ("cls", "mean", "max", "last")
-PAIRS = ("joint", "apart")
-# What prefixes must have in common to be combined.
-_ALIKE = (
-    "fingerprint", "pooling", "pooled_layers", "prompt", "first_position", "layout", "n_features",
-)  # fmt: skip
-_SHAPE_WORDS = "(layer, 2, head, position, head_dim)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Prefix:
-    """Trainable keys and values of one source task, with all that is needed to use them.
+class Prefix(HubMixin):
+    """Hold the keys and values learned from one source task, and all that is needed to use them.
 
-    A prefix is a value: its arrays are read-only, copies of it are itself, and two
-    prefixes are equal when their content is.
+    A prefix is a value: its arrays are read-only, a copy is the prefix itself, and two prefixes
+    are equal if their content is.
+
+    Read more in the :doc:`user guide </guide/prefix>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     keys_values : ndarray of shape (n_layers, 2, n_heads, prefix_length, head_dim)
-        Keys (index 0) and values (index 1) that every token attends to, in every
-        attention layer.
+        Keys (index 0) and values (index 1) that every token attends to, in each attention
+        layer.
     backbone : str
-        Hub name or folder of the backbone that the prefix was learned with.
+        Hub name or folder of the backbone that the prefix was learned on.
     fingerprint : str
-        Fingerprint of that backbone, see :class:`~prefixembed.backbone.Backbone`.
-    pooling : {"cls", "mean", "max", "last"}
-        How token vectors became one vector a text.
-    max_length : int
-        Longest text in tokens, special tokens included, but not the prefix.
+        Fingerprint of that backbone; see :class:`~prefixembed.Backbone`.
     n_features : int
-        Length of a vector.
-    pooled_layers : int, default=1
-        Number of last layers whose token vectors were averaged.
-    pairs : {"joint", "apart"}, default=None
-        How the pairs of the source task were read. None if it has no pairs.
-    prompt : str, default=""
-        What was put before each text.
-    first_position : int, default=0
-        Position that the first token had: 0, or where the prefix was learned by a library that
-        gives positions to prefixes too, such as PEFT, the number of those.
+        Number of features of the backbone.
+    reading : Reading
+        How texts were read. ``reading.pairs`` is None if the source task has single texts.
+    head : Head, default=None
+        Linear head of the source task. None for a prefix that gives vectors but no predictions.
     revision : str, default=None
         Revision of the backbone on the Hub.
-    objective : str, default="classification"
-        What the head was trained for.
-    classes : ndarray of shape (n_classes,), default=None
-        Labels of the source task, in the order of the head's outputs. None for an objective
-        that has none: regression and multiple choice.
-    head_weight : ndarray of shape (n_classes, n_features), default=None
-        Weight of the source task's linear head; three times as wide for pairs read apart.
-    head_bias : ndarray of shape (n_classes,), default=None
-        Bias of the source task's linear head.
     training : mapping, default={}
-        Facts on the training: sizes, epochs, losses. They do not enter the digest.
-
-    Attributes
-    ----------
-    digest : str
-        Hexadecimal SHA-256 of the content, the same on every platform.
-    length : int
-        Number of prefix positions.
+        Facts about the training: sizes, epochs, losses. They do not enter the digest.
 
     Raises
     ------
@@ -119,66 +81,41 @@ class Prefix:
     --------
     >>> import numpy as np
     >>> from prefixembed import Prefix
+    >>> from prefixembed.reading import Reading
     >>> prefix = Prefix(
     ...     keys_values=np.zeros((2, 2, 4, 5, 8), dtype=np.float32), backbone="tiny",
-    ...     fingerprint="0" * 64, pooling="mean", max_length=64, n_features=32)
+    ...     fingerprint="0" * 64, n_features=32, reading=Reading("mean", 64))
     >>> prefix
-    Prefix(backbone='tiny', length=5, objective='classification', digest='ea1b6c379ebd')
+    Prefix(backbone='tiny', length=5, objective=None, digest='00751de4de14')
     """
 
     keys_values: NDArray[np.float32]  # (layer, 2, head, position, head_dim)
     backbone: str
     fingerprint: str
-    pooling: str
-    max_length: int
     n_features: int
-    pooled_layers: int = 1
-    pairs: str | None = None
-    prompt: str = ""
-    first_position: int = 0
+    reading: Reading
+    head: Head | None = None
     revision: str | None = None
-    objective: str = "classification"
-    classes: NDArray[Any] | None = None  # (class,)
-    head_weight: NDArray[np.float32] | None = None  # (class, feature)
-    head_bias: NDArray[np.float32] | None = None  # (class,)
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in _TENSORS:
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, _frozen_array(name, getattr(self, name)))
+        object.__setattr__(self, "keys_values", read_only("keys_values", self.keys_values))
         shape = self.keys_values.shape
         if len(shape) != 5 or shape[1] != 2 or 0 in shape:
-            raise ValueError(f"keys_values must have shape {_SHAPE_WORDS}, got {shape}")
-        for name, kind in _TYPES.items():
+            expected = "(layer, 2, head, position, head_dim)"
+            raise ValueError(f"keys_values must have shape {expected}, got {shape}")
+        for name, kind in (
+            ("backbone", str), ("fingerprint", str), ("n_features", int), ("reading", Reading),
+            ("head", Head),
+        ):  # fmt: skip
             value = getattr(self, name)
-            if not isinstance(value, kind) or value == 0:
+            if not (isinstance(value, kind) and value) and (name, value) != ("head", None):
                 raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
-        if type(self.first_position) is not int or self.first_position < 0:
-            raise ValueError(f"first_position must be an int from 0, got {self.first_position!r}")
-        if self.pairs not in (None, *PAIRS):
-            raise ValueError(f"pairs must be one of {', '.join(PAIRS)}, got {self.pairs!r}")
-        if not isinstance(self.prompt, str):
-            raise ValueError(f"prompt must be a str, got {self.prompt!r}")
-        if self.classes is not None:
-            classes = np.array(self.classes)
-            _encode_classes(classes)
-            classes.flags.writeable = False
-            object.__setattr__(self, "classes", classes)
-        if self.head_weight is not None:
-            n_outputs = self.head_weight.shape[0]
-            expected = (n_outputs, self.width)
-            if self.head_weight.shape != expected:
-                raise ValueError(
-                    f"head_weight must have shape {expected}, got {self.head_weight.shape}"
-                )
-            if self.head_bias is None or self.head_bias.shape != (n_outputs,):
-                raise ValueError(f"head_bias must have shape {(n_outputs,)}")
-            needs_classes = self.objective not in _WITHOUT_CLASSES
-            if needs_classes and (self.classes is None or self.classes.shape != (n_outputs,)):
-                raise ValueError(f"classes must have shape {(n_outputs,)}")
+        if self.head is not None and self.head.width != self.width:
+            raise ValueError(
+                f"head_weight must have {self.width} columns, got {self.head.width}: that is the "
+                f"width of the vectors of {'pairs' if self.of_pairs else 'texts'}"
+            )
         object.__setattr__(self, "training", MappingProxyType(dict(self.training)))
 
     @property
@@ -188,63 +125,71 @@ class Prefix:
 
     @property
     def layout(self) -> tuple[int, int, int]:
-        """Number of layers, number of heads and length of a head, as the backbone has them."""
+        """Number of layers, number of heads, and length of a head."""
         n_layers, _, n_heads, _, head_dim = self.keys_values.shape
         return n_layers, n_heads, head_dim
 
     @property
+    def of_pairs(self) -> bool:
+        """Whether the source task has pairs of texts."""
+        return self.reading.pairs is not None
+
+    @property
     def width(self) -> int:
-        """Length of the vectors that the head reads: three of a text's for pairs read apart."""
-        return self.n_features * (PAIR_WIDTH if self.pairs == "apart" else 1)
+        """Length of the vectors that the head reads."""
+        return self.reading.width(self.n_features, self.of_pairs)
+
+    @property
+    def objective(self) -> str | None:
+        """Objective of the head, or None without a head."""
+        return None if self.head is None else self.head.objective
+
+    @property
+    def classes(self) -> NDArray[Any] | None:
+        """Labels of the source task, or None where there are none."""
+        return None if self.head is None else self.head.classes
 
     @functools.cached_property
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of the content; training facts and the backbone's name apart."""
+        """Hexadecimal SHA-256 of the content, equal on every platform.
+
+        Facts about the training and the name of the backbone do not enter it.
+        """
         content = self._header()
         for key in ("training", "backbone", "revision"):
-            content.pop(key)
+            del content[key]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
         for name, array in self._tensors().items():
             digest.update(f"{name}{array.shape}".encode())
             digest.update(array.astype("<f4", copy=False).tobytes())
         return digest.hexdigest()
 
-    def decision_function(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Apply the source task's head.
-
-        Parameters
-        ----------
-        vectors : ndarray of shape (n_texts, width)
-            What the backbone gives with this prefix alone.
+    def facts(self) -> dict[str, Any]:
+        """Return what a model card says about the prefix.
 
         Returns
         -------
-        logits : ndarray of shape (n_texts, n_classes)
-            One score a class.
-
-        Raises
-        ------
-        ValueError
-            If the prefix was saved without a head, or vectors have another width than it.
+        facts : dict of str to object
+            Objective, number of classes, length, digest, size in bytes, reading, and facts
+            about the training, as JSON types.
         """
-        if self.head_weight is None or self.head_bias is None:
-            raise ValueError(f"{self!r} has no head: it gives vectors, but no predictions")
-        if np.shape(vectors)[1:] != (self.width,):
-            what = "pairs read apart" if self.pairs == "apart" else "texts"
-            raise ValueError(
-                f"the head of {self!r} reads vectors of {what}, of width {self.width}, "
-                f"got shape {np.shape(vectors)}"
-            )
-        weight, bias = self.head_weight.astype(np.float64), self.head_bias.astype(np.float64)
-        return np.asarray(vectors, dtype=np.float64) @ weight.T + bias  # (text, class)
+        return {
+            "objective": self.objective,
+            "n_classes": None if self.classes is None else len(self.classes),
+            "length": self.length,
+            "digest": self.digest,
+            "n_bytes": sum(array.nbytes for array in self._tensors().values()),
+            "reading": self.reading.to_dict(),
+            "training": dict(self.training),
+        }
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the prefix as safetensors with a JSON header; the old file or the new one stands.
+    def to_bytes(self) -> bytes:
+        """Return the content of the file that :meth:`save` writes.
 
-        Parameters
-        ----------
-        path : str or path-like
-            File to write, by custom ending in ``.safetensors``.
+        Returns
+        -------
+        content : bytes
+            Safetensors with a JSON header.
         """
         header = {
             "format_version": FORMAT_VERSION,
@@ -252,10 +197,45 @@ class Prefix:
             "digest": self.digest,
             **self._header(),
         }
-        metadata = {_METADATA_KEY: json.dumps(header)}
-        write_atomically(
-            Path(path), lambda temporary: save_file(self._tensors(), temporary, metadata=metadata)
-        )
+        return pack_tensors(header, self._tensors())
+
+    @classmethod
+    def from_bytes(cls, content: bytes, name: str = "content") -> Prefix:
+        """Read what :meth:`to_bytes` returned; nothing in it is executed.
+
+        Parameters
+        ----------
+        content : bytes
+            Content of a file.
+        name : str, default="content"
+            What error messages call it.
+
+        Returns
+        -------
+        prefix : Prefix
+            Equal to the one that was written.
+
+        Raises
+        ------
+        ValueError
+            If the content is damaged, holds no prefix, or has another format version.
+        """
+        header, tensors = unpack_tensors(content, name)
+        try:
+            return cls._from_header(header, tensors)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+            raise ValueError(f"{name} cannot be read: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the prefix as a safetensors file; a kill leaves the old file or the new one.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File to write, by convention ending in ``.safetensors``.
+        """
+        content = self.to_bytes()
+        write_atomically(Path(path), lambda temporary: Path(temporary).write_bytes(content))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prefix:
@@ -274,121 +254,34 @@ class Prefix:
         Raises
         ------
         FileNotFoundError
-            If there is no such file.
+            If the file does not exist.
         ValueError
-            If the file is damaged, is no prefix, or comes from a newer version.
+            If the file is damaged, holds no prefix, or has another format version.
         """
-        if not os.path.isfile(path):
-            raise FileNotFoundError(f"no prefix file at {os.fspath(path)!r}")
+        name = repr(os.fspath(path))
         try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except FileNotFoundError:  # it has gone this moment
-            raise FileNotFoundError(f"no prefix file at {os.fspath(path)!r}") from None
-        except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{os.fspath(path)!r} is not a safetensors file: {error}") from error
-        if _METADATA_KEY not in metadata:
-            raise ValueError(f"{os.fspath(path)!r} holds no prefix: its header says nothing of one")
-        try:
-            return cls._from_file(json.loads(metadata[_METADATA_KEY]), tensors)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{os.fspath(path)!r} cannot be read: {error}") from error
+            content = Path(path).read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            raise FileNotFoundError(f"no prefix file at {name}") from None
+        return cls.from_bytes(content, name)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        commit_message: str | None = None,
-    ) -> str:
-        """Upload the prefix and a model card to the Hub, as one commit.
+    def _write_folder(self, folder: Path) -> None:
+        self.save(folder / PREFIX_FILE)
 
-        Parameters
-        ----------
-        repo_id : str
-            ``"user/name"`` on the Hub.
-        private : bool, default=None
-            Whether a repository that is made is private. None for the account's default.
-        token : str or bool, default=None
-            As huggingface_hub takes it. None for the one that was logged in with.
-        revision : str, default=None
-            Branch. None for the main one.
-        commit_message : str, default=None
-            None for one that names the library.
+    @classmethod
+    def _read_folder(cls, folder: Path) -> Prefix:
+        return cls.load(folder / PREFIX_FILE)
 
-        Returns
-        -------
-        url : str
-            Of the commit.
-        """
+    def _card(self, repo_id: str) -> str:
         usage = (
             f"from prefixembed import Prefix, PrefixBank\n\n"
             f"prefix = Prefix.from_pretrained({repo_id!r})\n"
             f'vectors = PrefixBank({{"it": prefix}}).transform(["a text"])'
         )
-        card = model_card(repo_id, {repo_id: self.facts()}, self.backbone, usage)
-        return push(
-            repo_id, lambda folder: self.save(folder / PREFIX_FILE), card, private=private,
-            token=token, revision=revision, commit_message=commit_message,
-        )  # fmt: skip
+        return model_card(repo_id, {repo_id: self.facts()}, self.backbone, usage)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name: str | os.PathLike[str],
-        revision: str | None = None,
-        *,
-        token: str | bool | None = None,
-    ) -> Prefix:
-        """Read a prefix from the Hub or from a folder; nothing in it is executed.
-
-        Parameters
-        ----------
-        name : str or path-like
-            Repository on the Hub, or a folder with ``prefix.safetensors``.
-        revision : str, default=None
-            Branch, tag or commit of the repository.
-        token : str or bool, default=None
-            As huggingface_hub takes it.
-
-        Returns
-        -------
-        prefix : Prefix
-            Equal to the one that was pushed.
-
-        Raises
-        ------
-        OSError
-            If it is no folder and cannot be fetched, or there is no prefix in it.
-        ValueError
-            If the file is damaged or comes from another version, or a revision is asked for of a
-            folder.
-        """
-        return cls.load(fetch_folder(name, revision, token) / PREFIX_FILE)
-
-    def facts(self) -> dict[str, Any]:
-        """Tell what a card says of it: kind, classes, length, digest, training.
-
-        Returns
-        -------
-        facts : dict of str to object
-            What is JSON.
-        """
-        return {
-            "objective": self.objective,
-            "n_classes": None if self.classes is None else len(self.classes),
-            "length": self.length,
-            "digest": self.digest,
-            "training": dict(self.training),
-        }
-
-    @classmethod
-    def _from_file(cls, header: Any, tensors: dict[str, Any]) -> Prefix:
-        if not isinstance(header, dict):
-            raise ValueError(f"its header is a {type(header).__name__}, and no object")
+    def _from_header(cls, header: dict[str, Any], tensors: dict[str, Any]) -> Prefix:
         version = header.pop("format_version")
         if version != FORMAT_VERSION:
             raise ValueError(
@@ -400,45 +293,48 @@ class Prefix:
             raise ValueError(f"unknown tensors {sorted(unknown)}")
         if wrong := [name for name, array in tensors.items() if array.dtype != np.float32]:
             raise ValueError(f"tensors {wrong} are not float32")
-        if header["classes"] is not None:
-            header["classes"] = _decode_classes(header["classes"])
-        prefix = cls(**tensors, **header)
+        head = header.pop("head")
+        if head is not None:
+            classes = None if head["classes"] is None else decode_classes(head["classes"])
+            weight, bias = tensors["head_weight"], tensors["head_bias"]
+            head = Head(head["objective"], classes, weight, bias)
+        reading = Reading(**header.pop("reading"))
+        prefix = cls(keys_values=tensors["keys_values"], reading=reading, head=head, **header)
         if prefix.digest != digest:
             raise ValueError(f"content has digest {prefix.digest}, its header says {digest}")
         return prefix
 
     def _header(self) -> dict[str, Any]:
+        head = None
+        if self.head is not None:
+            classes = None if self.head.classes is None else encode_classes(self.head.classes)
+            head = {"objective": self.head.objective, "classes": classes}
         return {
             "backbone": self.backbone,
             "revision": self.revision,
             "fingerprint": self.fingerprint,
-            "pooling": self.pooling,
-            "max_length": self.max_length,
             "n_features": self.n_features,
-            "pooled_layers": self.pooled_layers,
-            "pairs": self.pairs,
-            # Only where there is one, so that digests of those without stay as they were.
-            **({"prompt": self.prompt} if self.prompt else {}),
-            "first_position": self.first_position,
-            "objective": self.objective,
-            "classes": None if self.classes is None else _encode_classes(self.classes),
+            "reading": self.reading.to_dict(),
+            "head": head,
             "training": dict(self.training),
         }
 
     def _tensors(self) -> dict[str, NDArray[np.float32]]:
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        return {name: array for name, array in tensors.items() if array is not None}
+        tensors = {"keys_values": self.keys_values}
+        if self.head is not None:
+            tensors |= {"head_weight": self.head.weight, "head_bias": self.head.bias}
+        return tensors
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Through the constructor, so that what is unpickled is checked and read-only again.
-        fields = (getattr(self, name) for name in self.__dataclass_fields__ if name != "training")
-        return type(self), (*fields, dict(self.training))
+        values = [getattr(self, name) for name in self.__dataclass_fields__ if name != "training"]
+        return type(self), (*values, dict(self.training))
 
     def __copy__(self) -> Prefix:
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prefix:
-        # sklearn.clone deep-copies a bank's dict: an immutable value needs no copy.
+        # sklearn.clone deep-copies the dict of a bank: an immutable value needs no copy.
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -455,12 +351,14 @@ class Prefix:
 
 
 def concatenate(prefixes: Sequence[Prefix]) -> NDArray[np.float32]:
-    """Lay the keys and values of prefixes behind each other, layer by layer.
+    """Concatenate the keys and values of prefixes, layer by layer.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     prefixes : sequence of Prefix
-        At least one; their layouts must agree, their lengths need not.
+        One or more with the same layout; their lengths may differ.
 
     Returns
     -------
@@ -468,93 +366,3 @@ def concatenate(prefixes: Sequence[Prefix]) -> NDArray[np.float32]:
         The combined prefix of arXiv 2305.13499.
     """
     return np.concatenate([prefix.keys_values for prefix in prefixes], axis=3)
-
-
-def check_compatible(prefixes: Mapping[str, Prefix]) -> None:
-    """Refuse prefixes that cannot be combined.
-
-    Parameters
-    ----------
-    prefixes : mapping of str to Prefix
-        By the names that a message is to call them.
-
-    Raises
-    ------
-    ValueError
-        If two of them differ in backbone, pooling, pooled layers, prompt, first position or shape;
-        the message names both.
-    """
-    names = list(prefixes)
-    for name in names[1:]:
-        one, other = prefixes[names[0]], prefixes[name]
-        for attribute in _ALIKE:
-            if getattr(one, attribute) != getattr(other, attribute):
-                raise ValueError(
-                    f"prefixes {names[0]!r} and {name!r} cannot be combined, "
-                    f"their {attribute} differs: {_describe(one, attribute)} of {names[0]!r} and "
-                    f"{_describe(other, attribute)} of {name!r}"
-                )
-
-
-def _describe(prefix: Prefix, attribute: str) -> str:
-    if attribute == "fingerprint":
-        return f"{prefix.fingerprint[:12]!r} (backbone {prefix.backbone!r})"
-    if attribute == "layout":
-        return f"{prefix.layout} (layers, heads, head_dim)"
-    return repr(getattr(prefix, attribute))
-
-
-def _frozen_array(name: str, array: NDArray[Any]) -> NDArray[np.float32]:
-    frozen = np.array(array, dtype=np.float32)
-    if not np.isfinite(frozen).all():
-        raise ValueError(f"{name} has numbers that are not finite")
-    frozen.flags.writeable = False
-    return frozen
-
-
-def _encode_classes(classes: NDArray[Any]) -> dict[str, Any]:
-    if classes.dtype.kind not in "biufU":
-        raise ValueError(
-            f"labels must be numbers, booleans or strings, got classes of dtype {classes.dtype}"
-        )
-    return {"dtype": classes.dtype.str.replace(">", "<"), "values": classes.tolist()}
-
-
-def _decode_classes(encoded: Mapping[str, Any]) -> NDArray[Any]:
-    dtype, values = encoded["dtype"], encoded["values"]
-    if not isinstance(dtype, str) or not _CLASSES_DTYPE.fullmatch(dtype):
-        raise ValueError(f"labels of dtype {dtype!r} are not numbers, booleans or strings")
-    size = np.dtype(dtype).itemsize * len(values)
-    if size > _MOST_CLASSES_BYTES:
-        raise ValueError(f"{len(values)} labels of dtype {dtype} take {size} bytes")
-    return np.array(values, dtype=dtype)
-
-
-def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
-    """Write a file; a kill or an error leaves the old one as it was.
-
-    Parameters
-    ----------
-    target : Path
-        Where it is to be.
-    write : callable
-        Writes to the path that it is given, which is beside `target`.
-    """
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    # mkstemp makes files for the owner's eyes only; a saved prefix follows the umask instead.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,4 +1,4 @@
-"""Which prefixes: selections of a bank for a grid search, and a search that grows them."""
+"""Select the prefixes of a bank for a target task."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from prefixembed._utils.parameters import Count, checked
 from prefixembed.bank import PrefixBank
 
-_MOST_SUBSETS = 4096
+_MAX_SUBSETS = 4096
 
 Subset = tuple[str, ...]
 
@@ -27,37 +27,45 @@ Subset = tuple[str, ...]
 def prefix_subsets(
     bank: PrefixBank, min_size: int = 0, max_size: int | None = None
 ) -> list[tuple[str, ...]]:
-    """List selections of a bank's prefixes, to be tried as its ``active`` parameter.
+    """List selections of a bank's prefixes, for a grid search over its ``active`` parameter.
+
+    Read more in the :doc:`user guide </guide/selection>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     bank : PrefixBank
-        With n prefixes, active or not.
+        Bank with n prefixes, active or not.
     min_size : int, default=0
-        Smallest selection; 0 is the bare backbone, and ``len(bank) - 1`` the bank with one
-        prefix left out.
+        Smallest number of prefixes in a selection. 0 includes the bare backbone;
+        ``len(bank) - 1`` lists the selections that leave out at most one prefix.
     max_size : int, default=None
-        Largest selection; None for all of them.
+        Largest number of prefixes in a selection. None for all n.
 
     Returns
     -------
     subsets : list of tuple of str
-        Smaller ones first; ``2 ** n`` of them where sizes are not limited.
+        Selections, smaller ones first. There are ``2 ** n`` of them if sizes are not limited.
 
     Raises
     ------
     ValueError
-        If sizes are not ``0 <= min_size <= max_size <= n``, or there are more than 4,096
+        If ``0 <= min_size <= max_size <= n`` does not hold, or there are more than 4,096
         selections.
 
     See Also
     --------
-    PrefixSelector : Grows a selection where there are too many to try them all.
+    PrefixSelector : Searches step by step if there are too many selections to try them all.
 
     Examples
     --------
-    >>> from prefixembed import PrefixBank, prefix_subsets
-    >>> bank = PrefixBank({"a": None, "b": None, "c": None})
+    >>> from prefixembed import PrefixBank, PrefixEncoder, prefix_subsets
+    >>> from prefixembed.tasks import demo_backbone
+    >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
+    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0)
+    >>> prefix = encoder.fit(texts, [1, 0, 1, 0] * 8).prefix_
+    >>> bank = PrefixBank({"a": prefix, "b": prefix, "c": prefix})
     >>> prefix_subsets(bank, max_size=1)
     [(), ('a',), ('b',), ('c',)]
     >>> prefix_subsets(bank, min_size=len(bank) - 1)
@@ -72,70 +80,81 @@ def prefix_subsets(
         )
     sizes = range(min_size, largest + 1)
     n_subsets = sum(math.comb(len(names), size) for size in sizes)
-    if n_subsets > _MOST_SUBSETS:
+    if n_subsets > _MAX_SUBSETS:
         raise ValueError(
             f"{len(names)} prefixes have {n_subsets} selections of min_size={min_size} to "
-            f"max_size={largest}, more than {_MOST_SUBSETS}: PrefixSelector tries some n ** 2 / 2"
+            f"max_size={largest}, which is more than {_MAX_SUBSETS}: use PrefixSelector, which "
+            "tries about n ** 2 / 2 of them"
         )
     return [subset for size in sizes for subset in combinations(names, size)]
 
 
 class PrefixSelector(BaseSearchCV):
-    """Choose the prefixes of a bank for a target task, one after the other.
+    """Select the prefixes of a bank for a target task by stepwise search.
 
-    Forward, from the bare backbone: the prefix is added that raises the score of
-    cross-validation most. Backward, from the whole bank: the one is switched off whose absence
-    raises it most. n prefixes need some ``n ** 2 / 2`` selections to be tried in place of
-    ``2 ** n``; through the bank's cache, each encodes each text once.
+    Each step adds or removes the prefix that improves the cross-validated score most. n prefixes
+    need about ``n ** 2 / 2`` selections instead of ``2 ** n``. With the bank's cache, each text
+    is encoded once per selection.
+
+    Read more in the :doc:`user guide </guide/selection>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     estimator : estimator
-        A Pipeline, or whatever has one :class:`PrefixBank` among its parameters.
+        Pipeline or other estimator with exactly one :class:`PrefixBank` among its parameters.
     direction : {"forward", "backward"}, default="forward"
-        From where to where.
+        ``"forward"`` starts from the bare backbone and adds prefixes; ``"backward"`` starts from
+        the whole bank and removes them.
     floating : bool, default=False
-        Take a step back, as often as that gives a better selection of its size than any before
-        [1]_.
+        Whether each step is followed by steps in the opposite direction, as long as they give the
+        best selection of its size so far [1]_.
     n_prefixes : int, default=None
-        How many to choose. None for as many as are worth it, by `tol`.
+        Number of prefixes to select. None to stop when the score no longer improves, as `tol`
+        defines it.
     tol : float, default=0.0
-        What a prefix must be worth: it is added if the score rises by more, and switched off if it
-        falls by no more.
+        Smallest contribution of a prefix, if `n_prefixes` is None. A prefix is added if the score
+        rises by more than `tol`, and removed if the score falls by at most `tol`.
     combine : list of str, default=None
-        Values of the bank's ``combine`` to try with every selection. None for the bank's own.
+        Values of the bank's ``combine`` to try with each selection. None for the bank's own value.
     weights : list, default=None
-        Values of the bank's ``weights`` to try with every selection. None for the bank's own.
+        Values of the bank's ``weights`` to try with each selection. None for the bank's own value.
     scoring : str, callable or None, default=None
-        One score, as scikit-learn has them. None for the estimator's own.
+        A single score; see :class:`~sklearn.model_selection.GridSearchCV`. None for the
+        ``score`` method of the estimator.
     cv : int, splitter, iterable or None, default=None
-        As scikit-learn has it.
+        Cross-validation splitter; see :class:`~sklearn.model_selection.GridSearchCV`. It must
+        give the same folds each time.
     n_jobs : int, default=None
-        Processes. Above one, give the bank the path of a file as cache: workers see no other.
+        Number of processes. None for 1, unless in a :func:`joblib.parallel_config` context. With
+        more than 1, set the bank's ``cache`` to the path of a file, since workers do not see a
+        cache in memory.
     error_score : "raise" or float, default=nan
-        Score of a fit that fails.
+        Score of a fit that fails. ``"raise"`` raises the error.
     verbose : int, default=0
-        How much to tell.
+        How many messages to print; see :class:`~sklearn.model_selection.GridSearchCV`.
 
     Attributes
     ----------
     active_ : tuple of str
-        The prefixes that were chosen, in the bank's order.
+        Names of the selected prefixes, in the bank's order.
     best_estimator_ : estimator
-        With the chosen selection, fitted on all texts.
+        Estimator with the selected prefixes, fitted on all texts.
     best_score_ : float
-        Mean score over folds of the chosen selection. It chose, so it flatters.
+        Mean cross-validated score of the selected prefixes. It is optimistic, since it was used
+        to select them.
     best_params_, best_index_, cv_results_, n_splits_, scorer_, refit_time_
-        As in :class:`~sklearn.model_selection.GridSearchCV`; ``pandas.DataFrame(cv_results_)`` has
-        a row a candidate, with its ``step``.
+        As in :class:`~sklearn.model_selection.GridSearchCV`. ``cv_results_`` has one row per
+        candidate, and the number of its step as ``step``.
 
     See Also
     --------
-    prefix_subsets : All selections, for a grid search.
+    prefix_subsets : Lists all selections for a grid search.
 
     Notes
     -----
-    Predictions, ``score`` and ``transform`` are those of ``best_estimator_``.
+    Methods such as ``predict``, ``score`` and ``transform`` use ``best_estimator_``.
 
     References
     ----------
@@ -200,21 +219,20 @@ class PrefixSelector(BaseSearchCV):
         self.weights = weights
 
     def _run_search(self, evaluate_candidates: Callable[..., dict[str, Any]]) -> None:
-        name, bank = find_bank(self.estimator)
+        name, bank = _find_bank(self.estimator)
         names = list(bank)
         if not _yields_constant_splits(self._checked_cv_orig):
             raise ValueError(
-                f"cv must give the same folds each time, got {self.cv!r}: selections of different "
-                "steps are compared; pass a splitter with an int as random_state"
+                f"cv must give the same folds each time, got {self.cv!r}, because selections from "
+                "different steps are compared: pass a splitter with an int as random_state"
             )
         if self.n_prefixes is not None and self.n_prefixes > len(names):
             raise ValueError(
-                f"n_prefixes must be at most {len(names)}, the prefixes of the bank, got "
-                f"{self.n_prefixes}"
+                f"n_prefixes must be at most {len(names)}, the number of prefixes in the bank, "
+                f"got {self.n_prefixes}"
             )
-        tried = {"combine": self.combine, "weights": self.weights}
-        tried = {f"{name}__{key}": values for key, values in tried.items() if values is not None}
-        settings = list(ParameterGrid(tried))
+        grid = {f"{name}__combine": self.combine, f"{name}__weights": self.weights}
+        settings = list(ParameterGrid({k: v for k, v in grid.items() if v is not None}))
         scores: dict[Subset, float] = {}
         rows: dict[Subset, int] = {}
         n_steps = 0
@@ -229,7 +247,7 @@ class PrefixSelector(BaseSearchCV):
                 results = evaluate_candidates(candidates, more_results=more)
                 n_steps += 1
                 if "mean_test_score" not in results:
-                    raise ValueError(f"scoring must give one score, got {self.scoring!r}")
+                    raise ValueError(f"scoring must give a single score, got {self.scoring!r}")
                 found = np.nan_to_num(results["mean_test_score"], nan=-np.inf)
                 for k, subset in enumerate(new):
                     first = len(found) - len(candidates) + k * len(settings)
@@ -246,7 +264,7 @@ class PrefixSelector(BaseSearchCV):
         forward = self.direction == "forward"
         current: Subset = () if forward else tuple(names)
         values = score([current])
-        best = {len(current): current}  # by size
+        best = {len(current): current}  # best selection of each size so far
         end = self.n_prefixes
         if end is None:
             end = len(names) if forward else 0
@@ -260,10 +278,10 @@ class PrefixSelector(BaseSearchCV):
             reached = best_neighbour(forward)
             assert reached is not None
             gain = _gain(values[current], values[reached])
-            worth = gain > self.tol if forward else gain >= -self.tol
-            if self.n_prefixes is None and not worth:
+            is_worth_it = gain > self.tol if forward else gain >= -self.tol
+            if self.n_prefixes is None and not is_worth_it:
                 break
-            # Where steps back have found a better one of that size before, that is gone on from.
+            # Floating steps may have found a better selection of this size before.
             current = max(best.get(len(reached), reached), reached, key=values.__getitem__)
             best[len(current)] = current
             while self.floating and (back := best_neighbour(not forward)) is not None:
@@ -274,7 +292,7 @@ class PrefixSelector(BaseSearchCV):
         return current
 
     def _select_best_index(self, refit: Any, refit_metric: str, results: dict[str, Any]) -> int:
-        # What was walked to: the tolerance may prefer it to what scores highest.
+        # The end of the walk: because of `tol`, it need not have the highest score of all.
         return self._chosen
 
 
@@ -285,32 +303,14 @@ def _neighbours(names: list[str], current: Subset, larger: bool) -> list[Subset]
 
 
 def _gain(before: float, after: float) -> float:
-    # A fit that failed scores minus infinity.
+    # A failed fit has a score of minus infinity.
     if before == -math.inf:
         return 0.0 if after == -math.inf else math.inf
     return after - before
 
 
-def find_bank(estimator: Any) -> tuple[str, PrefixBank]:
-    """Give the one bank among an estimator's parameters, and the name that it has there.
-
-    Parameters
-    ----------
-    estimator : estimator
-        A Pipeline, a ChoiceRanker, or what else has one.
-
-    Returns
-    -------
-    name : str
-        As ``set_params`` takes it.
-    bank : PrefixBank
-        The bank.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or more than one.
-    """
+def _find_bank(estimator: Any) -> tuple[str, PrefixBank]:
+    """Return the only bank among an estimator's parameters, after the name of its parameter."""
     banks = {
         name: value
         for name, value in estimator.get_params(deep=True).items()
@@ -318,7 +318,7 @@ def find_bank(estimator: Any) -> tuple[str, PrefixBank]:
     }
     if len(banks) != 1:
         raise ValueError(
-            f"estimator must have one PrefixBank among its parameters, and "
+            f"estimator must have exactly one PrefixBank among its parameters, but "
             f"{type(estimator).__name__} has {len(banks)}: {list(banks)}"
         )
     return next(iter(banks.items()))

@@ -1,8 +1,9 @@
-"""Many predictions from one text: the heads of any number of target tasks on one bank."""
+"""Predict many target tasks from one vector per text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from prefixembed._embed.texts import Text, check_texts, is_pairs
 from prefixembed._fit.examples import check_tasks
+from prefixembed._utils.warnings import warn
 from prefixembed.bank import PrefixBank
 
 if TYPE_CHECKING:
@@ -23,42 +25,54 @@ if TYPE_CHECKING:
 
 
 class TargetHeads(MetaEstimatorMixin, BaseEstimator):
-    """Cheap heads for many target tasks, which all read the vectors of one bank.
+    """Fit one head per target task on the vectors of a shared bank.
 
-    A text is encoded once, whatever the number of target tasks [1]_; or once for each different
-    selection of prefixes, where targets have selections of their own. A target task is added or
-    removed by touching its head alone.
+    Each text is encoded once, however many target tasks there are [1]_. If target tasks use
+    different prefixes, each text is encoded once per selection of prefixes. Adding or removing a
+    target task does not affect the heads of the others.
+
+    Read more in the :doc:`user guide </guide/targets>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     bank : PrefixBank
-        What turns texts into vectors. It is cloned.
+        Bank that turns texts into vectors. It is cloned.
     head : estimator, default=None
-        What each target task learns, unless `heads` says otherwise: a classifier or a regressor;
-        it is cloned. None for ``LogisticRegression(max_iter=1000)``.
+        Classifier or regressor that is cloned and fitted for each target task that is not in
+        `heads`. None for ``LogisticRegression(max_iter=1000)``.
     heads : dict of str to estimator, default=None
-        Heads of some target tasks, by name.
-    active : dict of str to sequence of str, default=None
-        The prefixes that some target tasks are to have, by name. None, and targets that are not
-        named, for those that are active in the bank.
+        Heads of individual target tasks, by name. None to use `head` for all.
+    selections : dict of str to sequence of str, default=None
+        Prefixes that individual target tasks use, by name of the task. Target tasks that are not
+        named use the active prefixes of `bank`. None for the active prefixes in all of them.
 
     Attributes
     ----------
     bank_ : PrefixBank
-        A clone of `bank`.
+        Clone of `bank`.
     heads_ : dict of str to estimator
-        The fitted head of each target task.
-    active_ : dict of str to tuple of str
-        The prefixes of each.
+        Fitted head of each target task.
+    selections_ : dict of str to tuple of str
+        Names of the prefixes that each target task uses.
+    digests_ : dict of str to str
+        Digest of everything that decided the vectors that each head was fitted on, except the
+        dtype that the backbone computed in.
 
     See Also
     --------
-    MultiTaskEncoder : Learns several source tasks together, in one backbone.
-    PrefixSelector : Chooses the prefixes of a target task.
+    MultiTaskEncoder : Fine-tunes one backbone on several source tasks.
+    PrefixSelector : Selects the prefixes for a target task.
 
     Notes
     -----
-    Heads are on vectors of float32. For one that scales or reduces them first, pass a Pipeline.
+    Heads are fitted on float32 vectors as the bank returns them. To scale or reduce them first,
+    pass a :class:`~sklearn.pipeline.Pipeline` as head.
+
+    The prefixes and parameters of ``bank_`` may be changed after fitting. Heads whose vectors
+    change with them still predict, but with a warning that names the target tasks to fit again
+    with :meth:`add_target`.
 
     References
     ----------
@@ -81,10 +95,10 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         "bank": [PrefixBank],
         "head": [HasMethods(["fit", "predict"]), None],
         "heads": [dict, None],
-        "active": [dict, None],
+        "selections": [dict, None],
     }
 
-    # `targets` is what is learned from, or which ones are asked for, and no metadata to route.
+    # `targets` holds data or names of targets, which are not metadata to be routed.
     __metadata_request__fit: ClassVar[dict[str, str]] = {"targets": UNUSED}
     __metadata_request__predict: ClassVar[dict[str, str]] = {"targets": UNUSED}
     __metadata_request__predict_proba: ClassVar[dict[str, str]] = {"targets": UNUSED}
@@ -96,47 +110,52 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         head: Any = None,
         *,
         heads: dict[str, Any] | None = None,
-        active: dict[str, Any] | None = None,
+        selections: dict[str, Any] | None = None,
     ) -> None:
         self.bank = bank
         self.head = head
         self.heads = heads
-        self.active = active
+        self.selections = selections
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, targets: Mapping[str, tuple[Any, ...]], y: Any = None) -> Self:
-        """Learn the head of every target task.
+        """Fit the head of each target task.
 
         Parameters
         ----------
         targets : mapping of str to tuple
-            Name of each target task to ``(X, y)`` or ``(X, y, sample_weight)``. Texts that
-            several share are encoded once.
+            Data of each target task by name, as ``(X, y)`` or ``(X, y, sample_weight)``. A text
+            that several target tasks share is encoded once.
         y : Ignored
-            Labels are in `targets`.
+            Not used, present for API consistency. Labels are in `targets`.
 
         Returns
         -------
         self : TargetHeads
-            Fitted.
+            Fitted estimator.
 
         Raises
         ------
         ValueError
-            If a target is no such tuple, lengths differ, X holds what is no text, or `heads` or
-            `active` name what is no target task or no prefix.
+            If the data of a target task is invalid, or `heads` or `selections` name an unknown
+            target task or prefix.
         """
         check_tasks(targets, "targets")
-        for parameter, named in (("heads", self.heads), ("active", self.active)):
+        for parameter, named in (("heads", self.heads), ("selections", self.selections)):
             if unknown := sorted(set(named or {}) - set(targets), key=str):
-                raise ValueError(f"{parameter} has {unknown}, and targets are {list(targets)}")
+                raise ValueError(
+                    f"{parameter} has {unknown}, which targets does not have: {list(targets)}"
+                )
         if self.bank.output != "texts":
             raise ValueError(f"bank must have output='texts', got {self.bank.output!r}")
-        bank = clone(self.bank).set_params(output_dtype="float32").set_output(transform="default")
-        heads, active = self._learn(bank, targets, self.heads or {}, self.active or {})
+        bank = clone(self.bank)
+        heads, selections, digests = self._learn(
+            bank, targets, self.heads or {}, self.selections or {}
+        )
         self.bank_: PrefixBank = bank
         self.heads_: dict[str, Any] = heads
-        self.active_: dict[str, tuple[str, ...]] = active
+        self.selections_: dict[str, tuple[str, ...]] = selections
+        self.digests_: dict[str, str] = digests
         return self
 
     def add_target(
@@ -149,88 +168,91 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         head: Any = None,
         active: Any = None,
     ) -> Self:
-        """Learn one more target task, or one anew; the others are not touched.
+        """Add a target task, or fit an existing one again; the others do not change.
 
         Parameters
         ----------
         name : str
-            Of the target task.
+            Name of the target task.
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
             Texts, or pairs of texts.
         y : array-like of shape (n_texts,)
             Labels.
         sample_weight : array-like of shape (n_texts,), default=None
-            Weights of texts, for a head that takes them.
+            Weight of each text, for heads that accept weights. None for equal weights.
         head : estimator, default=None
-            What to learn. None for what `heads` or `head` say.
+            Head to clone and fit. None for the one in `heads`, or else `head` of the constructor.
         active : sequence of str, default=None
-            The prefixes to use. None for what `active` says, or those of the bank.
+            Prefixes to use. None for those in `selections`, or else the active prefixes of
+            ``bank_``.
 
         Returns
         -------
         self : TargetHeads
-            With the head.
+            Estimator with the new head.
 
         Raises
         ------
         ValueError
-            As :meth:`fit`.
+            If the data is invalid or `active` names an unknown prefix. Existing heads are kept.
         """
         check_is_fitted(self)
         heads = {**(self.heads or {}), **({} if head is None else {name: head})}
-        actives = {**(self.active or {}), **({} if active is None else {name: active})}
+        selections = {**(self.selections or {}), **({} if active is None else {name: active})}
         target = (X, y) if sample_weight is None else (X, y, sample_weight)
-        learned, active = self._learn(self.bank_, {name: target}, heads, actives)
+        learned, selected, digests = self._learn(self.bank_, {name: target}, heads, selections)
         self.heads_.update(learned)
-        self.active_.update(active)
+        self.selections_.update(selected)
+        self.digests_.update(digests)
         return self
 
     def remove_target(self, name: str) -> Self:
-        """Forget the head of a target task.
+        """Remove a target task.
 
         Parameters
         ----------
         name : str
-            Of the target task.
+            Name of the target task.
 
         Returns
         -------
         self : TargetHeads
-            Without it.
+            Estimator without the head.
 
         Raises
         ------
         ValueError
-            If there is none of that name.
+            If there is no target task of that name.
         """
         self._check_names([name])
-        del self.heads_[name], self.active_[name]
+        del self.heads_[name], self.selections_[name], self.digests_[name]
         return self
 
     def predict(self, X: Any, targets: Iterable[str] | None = None) -> NDArray[Any]:
-        """Predict every target task for every text.
+        """Predict the label of each text in each target task.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
             Texts, or pairs of texts.
         targets : iterable of str, default=None
-            Which target tasks. None for all, in the order of ``heads_``.
+            Names of the target tasks to predict. None for all, in the order of ``heads_``.
 
         Returns
         -------
         labels : ndarray of shape (n_texts, n_targets)
-            A column a target task; of dtype object where they are not of one type.
+            Predicted labels, one column per target task. The dtype is object if target tasks have
+            labels of different types.
 
         Raises
         ------
         ValueError
-            If X holds what is no text, or there is no such target task.
+            If `X` is invalid or there is no such target task.
         """
         names = self._check_names(targets)
         if not names:
             return np.empty((len(check_texts(X)), 0), dtype=object)
-        vectors = _encode(self.bank_, dict.fromkeys(names, check_texts(X)), self.active_)
+        vectors = self._encode(dict.fromkeys(names, check_texts(X)))
         columns = [self.heads_[name].predict(vectors[name]) for name in names]
         kinds = {(column.dtype.kind, column.ndim) for column in columns}
         if len(kinds) == 1 and columns[0].ndim == 1:
@@ -241,77 +263,75 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         return table
 
     def predict_proba(self, X: Any, targets: Iterable[str] | None = None) -> dict[str, Any]:
-        """Give the probability of each class of every target task.
+        """Predict the probability of each class in each target task.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
             Texts, or pairs of texts.
         targets : iterable of str, default=None
-            Which target tasks. None for all.
+            Names of the target tasks to predict. None for all.
 
         Returns
         -------
         probabilities : dict of str to ndarray of shape (n_texts, n_classes)
-            By target task, in the order of ``heads_[name].classes_``.
+            Probabilities by target task, with classes in the order of ``heads_[name].classes_``.
 
         Raises
         ------
         ValueError
-            If X holds what is no text, there is no such target task, or its head gives no
-            probabilities.
+            If `X` is invalid, there is no such target task, or a head has no ``predict_proba``.
         """
         names = self._check_names(targets)
         if without := [n for n in names if not hasattr(self.heads_[n], "predict_proba")]:
-            raise ValueError(f"heads of {without} give no probabilities")
-        vectors = _encode(self.bank_, dict.fromkeys(names, check_texts(X)), self.active_)
+            raise ValueError(f"heads of {without} do not predict probabilities")
+        vectors = self._encode(dict.fromkeys(names, check_texts(X)))
         return {name: self.heads_[name].predict_proba(vectors[name]) for name in names}
 
     def score(self, targets: Mapping[str, tuple[Any, ...]], y: Any = None) -> float:
-        """Give the mean over target tasks of what each head's own ``score`` gives.
+        """Return the mean over target tasks of the score of each head.
 
         Parameters
         ----------
         targets : mapping of str to tuple
-            Name of some target tasks to ``(X, y)`` or ``(X, y, sample_weight)``.
+            Data of some target tasks by name, as ``(X, y)`` or ``(X, y, sample_weight)``.
         y : Ignored
-            Labels are in `targets`.
+            Not used, present for API consistency. Labels are in `targets`.
 
         Returns
         -------
         score : float
-            Mean accuracy of classifiers. See :meth:`scores` for each.
+            Mean of :meth:`scores`: for classifiers, the mean accuracy.
 
         Raises
         ------
         ValueError
-            If a target is no such tuple, or there is no such target task.
+            If the data of a target task is invalid or there is no such target task.
         """
         return float(np.mean(list(self.scores(targets).values())))
 
     def scores(self, targets: Mapping[str, tuple[Any, ...]]) -> dict[str, float]:
-        """Give the score of each target task by its own head.
+        """Return the score of each target task, as computed by its head.
 
         Parameters
         ----------
         targets : mapping of str to tuple
-            Name of some target tasks to ``(X, y)`` or ``(X, y, sample_weight)``.
+            Data of some target tasks by name, as ``(X, y)`` or ``(X, y, sample_weight)``.
 
         Returns
         -------
         scores : dict of str to float
-            In the order of `targets`.
+            Scores by target task, in the order of `targets`.
 
         Raises
         ------
         ValueError
-            If a target is no such tuple, or there is no such target task.
+            If the data of a target task is invalid or there is no such target task.
         """
         names = self._check_names(check_tasks(targets, "targets"))
         if not names:
-            raise ValueError("targets must have one target task or more, got none")
-        texts = _read({name: targets[name][0] for name in names})
-        vectors = _encode(self.bank_, texts, self.active_)
+            raise ValueError("targets must have at least one target task, got none")
+        vectors = self._encode(_check_all_texts({name: targets[name][0] for name in names}))
         scores = {}
         for name in names:
             _, y, *weights = targets[name]
@@ -324,38 +344,48 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         bank: PrefixBank,
         targets: Mapping[str, tuple[Any, ...]],
         heads: Mapping[str, Any],
-        active: Mapping[str, Any],
-    ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-        """Give the heads of some target tasks, and their prefixes; nothing is changed."""
+        selections: Mapping[str, Any],
+    ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]], dict[str, str]]:
+        """Return heads, prefixes and digests of target tasks; the estimator does not change."""
         default = LogisticRegression(max_iter=1000) if self.head is None else self.head
-        actives = {name: _selection(bank, name, active.get(name)) for name in targets}
-        texts = _read({name: target[0] for name, target in targets.items()})
+        selected = {name: _check_selection(bank, name, selections.get(name)) for name in targets}
+        texts = _check_all_texts({name: target[0] for name, target in targets.items()})
         for name, (_, y, *_) in targets.items():
             check_consistent_length(texts[name], y)
             head = heads.get(name, default)
             if not hasattr(head, "fit"):
-                raise ValueError(f"heads[{name!r}] is no estimator: {head!r}")
-        vectors = _encode(bank, texts, actives)
+                raise ValueError(f"heads[{name!r}] must be an estimator, got {head!r}")
+        vectors, digests = _encode(bank, texts, selected)
         learned = {}
         for name, (_, y, *weights) in targets.items():
             head = clone(heads.get(name, default))
             weighted = {_weight_name(head): weights[0]} if weights else {}
             learned[name] = head.fit(vectors[name], y, **weighted)
-        return learned, actives
+        return learned, selected, digests
+
+    def _encode(self, texts: Mapping[str, list[Text]]) -> dict[str, NDArray[np.float32]]:
+        """Encode the texts of target tasks, and warn if their heads know other vectors."""
+        vectors, digests = _encode(self.bank_, texts, self.selections_)
+        if outdated := [name for name in texts if digests[name] != self.digests_[name]]:
+            warn(
+                f"bank_ has changed since the heads of {outdated} were fitted, and their vectors "
+                "with it: fit these targets again with add_target"
+            )
+        return vectors
 
     def _check_names(self, names: Iterable[str] | None) -> list[str]:
         check_is_fitted(self)
         wanted = list(self.heads_) if names is None else list(names)
         if unknown := [name for name in wanted if name not in self.heads_]:
-            raise ValueError(f"targets has {unknown}, and target tasks are {list(self.heads_)}")
+            raise ValueError(f"targets has {unknown}, which are not fitted: {list(self.heads_)}")
         return wanted
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "heads_")
 
 
-def _read(X: Mapping[str, Any]) -> dict[str, list[Text]]:
-    """Check texts by name; what several names share is checked once, and stays one list."""
+def _check_all_texts(X: Mapping[str, Any]) -> dict[str, list[Text]]:
+    """Check texts by name; an object under several names is checked once and stays one list."""
     known: dict[int, list[Text]] = {}
     for texts in X.values():
         if id(texts) not in known:
@@ -364,36 +394,41 @@ def _read(X: Mapping[str, Any]) -> dict[str, list[Text]]:
 
 
 def _encode(
-    bank: PrefixBank, texts: Mapping[str, list[Text]], active: Mapping[str, tuple[str, ...]]
-) -> dict[str, NDArray[np.float32]]:
-    """Encode the texts of target tasks, all those that have a representation at once."""
+    bank: PrefixBank, texts: Mapping[str, list[Text]], selections: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, NDArray[np.float32]], dict[str, str]]:
+    """Return the vectors of each target task, and the digest of what made them."""
     groups: dict[tuple[frozenset[str], bool], dict[str, list[Text]]] = {}
     for name, some in texts.items():
-        groups.setdefault((frozenset(active[name]), is_pairs(some)), {})[name] = some
+        groups.setdefault((frozenset(selections[name]), is_pairs(some)), {})[name] = some
     vectors: dict[str, NDArray[np.float32]] = {}
+    digests: dict[str, str] = {}
     for (prefixes, _), members in groups.items():
-        active_bank = clone(bank).set_params(active=[n for n in bank if n in prefixes])
+        selected = clone(bank).set_output(transform="default")
+        selected.set_params(active=[n for n in bank if n in prefixes], output_dtype="float32")
+        # Rounding does not make a head outdated: another device may compute in another dtype.
+        digest = replace(selected.representation(), dtype="").digest
         distinct: dict[int, list[Text]] = {id(some): some for some in members.values()}
         encoded = np.split(
-            active_bank.transform([text for some in distinct.values() for text in some]),
+            selected.transform([text for some in distinct.values() for text in some]),
             np.cumsum([len(some) for some in distinct.values()])[:-1],
         )
         by_list = dict(zip(distinct, encoded, strict=True))
         vectors |= {name: by_list[id(some)] for name, some in members.items()}
-    return vectors
+        digests |= dict.fromkeys(members, digest)
+    return vectors, digests
 
 
-def _selection(bank: PrefixBank, name: str, active: Any) -> tuple[str, ...]:
+def _check_selection(bank: PrefixBank, name: str, active: Any) -> tuple[str, ...]:
     known = list(bank)
     if active is None:
         active = known if bank.active is None else bank.active
     if isinstance(active, str) or any(prefix not in known for prefix in active):
-        raise ValueError(f"active[{name!r}] must be names of {known}, got {active!r}")
+        raise ValueError(f"selections[{name!r}] must be names from {known}, got {active!r}")
     return tuple(active)
 
 
 def _weight_name(head: Any) -> str:
-    """Name the weights of texts as the head's fit takes them: a Pipeline, for its last step."""
+    """Return the name of the weights in the head's ``fit``; a Pipeline passes them to a step."""
     if isinstance(head, Pipeline):
         step, last = head.steps[-1]
         return f"{step}__{_weight_name(last)}"

@@ -1,23 +1,23 @@
-"""Vectors of a bank, beside those of the library adapters with a ``Stack`` of the same prefixes.
+"""Compare vectors of a bank with those of a ``Stack`` of the same prefixes in the library adapters.
 
-adapters needs transformers 4, and this library 5: each half runs in an environment of its own, and
-what they have in common are files. By hand::
+adapters needs transformers 4 and this library transformers 5, so each half runs in an environment
+of its own, and they exchange files. Run it by hand::
 
     python -m venv theirs && theirs/bin/pip install adapters
     python tests/adapters_stack.py theirs/bin/python
 
-Their half draws flat prefixes of different lengths, stacks them and pools token vectors by their
-mean; ours reads the adapters that it saved. Both read the same token ids, so that versions of
-tokenizers do not count. Ends with an error where a vector differs by more than 1e-4.
+Their half draws flat prefixes of different lengths, stacks them, and averages the token vectors.
+Our half loads the adapters that it saved. Both read the same token ids, so that versions of
+tokenizers do not matter. The script fails if a vector differs by more than 1e-4.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,7 @@ TEXTS = [
 
 
 def their_half(folder):
-    """Write adapters, and vectors of the backbone alone, each prefix and their stack."""
+    """Save adapters, and the vectors of the bare backbone, of each prefix and of their stack."""
     import adapters
     import torch
     from adapters.composition import Stack
@@ -68,18 +68,21 @@ def their_half(folder):
 
 
 def our_half(folder, backbone, theirs):
-    """Run their half; give the largest differences, and those of what must make a difference."""
+    """Run their half and compare.
+
+    Returns the largest difference of a feature in each setup, which must be small, and two effects
+    that must be large.
+    """
     from prefixembed import PrefixBank, load_backbone
-    from prefixembed._embed.batching import tokenize
     from prefixembed.interop import load_adapters
 
     loaded = load_backbone(backbone, dtype="float32", device="cpu")
-    longest = loaded.max_length - sum(LENGTHS)  # that they can be read behind the prefixes, too
-    tokens = tokenize(loaded.tokenizer(longest), TEXTS)
+    longest = loaded.max_length - sum(LENGTHS)  # leaves room for positions after the prefixes
+    tokenizer = loaded.tokenizer(longest)
     given = {
         "backbone": backbone,
         "pad_id": loaded.pad_id,
-        "ids": [ids.tolist() for ids in tokens.ids],
+        "ids": [tokenizer.encode(text).ids for text in TEXTS],
     }
     (folder / "given.json").write_text(json.dumps(given), encoding="utf-8")
     command = [theirs, __file__, theirs, "--their-half", str(folder)]
@@ -93,29 +96,29 @@ def our_half(folder, backbone, theirs):
         state = read_adapter(folder / f"p{k}")
         bank.add(f"p{k}", load_adapters(state, backbone, max_length=longest))
     setups = {"bare": [], **{name: [name] for name in bank}, "stack": list(bank)}
-    apart = {}
+    differences = {}
     for setup, active in setups.items():
         vectors = bank.set_params(active=active).transform(TEXTS)
-        apart[setup] = float(np.abs(vectors - np.load(folder / f"{setup}.npy")).max())
-    # That the comparison can fail: what prefixes do to vectors, and what it would be if tokens had
-    # the positions behind them, as in PEFT.
+        differences[setup] = float(np.abs(vectors - np.load(folder / f"{setup}.npy")).max())
+    # The comparison must be able to fail: prefixes must matter, and so must positions, which PEFT
+    # would shift.
     stacked = np.load(folder / "stack.npy")
     effect = float(np.abs(stacked - np.load(folder / "bare.npy")).max())
     moved = float(np.abs(shifted(bank).transform(TEXTS) - stacked).max())
-    return apart, {"prefixes": effect, "positions": moved}
+    return differences, {"prefixes": effect, "positions": moved}
 
 
 def shifted(bank):
-    """Give a bank whose first token has the position behind all prefixes."""
+    """Return a bank in which the first token of a text comes after all prefixes."""
     prefixes = {
-        name: dataclasses.replace(prefix, first_position=sum(LENGTHS))
+        name: replace(prefix, reading=replace(prefix.reading, first_position=sum(LENGTHS)))
         for name, prefix in bank.items()
     }
     return type(bank)(**{**bank.get_params(deep=False), "prefixes": prefixes})
 
 
 def read_adapter(folder):
-    """Give the tensors of an adapter, however its file is written."""
+    """Return the tensors of an adapter, from either format of its file."""
     import torch
     from safetensors.torch import load_file
 
@@ -126,9 +129,9 @@ def read_adapter(folder):
 
 
 def main():
-    """Compare on tiny backbones of the families that both know, and on the real one."""
+    """Compare on tiny backbones of families that both libraries support, and on a real one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("python", help="python of the environment that has adapters")
+    parser.add_argument("python", help="Python of the environment with adapters")
     parser.add_argument("--their-half", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.their_half is not None:
@@ -147,10 +150,10 @@ def main():
         for name, backbone in {**backbones, "all-MiniLM-L6-v2": demo_backbone()}.items():
             work = Path(folder) / f"{name} work"
             work.mkdir()
-            apart, effects = our_half(work, backbone, args.python)
-            print(name, *(f"{key} {value:.1e}" for key, value in apart.items()), flush=True)
+            differences, effects = our_half(work, backbone, args.python)
+            print(name, *(f"{key} {value:.1e}" for key, value in differences.items()), flush=True)
             print("   effect of", *(f"{key} {value:.1e}" for key, value in effects.items()))
-            if max(apart.values()) > TOLERANCE or min(effects.values()) < 100 * TOLERANCE:
+            if max(differences.values()) > TOLERANCE or min(effects.values()) < 100 * TOLERANCE:
                 wrong.append(name)
     if wrong:
         sys.exit(f"vectors of {', '.join(wrong)} differ")

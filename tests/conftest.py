@@ -1,10 +1,11 @@
 """Tiny random backbones of every supported family, and the real one of the demo extra."""
 
+import dataclasses
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tiny backbones gain nothing from threads, and threads that wait for each other on a machine with
-# other work to do cost many times what they do.
+# Tiny backbones gain nothing from threads, and threads that wait for each other on a busy machine
+# cost many times what they save.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -14,17 +15,13 @@ from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-from prefixembed import (
-    Prefix,
-    VectorCache,
-    cache,
-    load_backbone,
-    release_backbones,
-)
-from prefixembed._embed import encoding as _encoding
+from prefixembed import Prefix, VectorCache, cache, load_backbone, release_backbones
+from prefixembed._embed import encoding
+from prefixembed.head import Head
+from prefixembed.reading import Reading
 from prefixembed.tasks import demo_backbone
 
-# Every run tries the same examples: what fails, fails for everyone.
+# Every run tries the same examples, so that a failure can be reproduced.
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
@@ -34,8 +31,9 @@ FAMILIES = [
     "albert", "bert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert", "roberta",
     "xlm-roberta", *RELATIVE, *DECODERS,
 ]  # fmt: skip
-# An old transformers may not know them all (NomicBERT: from later than 5.1 on).
+# Old versions of transformers do not know all of them: NomicBERT came after 5.1.
 FAMILIES = [family for family in FAMILIES if family in CONFIG_MAPPING]
+READING_FIELDS = [field.name for field in dataclasses.fields(Reading)]
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 TEXTS = [
     "a",
@@ -50,7 +48,7 @@ PAIRS = [("a film", "of joy"), ("", "b"), ("what is it", "it is a long answer to
 
 
 def make_backbone(folder, family, seed=0, **changes):
-    """Write a backbone of random weights that are large enough for attention to matter."""
+    """Write a backbone with random weights, large enough for attention to matter."""
     config = {
         "vocab_size": 300,
         "hidden_size": 32,
@@ -80,7 +78,7 @@ def make_backbone(folder, family, seed=0, **changes):
         config |= {"position_buckets": 4, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
         config |= {"position_biased_input": False}
     elif family in DECODERS:
-        # Two heads of queries share one of keys; their length is not that of the features by them.
+        # Two heads of queries share one head of keys, and n_heads * head_dim is not hidden_size.
         config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
     if family == "mistral":
         config["sliding_window"] = 8
@@ -119,7 +117,7 @@ def make_backbone(folder, family, seed=0, **changes):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """Give the folder of a tiny backbone of a family."""
+    """Return the folder of a tiny backbone of a family."""
     folders = {}
 
     def folder_of(family="bert"):
@@ -145,7 +143,7 @@ def fresh_backbones():
 
 @pytest.fixture(autouse=True)
 def no_memory(monkeypatch):
-    """Have the cache that estimators share keep nothing: equal vectors must be computed."""
+    """Let the shared cache keep nothing, so that equal vectors must be computed."""
     monkeypatch.setattr(cache, "_opened", {None: VectorCache(max_bytes=0)})
 
 
@@ -153,13 +151,13 @@ def no_memory(monkeypatch):
 def encoded(monkeypatch):
     """List the token ids of every text that goes through the backbone."""
     ids = []
-    real = _encoding._embed_batch
+    real = encoding._embed_batch
 
     def count(backbone, tokens, positions, *args):
         ids.extend(tokens.ids[k].tobytes() for k in positions)
         return real(backbone, tokens, positions, *args)
 
-    monkeypatch.setattr(_encoding, "_embed_batch", count)
+    monkeypatch.setattr(encoding, "_embed_batch", count)
     return ids
 
 
@@ -167,23 +165,25 @@ def encoded(monkeypatch):
 def random_prefix():
     """Make a prefix of random keys and values that fits a backbone."""
 
-    def make(folder, length=5, seed=0, scale=1.0, **changes):
+    def make(folder, length=5, seed=0, scale=1.0, head=True, **changes):
         backbone = load_backbone(folder, dtype="float32", device="cpu")
         n_layers, n_heads, head_dim = backbone.layout
         rng = np.random.default_rng(seed)
         shape = (n_layers, 2, n_heads, length, head_dim)
-        n_features = backbone.n_features
         fields = {
             "keys_values": scale * rng.standard_normal(shape, dtype=np.float32),
             "backbone": folder,
             "fingerprint": backbone.fingerprint,
-            "pooling": "mean",
-            "max_length": 64,
-            "n_features": n_features,
-            "classes": np.array(["no", "yes"]),
-            "head_weight": rng.standard_normal((2, n_features), dtype=np.float32),
-            "head_bias": rng.standard_normal(2, dtype=np.float32),
+            "n_features": backbone.n_features,
         }
-        return Prefix(**(fields | changes))
+        reading = {"pooling": "mean", "max_length": 64}
+        reading |= {name: changes.pop(name) for name in READING_FIELDS if name in changes}
+        fields["reading"] = Reading(**reading)
+        if head is True:
+            width = fields["reading"].width(backbone.n_features, of_pairs=True)
+            weight = rng.standard_normal((2, width), dtype=np.float32)
+            bias = rng.standard_normal(2, dtype=np.float32)
+            head = Head("classification", np.array(["no", "yes"]), weight, bias)
+        return Prefix(**(fields | {"head": head} | changes))
 
     return make

@@ -1,11 +1,12 @@
-"""Fuzzing of everything that is read: files that others wrote, and texts.
+"""Fuzz everything that reads input: files of others, and texts.
 
-By hypothesis in ``test_fuzz.py``, and guided by coverage, with atheris, for as long as one likes::
+``test_fuzz.py`` runs the targets with hypothesis. This script runs them with atheris, guided by
+coverage, for any length of time::
 
     python tests/fuzz.py prefix -max_total_time=3600
     python tests/fuzz.py all -max_total_time=600
 
-Each target takes any bytes. What it raises beyond the errors that are documented is a finding.
+Each target takes arbitrary bytes. An error that is not documented is a finding.
 """
 
 import contextlib
@@ -20,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-# Not more than this, whatever a file says that it holds.
+# Limit on memory, whatever sizes a file claims.
 MEMORY_MB = 2048
 
 
 class Targets:
-    """What can be fuzzed, in a folder of its own."""
+    """The targets of fuzzing, which share a folder for their files."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -33,31 +34,32 @@ class Targets:
 
     @staticmethod
     def make_prefix(seed=0):
-        from prefixembed.prefix import Prefix
+        from prefixembed.prefix import Head, Prefix
+        from prefixembed.reading import Reading
 
         rng = np.random.default_rng(seed)
         return Prefix(
             keys_values=rng.standard_normal((1, 2, 1, 2, 2), dtype=np.float32),
             backbone="b",
             fingerprint="f" * 64,
-            pooling="mean",
-            max_length=64,
             n_features=2,
-            classes=np.array(["no", "yes"]),
-            head_weight=rng.standard_normal((2, 2), dtype=np.float32),
-            head_bias=np.zeros(2, dtype=np.float32),
+            reading=Reading("mean", 64),
+            head=Head(
+                "classification",
+                np.array(["no", "yes"]),
+                rng.standard_normal((2, 2), dtype=np.float32),
+                np.zeros(2, dtype=np.float32),
+            ),
         )
 
     def seeds(self, target):
-        """Give whole content for a target, to start from."""
-        path = self.folder / "seed"
+        """Return valid inputs of a target."""
         if target in ("prefix", "bank_prefix"):
-            self.whole.save(path)
-            return [path.read_bytes()]
+            return [self.whole.to_bytes()]
         if target == "bank":
             return [self._bank()[0].read_bytes()]
         if target == "cache":
-            return [self._cache_file(path)]
+            return [self._cache_file(self.folder / "seed")]
         if target == "checkpoint":
             return [self._checkpoint()[0].read_bytes()]
         if target == "peft":
@@ -73,17 +75,17 @@ class Targets:
         path.write_bytes(data)
         with contextlib.suppress(ValueError):
             found = Prefix.load(path)
-            # What is not refused is whole: it is written and read again as it is.
+            # Whatever is not refused can be saved and loaded again.
             found.save(path)
             assert Prefix.load(path) == found
 
     def _bank(self):
-        from prefixembed._files.bank_folder import MANIFEST, BankFiles, write_bank
+        from prefixembed._files.bank_folder import MANIFEST, write_folder
 
         folder = self.folder / "bank"
         if not folder.exists():
-            prefixes = {"a": self.make_prefix(1), "b": self.make_prefix(2)}
-            write_bank(folder, BankFiles(prefixes, {"combine": "mean"}))
+            prefixes = {name: self.make_prefix(k).to_bytes() for k, name in enumerate("ab")}
+            write_folder(folder, prefixes, {"combine": "mean"})
         return folder / MANIFEST, sorted(folder.glob("*.safetensors"))[0]
 
     def bank(self, data):
@@ -93,13 +95,13 @@ class Targets:
         self._read_bank(self._bank()[1], data)
 
     def _read_bank(self, path, data):
-        from prefixembed._files.bank_folder import read_bank
+        from prefixembed._files.bank_folder import read_folder
 
         whole = path.read_bytes()
         path.write_bytes(data)
         try:
             with contextlib.suppress(ValueError, FileNotFoundError):
-                read_bank(path.parent)
+                read_folder(path.parent)
         finally:
             path.write_bytes(whole)
 
@@ -113,7 +115,6 @@ class Targets:
         cache = VectorCache(path)
         vectors = np.arange(8, dtype=np.float32).reshape(2, 4)
         cache.put(list(self.KEYS), vectors, np.array([False, True]))
-        cache._store.close() if hasattr(cache._store, "close") else None
         return path.read_bytes()
 
     def cache(self, data):
@@ -142,7 +143,7 @@ class Targets:
         if checkpoints.load() is None:
             checkpoints.save(1, State({"a": 1}, {"t": torch.ones(2)}))
             checkpoints.save(2, State({"a": 2}, {"t": torch.ones(2)}))
-        return checkpoints._files()[0][1], checkpoints
+        return max((self.folder / "run").glob("*.safetensors")), checkpoints
 
     def checkpoint(self, data):
         path, checkpoints = self._checkpoint()
@@ -194,7 +195,7 @@ class Targets:
         assert np.isfinite(vectors).all()
 
 
-# What each target reads with.
+# The module that each target tests.
 MODULES = {
     "prefix": "prefixembed.prefix",
     "bank": "prefixembed._files.bank_folder",
@@ -208,7 +209,7 @@ MODULES = {
 
 
 def main():
-    """Fuzz one target, or all of them one after the other."""
+    """Fuzz one target, or each of them."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     name, *options = sys.argv[1:]
     if name == "all":
@@ -226,14 +227,8 @@ def main():
         targets = Targets(folder)
         for k, seed in enumerate(targets.seeds(name)):
             (corpus / str(k)).write_bytes(seed)
-        arguments = [
-            sys.argv[0],
-            f"-rss_limit_mb={MEMORY_MB}",
-            "-timeout=30",
-            *options,
-            str(corpus),
-        ]
-        atheris.Setup(arguments, getattr(targets, name))
+        limits = [f"-rss_limit_mb={MEMORY_MB}", "-timeout=30"]
+        atheris.Setup([sys.argv[0], *limits, *options, str(corpus)], getattr(targets, name))
         atheris.Fuzz()
 
 

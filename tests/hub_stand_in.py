@@ -1,4 +1,4 @@
-"""A Hub on this machine: what huggingface_hub asks of one when it uploads and fetches files."""
+"""A local stand-in for the Hub: the requests of huggingface_hub for uploads and downloads."""
 
 import base64
 import hashlib
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Hub:
-    """Repositories as lists of commits, served over HTTP; used as a context manager."""
+    """Serve repositories, each a list of commits, over HTTP. Use it as a context manager."""
 
     def __init__(self):
         self.repos = {}  # name: list of (sha, {path: bytes})
@@ -54,7 +54,7 @@ class Hub:
         self.server.server_close()
 
     def files(self, repo, revision="main"):
-        """Give the files of a repository at a revision, and its commit."""
+        """Return the commit of a revision and its files, or None if there is none."""
         commits = self.repos.get(repo, [])
         for sha, files in commits[::-1]:
             if revision in ("main", sha):

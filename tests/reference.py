@@ -1,4 +1,4 @@
-"""The method in plain matrix algebra, in float64: what the library is held against."""
+"""The method in plain matrix algebra and float64, as a reference for tests."""
 
 import numpy as np
 import torch
@@ -14,9 +14,9 @@ def softmax(logits):
 def attend_concat(query, key, value, prefixes, weights, scaling, visible=None, terms=0.0):
     """Attend to prefixes and tokens in one softmax.
 
-    query, key, value: (head, position, head_dim); prefixes: pairs of (head, length, head_dim);
-    visible: (position, position), which token sees which; terms: (head, position, position), added
-    to the logits of tokens.
+    query, key, value: (head, position, head_dim). prefixes: keys and values of each, (head,
+    length, head_dim). visible: (position, position), True where a token sees another. terms:
+    (head, position, position), added to the logits of tokens.
     """
     masses = [
         weight * np.exp(query @ k.swapaxes(-1, -2) * scaling)
@@ -29,7 +29,7 @@ def attend_concat(query, key, value, prefixes, weights, scaling, visible=None, t
 
 
 def attend_mean(query, key, value, prefixes, weights, scaling, visible=None, terms=0.0):
-    """Average what attention to each prefix alone gives."""
+    """Return the mean over prefixes of the attention to that prefix and the tokens."""
     outputs = [
         attend_concat(query, key, value, [prefix], [weight], scaling, visible, terms)
         for prefix, weight in zip(prefixes, weights, strict=True)
@@ -46,7 +46,7 @@ ATTEND = {"concat": attend_concat, "mean": attend_mean}
 
 
 def bert_hidden(model, ids, type_ids, prefixes, weights, combine="concat"):
-    """Run one text through a BERT: embeddings, attention, feed-forward, layer norms."""
+    """Run one text through BERT: embeddings, attention, feed-forward layers, layer norms."""
     state = {k: v.double().numpy() for k, v in model.state_dict().items()}
     config = model.config
     n_heads, n_layers = config.num_attention_heads, config.num_hidden_layers
@@ -75,9 +75,9 @@ def bert_hidden(model, ids, type_ids, prefixes, weights, combine="concat"):
         q, k, v = (
             heads(dense(f"{block}.attention.self.{n}", x)) for n in ("query", "key", "value")
         )
-        own = [(p.keys_values[layer, 0], p.keys_values[layer, 1]) for p in prefixes]
-        if own:
-            mixed = ATTEND[combine](q, k, v, own, weights, q.shape[-1] ** -0.5)
+        parts = [(p.keys_values[layer, 0], p.keys_values[layer, 1]) for p in prefixes]
+        if parts:
+            mixed = ATTEND[combine](q, k, v, parts, weights, q.shape[-1] ** -0.5)
         else:
             mixed = attend_concat(q, k, v, [], [], q.shape[-1] ** -0.5)
         mixed = mixed.transpose(1, 0, 2).reshape(len(ids), -1)
@@ -90,16 +90,16 @@ def bert_hidden(model, ids, type_ids, prefixes, weights, combine="concat"):
 
 
 def naive_attention(module, query, key, value, attention_mask, scaling, naive=None, **kwargs):
-    """Attention function for transformers, text by text: any family, float masks of eager mode.
+    """Attend text by text: an attention function for transformers, for float masks of eager mode.
 
-    ``naive``: (prefixes, weights, combine, list of one entry a layer that was there before).
+    naive: prefixes, weights, combine, and a list that grows by one entry per layer.
     """
     prefixes, weights, combine, layers = naive
     layer = len(layers)
     layers.append(module)
     n_groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(n_groups, dim=1) for tensor in (key, value))
-    own = [
+    parts = [
         tuple(np.repeat(p.keys_values[layer, kind], n_groups, axis=0) for kind in (0, 1))
         for p in prefixes
     ]
@@ -107,14 +107,14 @@ def naive_attention(module, query, key, value, attention_mask, scaling, naive=No
     for row in range(len(query)):
         q, k, v = (t[row].double().numpy() for t in (query, key, value))
         visible = None if attention_mask is None else (attention_mask[row, 0] > -1).numpy()
-        attend = ATTEND[combine] if own else attend_concat
-        outputs.append(attend(q, k, v, own, weights, scaling, visible))
+        attend = ATTEND[combine] if parts else attend_concat
+        outputs.append(attend(q, k, v, parts, weights, scaling, visible))
     output = torch.from_numpy(np.stack(outputs)).to(query.dtype)
     return output.transpose(1, 2).contiguous(), None
 
 
 def naive_mpnet(naive):
-    """Attention of MPNet for one text that is not padded, to put in the place of its own."""
+    """Return a forward method for the attention of MPNet, for one text without padding."""
 
     def forward(self, hidden_states, attention_mask=None, position_bias=None, **kwargs):
         heads = [
@@ -122,31 +122,33 @@ def naive_mpnet(naive):
             for part in (self.q, self.k, self.v)
         ]
         terms = position_bias[0].double().numpy()
-        mixed = _attend_in_turn(naive, self, heads, heads[0].shape[-1] ** -0.5, terms)
+        mixed = _attend_next_layer(naive, self, heads, heads[0].shape[-1] ** -0.5, terms)
         return (self.o(mixed.to(hidden_states.dtype)[None]),)
 
     return forward
 
 
 def naive_deberta(naive):
-    """Attention of DeBERTa, version 2 or 3, for one text: He et al., 2021, equation 4."""
+    """Return a forward method for the attention of DeBERTa-v2 and v3 (He et al., 2021, eq. 4)."""
 
     def forward(self, hidden_states, attention_mask, *args, relative_pos, rel_embeddings, **kwargs):
         n_heads, span = self.num_attention_heads, self.pos_ebd_size
         projections = (self.query_proj, self.key_proj, self.value_proj)
         query, key, value = (_heads(part(hidden_states)[0], n_heads) for part in projections)
-        of_place = [_heads(part(rel_embeddings[: 2 * span]), n_heads) for part in projections[:2]]
+        of_position = [
+            _heads(part(rel_embeddings[: 2 * span]), n_heads) for part in projections[:2]
+        ]
         distance = relative_pos.reshape(relative_pos.shape[-2:]).numpy()
         scaling = (3 * query.shape[-1]) ** -0.5
         terms = np.empty((n_heads, len(distance), len(distance)))
         for i in range(len(distance)):
             for j in range(len(distance)):
-                there = np.clip(distance[i, j] + span, 0, 2 * span - 1)
+                ahead = np.clip(distance[i, j] + span, 0, 2 * span - 1)
                 back = np.clip(span - distance[j, i], 0, 2 * span - 1)
-                content_to_place = (query[:, i] * of_place[1][:, there]).sum(-1)
-                place_to_content = (key[:, j] * of_place[0][:, back]).sum(-1)
-                terms[:, i, j] = scaling * (content_to_place + place_to_content)
-        mixed = _attend_in_turn(naive, self, (query, key, value), scaling, terms)
+                content_to_position = (query[:, i] * of_position[1][:, ahead]).sum(-1)
+                position_to_content = (key[:, j] * of_position[0][:, back]).sum(-1)
+                terms[:, i, j] = scaling * (content_to_position + position_to_content)
+        mixed = _attend_next_layer(naive, self, (query, key, value), scaling, terms)
         return mixed.to(hidden_states.dtype)[None], None
 
     return forward
@@ -156,9 +158,9 @@ def _heads(x, n_heads):
     return x.double().numpy().reshape(len(x), n_heads, -1).transpose(1, 0, 2)
 
 
-def _attend_in_turn(naive, module, heads, scaling, terms):
+def _attend_next_layer(naive, module, heads, scaling, terms):
     prefixes, weights, combine, layers = naive
-    own = [tuple(p.keys_values[len(layers)]) for p in prefixes]
+    parts = [tuple(p.keys_values[len(layers)]) for p in prefixes]
     layers.append(module)
-    mixed = ATTEND[combine](*heads, own, weights, scaling, terms=terms)
+    mixed = ATTEND[combine](*heads, parts, weights, scaling, terms=terms)
     return torch.from_numpy(mixed.transpose(1, 0, 2).reshape(mixed.shape[1], -1))

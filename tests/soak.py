@@ -1,11 +1,11 @@
-"""Everything, over and over: memory and open files must stay flat.
+"""Soak test: repeat everything, and check that memory and open files do not grow.
 
-An hour by hand, and a few rounds in ``test_sharing.py``::
+``test_sharing.py`` runs a few rounds. To run it for an hour::
 
     python tests/soak.py BACKBONE --minutes 60
 
-BACKBONE is a folder or a name. Each round fits prefixes with checkpoints, adds them to a bank,
-turns texts into vectors in every way, saves and loads, and removes what it added.
+BACKBONE is a folder or a Hub name. Each round fits a prefix with checkpoints, adds it to a bank in
+place of an older one, computes vectors in every way, and saves and loads.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CPU = {"dtype": "float32", "device": "cpu", "max_length": 64, "on_truncate": "ig
 
 
 class Soak:
-    """A bank that is never done."""
+    """Run rounds on one bank."""
 
     def __init__(self, backbone, folder):
         self.backbone, self.folder = backbone, Path(folder)
@@ -44,7 +44,7 @@ class Soak:
         return [" ".join(f"w{self.rng.integers(999)}" for _ in range(k)) for k in lengths]
 
     def round(self):
-        """Do a little of everything."""
+        """Fit, transform, pickle, save and load once."""
         k = self.n_rounds
         texts, labels = self.texts(40), np.arange(40) % 2
         encoder = PrefixEncoder(
@@ -73,7 +73,8 @@ class Soak:
         again = load(self.folder / "pipe.joblib")
         np.testing.assert_array_equal(again.predict(texts), pipe.predict(texts))
         self.bank.save(self.folder / "bank")
-        assert PrefixBank.load(self.folder / "bank").values() == self.bank.values()
+        loaded = PrefixBank.load(self.folder / "bank")
+        assert list(loaded.items()) == list(self.bank.items())
         encoder.prefix_.save(self.folder / "one.safetensors")
         assert Prefix.load(self.folder / "one.safetensors") == encoder.prefix_
         try:
@@ -81,7 +82,7 @@ class Soak:
         except ValueError:
             pass
         else:
-            raise AssertionError("None went through")
+            raise AssertionError("None was accepted as a text")
         for run in (self.folder / "checkpoints").iterdir():
             for file in run.iterdir():
                 file.unlink()
@@ -90,14 +91,14 @@ class Soak:
 
 
 def measure(process):
-    """Give memory in bytes, objects, open files and threads."""
+    """Return memory in bytes, and the number of objects, open files and threads."""
     gc.collect()
     n_files = process.num_fds() if os.name == "posix" else process.num_handles()
     return process.memory_info().rss, len(gc.get_objects()), n_files, process.num_threads()
 
 
 def main():
-    """Soak for some minutes, or some rounds; print what was measured first and last."""
+    """Run for some minutes or rounds, and print the first and the last measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("backbone")
     parser.add_argument("--minutes", type=float, default=0.0)
@@ -107,16 +108,16 @@ def main():
     process = psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(args.backbone, folder)
-        for _ in range(25):  # until caches are full
+        for _ in range(25):  # until the caches are full
             soak.round()
         measured = [measure(process)]
         started = time.monotonic()
-        told = 0
+        n_printed = 0
         while soak.n_rounds < 25 + args.rounds or time.monotonic() - started < 60 * args.minutes:
             soak.round()
             minutes = (time.monotonic() - started) / 60
-            if minutes - told >= 1:
-                told += 1
+            if minutes - n_printed >= 1:
+                n_printed += 1
                 measured.append(measure(process))
                 print(f"{minutes:.0f} min, {soak.n_rounds} rounds: {measured[-1]}", flush=True)
         measured.append(measure(process))

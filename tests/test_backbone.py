@@ -20,7 +20,10 @@ from transformers import AutoModel, AutoModelForMaskedLM, BertConfig
 
 from prefixembed import backbone as module
 from prefixembed import load_backbone, release_backbones
-from prefixembed._embed.batching import pad_batch, tokenize
+from prefixembed._embed.batches import pad_batch
+from prefixembed._embed.tokens import tokenize
+from prefixembed._model import devices
+from prefixembed.reading import Reading
 
 
 def load(folder, **kwargs):
@@ -38,8 +41,8 @@ def test_families_load_frozen_and_in_eval_mode(tiny, family):
 
 def test_is_loaded_once_by_many_threads(tiny, fresh_backbones, monkeypatch):
     loads = []
-    real = module.read_backbone
-    monkeypatch.setattr(module, "read_backbone", lambda *args: loads.append(args) or real(*args))
+    real = module._read_backbone
+    monkeypatch.setattr(module, "_read_backbone", lambda *args: loads.append(args) or real(*args))
     with ThreadPoolExecutor(8) as threads:
         backbones = list(threads.map(lambda _: load(tiny("bert")), range(16)))
     assert len(loads) == 1
@@ -118,7 +121,7 @@ def test_a_checkpoint_of_another_head_loads_its_encoder(tiny, tmp_path, fresh_ba
     model.save_pretrained(tmp_path)
     plain, published = load(tiny("roberta")), load(str(tmp_path))
     assert published.model.pooler is None
-    tokens = tokenize(plain.tokenizer(64), TEXTS)
+    tokens = tokenize(plain, TEXTS, Reading("mean", 64))
     batch = pad_batch(tokens, np.arange(len(TEXTS)), plain.pad_id)
     with torch.no_grad():
         torch.testing.assert_close(published.forward(batch)[0], plain.forward(batch)[0])
@@ -203,21 +206,21 @@ def test_a_prefix_of_another_backbone_is_refused(tiny, random_prefix, tmp_path):
         other.check(prefix, "my prefix")
     with pytest.raises(ValueError, match=r"\(layers, heads, head_dim\) \(3, 4, 8\)"):
         other.check(random_prefix(tiny("bert"), fingerprint=other.fingerprint, n_features=16,
-                                  head_weight=np.ones((2, 16))))  # fmt: skip
+                                  head=None))  # fmt: skip
 
 
 def test_dtype_and_device_by_name():
     cpu = torch.device("cpu")
-    assert module.resolve_dtype("float32", cpu) == torch.float32
-    assert module.resolve_dtype("bfloat16", cpu) == torch.bfloat16
-    assert module.resolve_dtype("auto", torch.device("mps")) == torch.float32
+    assert devices.resolve_dtype("float32", cpu) == torch.float32
+    assert devices.resolve_dtype("bfloat16", cpu) == torch.bfloat16
+    assert devices.resolve_dtype("auto", torch.device("mps")) == torch.float32
     with pytest.raises(ValueError, match="dtype must be 'auto', .*got 'int4'"):
-        module.resolve_dtype("int4", cpu)
+        devices.resolve_dtype("int4", cpu)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="'cuda', but torch finds no CUDA device"):
-            module.resolve_device("cuda")
+            devices.resolve_device("cuda")
     with pytest.raises(ValueError, match="got 'quantum'"):
-        module.resolve_device("quantum")
+        devices.resolve_device("quantum")
 
 
 @pytest.mark.parametrize(
@@ -227,7 +230,7 @@ def test_dtype_and_device_by_name():
 )  # fmt: skip
 def test_auto_takes_bfloat16_where_the_cpu_multiplies_in_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert module.resolve_dtype("auto", torch.device("cpu")) == expected
+    assert devices.resolve_dtype("auto", torch.device("cpu")) == expected
 
 
 def test_rotary_frequencies_stay_exact_in_bfloat16(tiny):
@@ -262,9 +265,9 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch, has_cuda, has_mps, e
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
-    assert module.resolve_device("auto") == torch.device(expected)
+    assert devices.resolve_device("auto") == torch.device(expected)
     if has_mps:
-        assert module.resolve_device("mps:0") == torch.device("mps")
+        assert devices.resolve_device("mps:0") == torch.device("mps")
 
 
 def _device_of_a_worker(folder, current=0):
@@ -275,7 +278,7 @@ def _device_of_a_worker(folder, current=0):
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: 2
     torch.cuda.current_device = lambda: current
-    return module.resolve_device("auto").index, module.resolve_device("cuda:0").index
+    return devices.resolve_device("auto").index, devices.resolve_device("cuda:0").index
 
 
 def test_workers_share_out_devices(tmp_path):
@@ -299,7 +302,7 @@ def test_numbers_of_workers_are_their_names(monkeypatch):
         monkeypatch.setattr(multiprocessing, "parent_process", lambda parent=parent: parent)
         for name in ("LokyProcess-1", "SpawnPoolWorker-3", "ForkProcess-5", "nameless"):
             monkeypatch.setattr(process, "name", name)
-            found.append(module.resolve_device("auto").index)
+            found.append(devices.resolve_device("auto").index)
     assert found == [0, 0, 0, 0, 0, 2, 1, 0]
 
 
@@ -310,10 +313,10 @@ def test_inputs_for_cuda_are_asked_to_be_pinned_and_not_waited_for(tiny, monkeyp
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: calls.append((a, k)) or self)
     cuda = dataclasses.replace(backbone, device=torch.device("cuda"))
-    cuda._send(np.zeros(3))
+    cuda._to_device(np.zeros(3))
     assert calls == ["pinned", ((cuda.device,), {"non_blocking": True})]
     calls.clear()
-    backbone._send(np.zeros(3))
+    backbone._to_device(np.zeros(3))
     assert "pinned" not in calls
 
 
@@ -327,7 +330,7 @@ def test_workers_on_one_device_are_told_what_to_do(monkeypatch, device, in_worke
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        module._warn_of_company(torch.device(device))
+        module._warn_about_other_workers(torch.device(device))
     assert bool(caught) == (device == "cuda" and in_worker and n_devices == 1)
     if caught:
         assert "n_jobs=1" in str(caught[0].message) and "fill_cache" in str(caught[0].message)
@@ -337,10 +340,10 @@ def test_workers_on_one_device_are_told_what_to_do(monkeypatch, device, in_worke
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_last_layers_are_averaged(tiny, family, n):
     backbone = load_backbone(tiny(family), dtype="float32", device="cpu")
-    tokens = tokenize(backbone.tokenizer(64), ["one two three", "four"])
+    tokens = tokenize(backbone, ["one two three", "four"], Reading("mean", 64))
     batch = pad_batch(tokens, np.arange(2), backbone.pad_id)
     with torch.no_grad():
-        hidden, _ = backbone.forward(batch, None, n)
+        hidden, _ = backbone.forward(batch, None, Reading("mean", 64, pooled_layers=n))
         plain = AutoModel.from_pretrained(tiny(family), attn_implementation="eager").eval()
         layers = plain(
             torch.from_numpy(batch.ids), torch.from_numpy(batch.mask), output_hidden_states=True

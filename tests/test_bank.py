@@ -10,7 +10,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from prefixembed import PrefixBank, PrefixEncoder, load_backbone, release_backbones
-from prefixembed._embed.batching import tokenize
+from prefixembed._embed.tokens import tokenize
+from prefixembed.head import Head
+from prefixembed.reading import Reading
 
 CPU = {"dtype": "float32", "device": "cpu"}
 
@@ -30,7 +32,7 @@ def bank(prefixes):
 def test_vectors_equal_the_method_in_plain_algebra(tiny, prefixes, combine, X):
     backbone = load_backbone(tiny(), **CPU)
     bank = PrefixBank(prefixes, active=["c", "a"], combine=combine, weights={"a": 0.5}, **CPU)
-    tokens = tokenize(backbone.tokenizer(64), X)
+    tokens = tokenize(backbone, X, Reading("mean", 64))
     expected = [
         bert_hidden(backbone.model, ids, types, [prefixes["c"], prefixes["a"]], [1, 0.5], combine)
         for ids, types in zip(tokens.ids, tokens.type_ids, strict=True)
@@ -51,7 +53,7 @@ def test_bank_of_one_equals_its_encoder(tiny, random_prefix, combine, pooling):
 
 def test_empty_selection_and_empty_bank_are_the_bare_backbone(tiny, bank):
     backbone = load_backbone(tiny(), **CPU)
-    tokens = tokenize(backbone.tokenizer(64), TEXTS)
+    tokens = tokenize(backbone, TEXTS, Reading("mean", 64))
     bare = [
         bert_hidden(backbone.model, ids, types, [], []).mean(axis=0)
         for ids, types in zip(tokens.ids, tokens.type_ids, strict=True)
@@ -170,7 +172,7 @@ def test_another_backbone_is_refused_and_the_same_elsewhere_taken(tiny, bank, tm
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"active": ["a", "zzz"]}, "active has 'zzz', which is none of"),
+        ({"active": ["a", "zzz"]}, "active has 'zzz', which is not one of"),
         ({"active": ["a", "a"]}, "active has a name twice"),
         ({"active": "abc"}, "'active' parameter of PrefixBank .* Got 'abc'"),
         ({"weights": {"zzz": 1.0}}, "weights has 'zzz'"),
@@ -245,7 +247,7 @@ def test_clone_keeps_fitted_encoders(tiny, random_prefix):
 def test_a_dump_is_the_size_of_its_prefixes(bank, tmp_path):
     bank.transform(TEXTS)
     joblib.dump(bank, tmp_path / "bank.joblib")
-    arrays = sum(p.keys_values.nbytes + p.head_weight.nbytes for p in bank.values())
+    arrays = sum(p.keys_values.nbytes + p.head.weight.nbytes for p in bank.values())
     assert (tmp_path / "bank.joblib").stat().st_size < 1.1 * arrays + 4000
     loaded = joblib.load(tmp_path / "bank.joblib")
     np.testing.assert_array_equal(loaded.transform(TEXTS), bank.transform(TEXTS))
@@ -307,8 +309,8 @@ def test_a_notebook_shows_what_a_bank_holds(tiny, random_prefix):
     odd = "<script>alert(1)</script>"
     prefixes = {
         "a": random_prefix(tiny(), training={"n_texts": 1234, "valid_accuracy": 0.75}),
-        odd: random_prefix(tiny(), length=7, seed=1, objective="regression", classes=None,
-                           head_weight=np.ones((1, 32)), head_bias=np.ones(1)),
+        odd: random_prefix(tiny(), length=7, seed=1,
+                           head=Head("regression", None, np.ones((1, 32)), np.ones(1))),
     }  # fmt: skip
     bank = PrefixBank(prefixes, active=["a"], weights={"a": 0.5}, combine="mean")
     shown = bank._repr_mimebundle_()["text/html"]
@@ -317,7 +319,7 @@ def test_a_notebook_shows_what_a_bank_holds(tiny, random_prefix):
         "1 of 2 prefixes active, combined by mean, on " + tiny(),
         "<td>a</td><td>yes</td><td>0.5</td><td>classification, 2 classes</td><td>5</td>",
         "<td>1,234</td><td>accuracy 0.750</td>",
-        "<td>no</td><td>1</td><td>regression</td><td>7</td>",
+        "<td>no</td><td></td><td>regression</td><td>7</td>",
     ):
         assert part in shown
     assert odd not in shown and "&lt;script&gt;" in shown

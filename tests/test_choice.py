@@ -19,7 +19,7 @@ def bank_of(folder, **params):
     return PrefixBank({}, **(settings | params))
 
 
-def test_it_ranks_on_the_real_backbone(minilm, tmp_path):
+def test_choices_are_ranked_on_the_real_backbone(minilm, tmp_path):
     ranker = ChoiceRanker(bank_of(minilm)).fit(*choices(60))
     rows, right = choices(40, seed=1)
     assert ranker.score(rows, right) > 0.9
@@ -30,7 +30,7 @@ def test_it_ranks_on_the_real_backbone(minilm, tmp_path):
     np.testing.assert_array_equal(again.predict(rows), ranker.predict(rows))
 
 
-def test_scores_are_the_heads_on_centred_vectors(tiny):
+def test_scores_are_those_of_the_head_on_centred_vectors(tiny):
     bank = bank_of(tiny())
     ranker = ChoiceRanker(bank).fit(*choices(30))
     rows, _ = choices(10, seed=1)
@@ -52,13 +52,13 @@ def test_scores_are_the_heads_on_centred_vectors(tiny):
         make_pipeline(StandardScaler(), LogisticRegression()),
     ],
 )
-def test_any_head_will_do(minilm, head):
+def test_any_classifier_can_be_the_head(minilm, head):
     ranker = ChoiceRanker(bank_of(minilm), head).fit(*choices(60))
     assert ranker.score(*choices(40, seed=1)) > 0.6
     assert not hasattr(head, "classes_")
 
 
-def test_parameters_of_its_parts_are_searched(tiny, random_prefix, encoded):
+def test_parameters_of_encoder_and_head_can_be_searched(tiny, random_prefix, encoded):
     bank = PrefixBank({"a": random_prefix(tiny())}, dtype="float32", device="cpu", max_length=64)
     grid = {"encoder__active": [[], ["a"]], "head__C": [0.1, 1.0]}
     ranker = ChoiceRanker(bank, LogisticRegression())
@@ -67,7 +67,7 @@ def test_parameters_of_its_parts_are_searched(tiny, random_prefix, encoded):
     assert search.best_score_ > 0.5
 
 
-def test_a_frozen_encoder_keeps_its_fit(tiny):
+def test_a_frozen_encoder_is_not_fitted_again(tiny):
     encoder = PrefixEncoder(
         tiny("bert"), objective="multiple_choice", max_epochs=20, learning_rate=0.05, batch_size=8,
         max_length=64, random_state=0, dtype="float32", device="cpu",
@@ -77,7 +77,7 @@ def test_a_frozen_encoder_keeps_its_fit(tiny):
     assert ranker.score(*choices(30, seed=1)) > 0.7
 
 
-def test_wrong_input_is_named(tiny):
+def test_invalid_rows_raise(tiny):
     ranker = ChoiceRanker(bank_of(tiny()))
     with pytest.raises(NotFittedError):
         clone(ranker).predict([("a", ["b"])])

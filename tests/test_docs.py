@@ -12,7 +12,7 @@ PAGES = ["README.md", *sorted(PAGES)]
 
 
 def snippets(page):
-    """Give the Python blocks of a page."""
+    """Return the Python blocks of a page."""
     text = (ROOT / page).read_text(encoding="utf-8")
     return re.findall(r"```python\n(.*?)```", text, flags=re.S)
 
@@ -23,7 +23,8 @@ def run_snippets(page, names):
         exec(compile(snippet, page, "exec"), names)
 
 
-# Pages show small fits, which may well leave the loss at chance; PEFT asks what BERT lacks.
+# The fits on these pages are small, so the loss may stay at chance. PEFT reads an attribute that
+# BERT does not have.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the training loss is stuck", "ignore:`is_gradient_checkpointing:FutureWarning"
 )
@@ -31,12 +32,12 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """Work in a folder of its own, and so do workers: those from before are in another one."""
+    """Work in a temporary folder, with new joblib workers, which start in it."""
     monkeypatch.chdir(tmp_path)
     get_reusable_executor().shutdown(wait=True)
 
 
-def test_readme(elsewhere):
+def test_readme_runs_in_order(elsewhere):
     names = {}
     run_snippets("README.md", names)
     assert names["sentiment"].predict(["what a joy"]) == ["good"]
@@ -51,14 +52,14 @@ def test_snippets_run_in_order(page, elsewhere):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_linked_files_are_there(page):
+def test_linked_files_exist(page):
     text = (ROOT / page).read_text(encoding="utf-8")
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
-        generated = "auto_examples/" in link  # Sphinx checks it
+        generated = "auto_examples/" in link  # checked by Sphinx
         assert generated or ((ROOT / page).parent / link).exists(), link
 
 
-def test_readme_commands_name_files_that_are_there():
+def test_files_in_readme_commands_exist():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"<!-- (?:quickstart|tests) -->\n```sh\n(.*)\n```", text)
     assert len(commands) == 2

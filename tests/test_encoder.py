@@ -61,7 +61,7 @@ def test_learns_and_predicts(fitted):
     np.testing.assert_array_equal(predicted == "good", decision > 0)
     np.testing.assert_allclose(proba[:, 1], 1 / (1 + np.exp(-decision)))
     # The head reads the vectors that transform gives.
-    logits = fitted.prefix_.decision_function(fitted.transform(texts))
+    logits = fitted.prefix_.head.decision_function(fitted.transform(texts))
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], decision)
 
 
@@ -243,8 +243,8 @@ def test_long_texts_are_counted(tiny):
     assert encoder.prefix_.training["n_truncated"] > 0
     with pytest.raises(ValueError, match="refuses to cut"):
         make(tiny(), max_length=12, on_truncate="raise").fit(texts, labels)
-    assert make(tiny(), max_length=np.int64(40)).fit(texts, labels).prefix_.max_length == 40
-    assert make(tiny(), max_length=None).fit(texts, labels).prefix_.max_length == 80
+    assert make(tiny(), max_length=np.int64(40)).fit(texts, labels).prefix_.reading.max_length == 40
+    assert make(tiny(), max_length=None).fit(texts, labels).prefix_.reading.max_length == 80
 
 
 @pytest.mark.parametrize(
@@ -297,7 +297,7 @@ def test_not_fitted_says_so(tiny):
 
 def test_pickles_are_light_and_load_nothing(tiny, fitted, fresh_backbones):
     content = pickle.dumps(fitted)
-    arrays = fitted.prefix_.keys_values.nbytes + fitted.prefix_.head_weight.nbytes
+    arrays = fitted.prefix_.keys_values.nbytes + fitted.prefix_.head.weight.nbytes
     assert len(content) < 1.1 * arrays + 4000
     loaded = pickle.loads(content)
     assert release_backbones() == 0
@@ -363,8 +363,8 @@ def test_bfloat16_trains_and_gives_almost_the_same_vectors(tiny, family):
 def test_vectors_for_a_store_leave_predictions_as_they_are(tiny, fitted):
     texts, _ = reviews()
     scores = fitted.decision_function(texts)
-    small = clone(fitted).set_params(output_dtype="binary")
-    small._adopt(fitted.prefix_)
+    where = {"dtype": "float32", "device": "cpu"}
+    small = PrefixEncoder.from_prefix(fitted.prefix_, output_dtype="binary", **where)
     assert small.transform(texts).dtype == np.uint8
     np.testing.assert_allclose(small.decision_function(texts), scores, rtol=1e-5, atol=1e-5)
     out = np.empty((len(texts), 32), np.float32)
@@ -385,7 +385,7 @@ def test_float16_is_trained_in_float32(tiny):
 def test_layers_are_pooled_in_fit_and_after_it(tiny):
     texts, labels = reviews()
     encoder = make(tiny(), pooled_layers=2, max_epochs=12).fit(texts, labels)
-    assert encoder.prefix_.pooled_layers == 2
+    assert encoder.prefix_.reading.pooled_layers == 2
     assert encoder.score(*reviews(seed=1)) > 0.85
     again = PrefixEncoder.from_prefix(encoder.prefix_, dtype="float32", device="cpu")
     assert again.pooled_layers == 2

@@ -1,4 +1,4 @@
-"""Every kind of source task, from labelled rows to predictions."""
+"""Each kind of source task, from labelled rows to predictions."""
 
 import warnings
 
@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import GOOD as GOOD
+from helpers import choices, labels, make_encoder, ratings, tags
 from sklearn.base import clone, is_classifier, is_regressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -14,55 +16,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils import get_tags
 
 from prefixembed import Prefix, PrefixBank, PrefixEncoder, VectorCache, load_backbone
-from prefixembed._embed.batching import pad_batch, plan_batches
+from prefixembed._embed.batches import pad_batch, plan_batches
 from prefixembed._fit.examples import prepare, read_rows
-
-GOOD, BAD = ["joy", "gem", "fine"], ["bore", "dull", "mess"]
 
 
 def make(folder, objective, **params):
-    settings = {
-        "objective": objective,
-        "max_epochs": 25,
-        "batch_size": 8,
-        "learning_rate": 0.05,
-        "max_length": 64,
-        "random_state": 0,
-        "dtype": "float32",
-        "device": "cpu",
-    }
-    return PrefixEncoder(folder, **(settings | params))
-
-
-def ratings(n=60, seed=0):
-    # The number is how many good words there are.
-    rng = np.random.default_rng(seed)
-    n_good = rng.integers(0, 4, size=n)
-    texts = [" ".join([*rng.choice(GOOD, k), *rng.choice(BAD, 3 - k)]) for k in n_good]
-    return texts, 10.0 * n_good + 100
-
-
-def labels(n=60, seed=0):
-    rng = np.random.default_rng(seed)
-    has = rng.integers(2, size=(n, 2))
-    texts = [f"{GOOD[0] * a} {BAD[0] * b} {rng.integers(9)}" for a, b in has]
-    return texts, has
-
-
-def choices(n=60, seed=0):
-    rng = np.random.default_rng(seed)
-    rows, right = [], rng.integers(2, size=n)
-    for k in right:
-        some = list(rng.choice(BAD, 2 + rng.integers(2)))
-        some[k] = str(rng.choice(GOOD))
-        rows.append(("what is good", some))
-    return rows, right
-
-
-def tags(n=60, seed=0):
-    rng = np.random.default_rng(seed)
-    sentences = [list(rng.choice(GOOD + BAD, rng.integers(1, 5))) for _ in range(n)]
-    return sentences, [["good" if word in GOOD else "bad" for word in s] for s in sentences]
+    settings = {"objective": objective, "max_epochs": 25, "learning_rate": 0.05}
+    return make_encoder(folder, **(settings | params))
 
 
 CASES = {
@@ -75,39 +35,36 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def fitted(tiny):
-    found = {}
-    for objective, (data, _) in CASES.items():
-        found[objective] = make(tiny("bert"), objective).fit(*data())
-    return found
+    return {name: make(tiny("bert"), name).fit(*data()) for name, (data, _) in CASES.items()}
 
 
 @pytest.mark.parametrize("objective", CASES)
-def test_each_kind_learns_and_generalises(fitted, objective):
-    data, enough = CASES[objective]
+def test_each_objective_learns_and_generalizes(fitted, objective):
+    data, min_score = CASES[objective]
     encoder = fitted[objective]
-    assert encoder.score(*data(seed=1)) > enough
+    assert encoder.score(*data(seed=1)) > min_score
     assert encoder.prefix_.objective == objective
     metric = "r2" if objective == "regression" else "accuracy"
     assert len(encoder.history_[f"valid_{metric}"]) == len(encoder.history_["epoch"])
 
 
 @pytest.mark.parametrize("objective", CASES)
-def test_each_kind_survives_a_file(fitted, objective, tmp_path):
+def test_each_objective_can_be_saved_and_loaded(fitted, objective, tmp_path):
     data, _ = CASES[objective]
     X, _ = data(12, seed=2)
     encoder = fitted[objective]
     encoder.prefix_.save(tmp_path / "a.safetensors")
     prefix = Prefix.load(tmp_path / "a.safetensors")
     assert prefix == encoder.prefix_
-    again = PrefixEncoder.from_prefix(prefix, dtype="float32", device="cpu")
-    for one, other in zip(again.predict(X), encoder.predict(X), strict=True):
+    loaded = PrefixEncoder.from_prefix(prefix, dtype="float32", device="cpu")
+    for one, other in zip(loaded.predict(X), encoder.predict(X), strict=True):
         np.testing.assert_array_equal(one, other)
     with pytest.raises(ValueError, match="objective is"):
         PrefixEncoder.from_prefix(prefix, objective="classification")
 
 
 @pytest.mark.parametrize("objective", CASES)
-def test_vectors_of_each_kind_serve_a_bank(fitted, objective):
+def test_a_bank_of_each_objective_equals_its_encoder(fitted, objective):
     encoder = fitted[objective]
     bank = PrefixBank({"a": encoder}, dtype="float32", device="cpu", max_length=64)
     np.testing.assert_allclose(
@@ -115,7 +72,7 @@ def test_vectors_of_each_kind_serve_a_bank(fitted, objective):
     )
 
 
-def test_a_regression_gives_numbers_as_y_had_them(fitted):
+def test_regression_predicts_on_the_scale_of_y(fitted):
     encoder = fitted["regression"]
     predicted = encoder.predict(["joy gem fine", "bore dull mess"])
     assert predicted.shape == (2,)
@@ -125,30 +82,31 @@ def test_a_regression_gives_numbers_as_y_had_them(fitted):
     assert not hasattr(encoder, "classes_")
 
 
-def test_scores_of_choices_are_those_of_their_pairs(fitted):
+def test_scores_of_choices_equal_scores_of_their_pairs(fitted):
     encoder = fitted["multiple_choice"]
     rows, _ = choices(8, seed=3)
     rows.append(("what is good", ["gem"]))
     scores = encoder.decision_function(rows)
-    for (context, some), row in zip(rows, scores, strict=True):
-        vectors = encoder.transform([(context, choice) for choice in some])
+    for (context, options), row in zip(rows, scores, strict=True):
+        vectors = encoder.transform([(context, option) for option in options])
         expected = encoder.prefix_.decision_function(vectors)[:, 0]
-        np.testing.assert_allclose(row[: len(some)], expected, atol=1e-4)
-        assert (row[len(some) :] == -np.inf).all()
+        np.testing.assert_allclose(row[: len(options)], expected, atol=1e-4)
+        assert (row[len(options) :] == -np.inf).all()
     frame = pd.DataFrame(rows, columns=["context", "choices"])
     np.testing.assert_array_equal(encoder.predict(frame), encoder.predict(rows))
 
 
-def test_order_of_choices_is_of_no_matter(fitted):
-    encoder = fitted["multiple_choice"]
+def test_order_of_choices_does_not_matter(fitted):
     rows, _ = choices(8, seed=3)
-    turned = [(context, some[::-1]) for context, some in rows]
-    picked = [some[k] for (_, some), k in zip(rows, encoder.predict(rows), strict=True)]
-    again = [some[k] for (_, some), k in zip(turned, encoder.predict(turned), strict=True)]
-    assert picked == again
+
+    def picked(rows):
+        predicted = fitted["multiple_choice"].predict(rows)
+        return [options[k] for (_, options), k in zip(rows, predicted, strict=True)]
+
+    assert picked(rows) == picked([(context, options[::-1]) for context, options in rows])
 
 
-def test_words_are_read_in_their_sentence(fitted, tiny):
+def test_predictions_of_words_have_the_shape_of_the_sentences(fitted):
     encoder = fitted["token_classification"]
     sentences, _ = tags(10, seed=4)
     sentences.insert(3, [])
@@ -177,7 +135,7 @@ def naive_word_vectors(backbone, words):
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "minilm"])
-def test_a_words_vector_is_the_mean_over_its_tokens(tiny, minilm, family):
+def test_vector_of_a_word_is_the_mean_over_its_tokens(tiny, minilm, family):
     folder = minilm if family == "minilm" else tiny(family)
     sentences = [
         ["unbelievably", "good", "films"],
@@ -191,7 +149,7 @@ def test_a_words_vector_is_the_mean_over_its_tokens(tiny, minilm, family):
     backbone = load_backbone(folder, dtype="float32", device="cpu")
     expected = [naive_word_vectors(backbone, words) for words in sentences if words]
     np.testing.assert_allclose(bank.transform(sentences), np.concatenate(expected), atol=1e-5)
-    # One at a time, as an iterator, into an array, in eight bits.
+    # One sentence at a time, from an iterator, and into an array.
     alone = [bank.transform([words]) for words in sentences]
     np.testing.assert_allclose(np.concatenate(alone), np.concatenate(expected), atol=1e-5)
     np.testing.assert_allclose(bank.transform(iter(sentences)), np.concatenate(alone), atol=1e-5)
@@ -200,17 +158,11 @@ def test_a_words_vector_is_the_mean_over_its_tokens(tiny, minilm, family):
     np.testing.assert_allclose(out, np.concatenate(expected), atol=1e-5)
 
 
-def test_word_vectors_are_found_again(tiny, encoded):
-    cache = VectorCache()
+def test_word_vectors_are_cached(tiny, encoded):
     bank = PrefixBank(
-        {},
-        backbone=tiny(),
-        output="words",
-        max_length=64,
-        dtype="float32",
-        device="cpu",
-        cache=cache,
-    )
+        {}, backbone=tiny(), output="words", max_length=64, dtype="float32", device="cpu",
+        cache=VectorCache(),
+    )  # fmt: skip
     sentences = [["a", "b"], ["c"], [], ["a", "b"], ["a b"]]
     vectors = bank.transform(sentences)
     assert vectors.shape == (6, 32)
@@ -218,12 +170,12 @@ def test_word_vectors_are_found_again(tiny, encoded):
     n_encoded = len(encoded)
     np.testing.assert_array_equal(bank.transform(sentences[::-1]), vectors[[5, 3, 4, 2, 0, 1]])
     assert len(encoded) == n_encoded
-    # The pair ("a", "b") and the text "a b" are no sentences in words.
+    # The pair ("a", "b") has another key than the sentence ["a", "b"].
     bank.set_params(output="texts").transform([("a", "b")])
     assert len(encoded) > n_encoded
 
 
-def test_words_that_are_cut_are_counted_and_zero(tiny):
+def test_truncated_words_are_zero_and_counted(tiny):
     bank = PrefixBank(
         {}, backbone=tiny(), output="words", max_length=8, dtype="float32", device="cpu"
     )
@@ -233,7 +185,7 @@ def test_words_that_are_cut_are_counted_and_zero(tiny):
     assert (np.abs(vectors).sum(axis=1) > 0).tolist() == [True, True, False, True]
 
 
-def test_lone_surrogates_in_words(tiny):
+def test_lone_surrogates_in_words_are_replaced(tiny):
     bank = PrefixBank({}, backbone=tiny(), output="words", dtype="float32", device="cpu")
     np.testing.assert_array_equal(
         bank.transform([["a", "\ud800", "\ud83d\ude00b", "c"]]),
@@ -241,10 +193,10 @@ def test_lone_surrogates_in_words(tiny):
     )
 
 
-def test_kinds_without_one_label_a_row_are_no_classifiers(fitted):
+def test_objectives_without_one_label_per_row_are_not_classifiers(fitted):
     for objective in ("multiple_choice", "token_classification"):
         assert not is_classifier(fitted[objective])
-        # Folds are plain: there is nothing to stratify by.
+        # Folds are not stratified.
         data, _ = CASES[objective]
         X, y = data(40)
         if objective == "multiple_choice":
@@ -256,7 +208,7 @@ def test_kinds_without_one_label_a_row_are_no_classifiers(fitted):
     assert tags_.classifier_tags.multi_label and not tags_.classifier_tags.multi_class
 
 
-def test_a_target_of_words_has_heads_too(minilm):
+def test_a_head_can_be_trained_on_word_vectors(minilm):
     sentences, y = tags(30)
     bank = PrefixBank({}, backbone=minilm, output="words")
     head = make_pipeline(bank, LogisticRegression()).fit(sentences, np.concatenate(y))
@@ -265,7 +217,7 @@ def test_a_target_of_words_has_heads_too(minilm):
 
 
 @pytest.mark.parametrize("objective", CASES)
-def test_rows_of_weight_zero_are_left_out(tiny, objective):
+def test_rows_of_weight_zero_are_ignored(tiny, objective):
     data, _ = CASES[objective]
     X, y = data(16)
     params = {"max_epochs": 2, "early_stopping": False}
@@ -274,11 +226,11 @@ def test_rows_of_weight_zero_are_left_out(tiny, objective):
         warnings.simplefilter("ignore", ConvergenceWarning)
         if objective == "regression":
             y[8:] = 1e6
-        left_out = clone(half).fit(X, y, np.repeat([1.0, 0.0], 8)).prefix_
-        assert left_out == half.fit(X[:8], y[:8]).prefix_
+        weighted = clone(half).fit(X, y, np.repeat([1.0, 0.0], 8)).prefix_
+        assert weighted == half.fit(X[:8], y[:8]).prefix_
 
 
-def test_class_weight_is_for_classes(tiny):
+def test_useless_labels_and_parameters_are_refused(tiny):
     with pytest.raises(ValueError, match="class_weight is for objective='classification', got"):
         make(tiny(), "regression", class_weight="balanced").fit(*ratings(8))
     with pytest.raises(ValueError, match="nothing to learn"):
@@ -301,31 +253,31 @@ def test_class_weight_is_for_classes(tiny):
         ("token_classification", "ab", "X must be a sequence of sentences"),
     ],
 )
-def test_what_is_no_row_is_named(fitted, objective, X, message):
+def test_invalid_rows_are_named(fitted, objective, X, message):
     for call in (fitted[objective].predict, lambda X: fitted[objective].fit(X, [0])):
         with pytest.raises(ValueError, match=message):
             call(X)
 
 
-def test_sentences_of_no_words_are_neither_learned_nor_validated_on(tiny):
+def test_sentences_without_words_do_not_affect_training(tiny):
     sentences, y = tags(9)
     for seed in range(4):
         encoder = make(tiny("bert"), "token_classification", max_epochs=2, random_state=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # few texts, few epochs
+            warnings.simplefilter("ignore")  # there are few texts and few epochs
             encoder.fit([*sentences, [], []], [*y, [], []])
             alone = clone(encoder).fit(sentences, y)
         assert encoder.prefix_ == alone.prefix_
     assert np.isnan(encoder.score([[]], [[]]))
 
 
-def test_no_rows_give_no_predictions(fitted):
+def test_predictions_of_no_rows_are_empty(fitted):
     for objective in ("regression", "multilabel", "multiple_choice", "token_classification"):
         assert len(fitted[objective].predict([])) == 0
     assert fitted["multiple_choice"].predict_proba([]).shape[0] == 0
 
 
-def test_what_was_fitted_as_a_classifier_forgets_its_classes(tiny):
+def test_a_refit_as_regression_removes_classes(tiny):
     encoder = make(tiny("bert"), "classification", max_epochs=3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -334,7 +286,7 @@ def test_what_was_fitted_as_a_classifier_forgets_its_classes(tiny):
     assert not hasattr(encoder, "classes_")
 
 
-def test_batches_of_ragged_choices_stay_within_the_budget(tiny):
+def test_batches_of_choices_stay_within_the_budget(tiny):
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     rows = [("a", ["x" * 55] * 2)] * 3 + [("b", ["y"] * 20)] * 3
     data = prepare(
@@ -348,7 +300,7 @@ def test_batches_of_ragged_choices_stay_within_the_budget(tiny):
 
 
 @pytest.mark.parametrize("container", ["pandas", "polars"])
-def test_words_in_a_frame_have_rows_of_their_own(tiny, container):
+def test_word_vectors_in_a_frame_have_their_own_index(tiny, container):
     bank = PrefixBank({}, backbone=tiny(), output="words", dtype="float32", device="cpu")
     sentences = pd.Series([["a", "b"], ["c"]], index=[7, 7])
     frame = bank.set_output(transform=container).transform(sentences)

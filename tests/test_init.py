@@ -6,14 +6,14 @@ import pytest
 import prefixembed
 
 
-def test_import_is_light():
+def test_import_does_not_load_heavy_packages():
     heavy = ("torch", "transformers", "sklearn", "datasets")
     code = f"import prefixembed, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_public_names_are_there():
+def test_public_names_are_importable():
     for name in prefixembed.__all__:
         assert getattr(prefixembed, name).__doc__
         assert name in dir(prefixembed)

@@ -19,7 +19,7 @@ from prefixembed import (
     PrefixEncoder,
     load_backbone,
 )
-from prefixembed._fit import fine_tuning as _fine_tuning
+from prefixembed._fit import fine_tuning
 
 
 def make(folder, **params):
@@ -112,7 +112,7 @@ def test_random_state_repeats_and_dropout_leaves_the_global_state_alone(tiny):
     assert one.history_["train_loss"] == same.history_["train_loss"]
 
 
-def test_one_task_is_plain_fine_tuning(tiny):
+def test_one_task_is_plainfine_tuning(tiny):
     texts, has = labels(80)
     encoder = make(tiny("bert")).fit({"good": (texts, has[:, 0])})
     assert encoder.score(texts, has[:, 0]) > 0.9
@@ -151,13 +151,13 @@ def test_mixed_precision_multiplies_in_bfloat16_and_is_close_to_float32(tiny):
 def test_dropout_is_on_in_training_and_off_in_validation(tiny, monkeypatch):
     modes = {"train": [], "valid": []}
     for name, key in (("encode_batch", "train"), ("embed_tokens", "valid")):
-        real = getattr(_fine_tuning, name)
+        real = getattr(fine_tuning, name)
 
         def watch(backbone, *args, key=key, real=real):
             modes[key].append(backbone.model.training)
             return real(backbone, *args)
 
-        monkeypatch.setattr(_fine_tuning, name, watch)
+        monkeypatch.setattr(fine_tuning, name, watch)
     make(tiny("bert"), max_epochs=1).fit({"good": three_tasks()["good"]})
     assert set(modes["train"]) == {True} and set(modes["valid"]) == {False}
 

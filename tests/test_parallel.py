@@ -14,6 +14,7 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prefixembed import (
+    MultiTaskEncoder,
     PrefixBank,
     PrefixEncoder,
     VectorCache,
@@ -51,14 +52,14 @@ def n_threads():
     return torch.get_num_threads()
 
 
-def test_workers_share_the_cores():
+def test_workers_share_the_cpu_cores():
     per_worker = joblib.Parallel(n_jobs=2)(joblib.delayed(n_threads)() for _ in range(2))
     assert set(per_worker) == {max(1, joblib.cpu_count() // 2)}
 
 
 @pytest.mark.filterwarnings("ignore:the training loss is stuck")
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_side_by_side_equals_one_by_one(encoder, n_jobs):
+def test_parallel_fits_equal_sequential_ones(encoder, n_jobs):
     tasks = {
         "stars": (TEXTS, LABELS),
         "few": (TEXTS[:9], LABELS[:9]),
@@ -79,18 +80,18 @@ def test_side_by_side_equals_one_by_one(encoder, n_jobs):
 
 
 @pytest.mark.parametrize("task", [(TEXTS,), [TEXTS, LABELS], TEXTS, (1, 2, 3, 4)])
-def test_a_task_that_is_none_is_named(encoder, task):
+def test_an_invalid_task_raises_with_its_name(encoder, task):
     with pytest.raises(ValueError, match=r"tasks\['odd'\] must be a tuple \(X, y\)"):
         fit_prefixes({"odd": task}, encoder)
 
 
-def test_an_error_of_a_fit_comes_through(encoder):
+def test_the_error_of_a_fit_is_raised(encoder):
     with pytest.raises(ValueError, match=r"X\[1\] must be a str"):
         fit_prefixes({"bad": (["a", None], [0, 1])}, encoder, n_jobs=2)
     assert fit_prefixes({}, encoder) == {}
 
 
-def test_a_filled_search_encodes_nothing_more(bank, encoded, fresh_backbones):
+def test_a_search_encodes_nothing_after_fill_cache(bank, encoded, fresh_backbones):
     grid = {"enc__active": prefix_subsets(bank), "clf__C": [0.1, 1.0], "scale": ["passthrough"]}
     search = GridSearchCV(pipeline(bank), grid, cv=2, n_jobs=2, error_score="raise")
     assert fill_cache(search, TEXTS) == 4
@@ -101,10 +102,10 @@ def test_a_filled_search_encodes_nothing_more(bank, encoded, fresh_backbones):
     assert len(encoded) == 4 * len(TEXTS)
 
 
-def test_workers_of_a_filled_search_load_no_backbone(bank, tmp_path):
+def test_workers_load_no_backbone_after_fill_cache(bank, tmp_path):
     fill_cache(bank, TEXTS)
     moved = clone(bank)
-    # Prefixes that name a backbone which is nowhere: loading it would be an error.
+    # The prefixes name a backbone that does not exist: loading it would raise an error.
     moved.prefixes = {
         name: dataclasses.replace(prefix, backbone="nowhere/at-all")
         for name, prefix in bank.items()
@@ -115,8 +116,7 @@ def test_workers_of_a_filled_search_load_no_backbone(bank, tmp_path):
     assert search.fit(TEXTS, LABELS).score(TEXTS, LABELS) > 0.8
 
 
-@pytest.mark.filterwarnings("ignore:the training loss is stuck")
-def test_what_can_be_filled(bank, encoder, encoded):
+def test_banks_pipelines_and_unions_can_be_filled(bank, encoded):
     assert fill_cache(bank, TEXTS) == 1
     union = FeatureUnion([("all", bank), ("bare", clone(bank).set_params(active=[]))])
     assert fill_cache(union, TEXTS) == 2
@@ -124,12 +124,42 @@ def test_what_can_be_filled(bank, encoder, encoded):
     assert len(encoded) == 2 * len(TEXTS)
     whole = GridSearchCV(pipeline(bank), {"enc": [bank, clone(bank).set_params(active=["a"])]})
     assert fill_cache(whole, TEXTS) == 2
-    frozen = FrozenEstimator(encoder.set_params(cache=bank.cache).fit(TEXTS, LABELS))
+
+
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
+@pytest.mark.parametrize("kind", [PrefixEncoder, MultiTaskEncoder])
+def test_frozen_encoders_can_be_filled(encoder, encoded, tmp_path, kind):
+    if kind is PrefixEncoder:
+        encoder.set_params(cache=tmp_path / "c.db").fit(TEXTS, LABELS)
+    else:
+        params = {name: encoder.get_params()[name] for name in ("backbone", "max_length", *CPU)}
+        encoder = kind(**params, max_epochs=1, random_state=0, cache=tmp_path / "c.db")
+        encoder.fit({"good": (TEXTS, LABELS)})
+    frozen = FrozenEstimator(encoder)
+    encoded.clear()
     assert fill_cache(frozen, TEXTS) == 1
     assert fill_cache(Pipeline([("enc", frozen), ("clf", LogisticRegression())]), TEXTS) == 1
+    assert len(encoded) == len(TEXTS)
+    encoder.transform(TEXTS)
+    assert len(encoded) == len(TEXTS)
 
 
-def test_what_cannot_be_filled_says_so(bank, encoder):
+def test_an_encoder_among_the_candidates_must_be_frozen(bank, encoder):
+    # The search clones candidates, so that an encoder is fitted again in every fold.
+    search = GridSearchCV(pipeline(bank), {"enc": [encoder.fit(TEXTS, LABELS)]})
+    with pytest.raises(ValueError, match="PrefixEncoder, which is fitted anew"):
+        fill_cache(search, TEXTS)
+
+
+@pytest.mark.parametrize("pairs", ["joint", "apart"])
+def test_distinct_vectors_of_pairs_are_counted(bank, encoded, pairs):
+    X = [("a", "b"), ("b", "a"), ("a", "c")]
+    cache = VectorCache()
+    fill_cache(bank.set_params(pairs=pairs, cache=cache), X)
+    assert cache.stats().n_vectors == len(encoded) == 3
+
+
+def test_estimators_without_known_candidates_raise(bank, encoder):
     with pytest.raises(ValueError, match="got LogisticRegression"):
         fill_cache(LogisticRegression(), TEXTS)
     with pytest.raises(ValueError, match="got ColumnTransformer"):
@@ -139,13 +169,13 @@ def test_what_cannot_be_filled_says_so(bank, encoder):
     with pytest.raises(ValueError, match="PrefixEncoder, which is fitted anew"):
         fill_cache(encoder, TEXTS)
     drawn = RandomizedSearchCV(pipeline(bank), {"enc__pooling": ["mean", "cls"]})
-    with pytest.raises(ValueError, match="RandomizedSearchCV has none"):
+    with pytest.raises(ValueError, match="RandomizedSearchCV does not have one"):
         fill_cache(drawn, TEXTS)
     with pytest.raises(ValueError, match="an iterator can be read once"):
         fill_cache(bank, iter(TEXTS))
 
 
-def test_a_cache_that_is_too_small_is_told_of(bank):
+def test_a_cache_that_is_too_small_warns(bank):
     small = VectorCache(max_bytes=10_000)
     search = GridSearchCV(
         pipeline(bank.set_params(cache=small)), {"enc__active": prefix_subsets(bank)}
@@ -158,7 +188,7 @@ def test_a_cache_that_is_too_small_is_told_of(bank):
         fill_cache(search.set_params(estimator__enc__cache=enough), TEXTS)
 
 
-def test_workers_that_cannot_see_the_cache_are_told_of(bank):
+def test_workers_that_cannot_see_the_cache_warn(bank):
     grid = {"clf__C": [1.0]}
     search = GridSearchCV(pipeline(bank.set_params(cache=VectorCache())), grid, n_jobs=2)
     with pytest.warns(UserWarning, match="workers cannot see a cache in memory"):
@@ -168,7 +198,7 @@ def test_workers_that_cannot_see_the_cache_are_told_of(bank):
         fill_cache(search.set_params(n_jobs=None), TEXTS)
 
 
-def test_frozen_encoders_of_equal_parameters_are_all_filled(tiny):
+def test_frozen_encoders_with_equal_parameters_are_all_filled(tiny):
     texts = ["a joy", "a bore", "fun", "dull"] * 4
     cache = VectorCache()
     recipe = PrefixEncoder(

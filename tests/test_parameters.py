@@ -1,4 +1,4 @@
-"""Wrong values of every public parameter, made from what the parameters are checked against."""
+"""Wrong values of each public parameter are refused with its name."""
 
 import contextlib
 import inspect
@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from helpers import make_encoder, make_multitask, reviews
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.utils._param_validation import (
@@ -14,15 +15,12 @@ from sklearn.utils._param_validation import (
     generate_invalid_param_val,
     make_constraint,
 )
-from test_encoder import make, reviews
-from test_multitask import make as make_multitask
 
 import prefixembed
 from prefixembed import (
     ChoiceRanker,
     MultiTaskEncoder,
     PrefixBank,
-    PrefixEncoder,
     PrefixSelector,
     TargetHeads,
     inspection,
@@ -32,27 +30,21 @@ from prefixembed import (
 from prefixembed.cache import open_cache
 from prefixembed.tasks.demo import demo_backbone
 
-
-def is_public(function, module):
-    return function.__module__ == module.__name__ and not function.__name__.startswith("_")
-
-
 ESTIMATORS = [
-    ChoiceRanker,
-    MultiTaskEncoder,
-    PrefixBank,
-    PrefixEncoder,
-    PrefixSelector,
-    TargetHeads,
+    kind
+    for name in prefixembed.__all__
+    if hasattr(kind := getattr(prefixembed, name), "_parameter_constraints")
 ]
 FUNCTIONS = [
     open_cache,
-    *(f for f in vars(interop).values() if inspect.isfunction(f) and is_public(f, interop)),
-    *(f for f in map(vars(tasks).get, tasks.__all__) if inspect.isfunction(f)),
-    *map(vars(inspection).get, inspection.__all__),
-    *(f for name in prefixembed.__all__ if inspect.isfunction(f := getattr(prefixembed, name))),
+    *(
+        function
+        for module in (prefixembed, inspection, interop, tasks)
+        for name in module.__all__
+        if inspect.isfunction(function := getattr(module, name))
+    ),
 ]
-# Checked by themselves, as data are.
+# Data have checks of their own.
 DATA = {"dataset", "search", "X", "y"}
 
 
@@ -95,7 +87,7 @@ def use(estimator):
         estimator.fit(["a", "b"] * 4, [0, 1] * 4)
 
 
-def test_every_parameter_is_checked():
+def test_each_parameter_has_constraints():
     for kind in ESTIMATORS:
         names = list(inspect.signature(kind).parameters)
         assert set(names) == set(kind._parameter_constraints), kind
@@ -107,35 +99,34 @@ def test_every_parameter_is_checked():
 
 
 @pytest.mark.parametrize(("kind", "name", "value"), estimator_cases())
-def test_wrong_parameters_of_estimators_are_named(tiny, kind, name, value):
+def test_wrong_parameters_of_estimators_are_refused_by_name(tiny, kind, name, value):
     params = {
         PrefixBank: {"prefixes": {}, "backbone": tiny()},
         ChoiceRanker: {"encoder": PrefixBank({})},
         PrefixSelector: {"estimator": PrefixBank({})},
         TargetHeads: {"bank": PrefixBank({})},
     }.get(kind, {"backbone": tiny()})
-    estimator = kind(**params).set_params(**{name: value})
     message = rf"The '{name}' parameter of {kind.__name__} must be .* Got {re.escape(repr(value))}"
     with pytest.raises(InvalidParameterError, match=message):
-        use(estimator)
+        use(kind(**params).set_params(**{name: value}))
 
 
 @pytest.mark.parametrize(("function", "name", "value"), function_cases())
-def test_wrong_parameters_of_functions_are_named(tmp_path, function, name, value):
+def test_wrong_parameters_of_functions_are_refused_by_name(tmp_path, function, name, value):
     given = {
         "bank": PrefixBank({}), "estimator": PrefixBank({}), "name_or_path": "b", "tasks": {},
         "name": "sst2", "cache": "memory", "folder": tmp_path, "prefix": object(), "state": {},
         "backbone": "b", "X": [], "y": [], "dataset": [], "column": "text", "out": tmp_path,
     }  # fmt: skip
-    wanted = inspect.signature(function).parameters
+    accepted = inspect.signature(function).parameters
     if function is tasks.load_docstring_task:
         given["name"] = "kind"
     if function is prefixembed.embed_dataset:
         given["encoder"] = PrefixBank({})
-    params = {key: some for key, some in given.items() if key in wanted} | {name: value}
+    params = {key: given[key] for key in accepted if key in given} | {name: value}
     message = rf"The '{name}' parameter of \S*{function.__name__} must be"
     if "prefix" in params and name != "prefix":
-        message = "The 'prefix' parameter"  # the first that is wrong
+        message = "The 'prefix' parameter"  # the first wrong one is reported
     with pytest.raises(InvalidParameterError, match=message):
         function(**params)
 
@@ -151,38 +142,33 @@ odd = st.one_of(
     st.sampled_from([(), [], {}, set(), np.float32(0.5), np.int64(3), np.bool_(True), "auto"]),
 )
 
-
-LARGE = ("max_epochs", "prefix_length", "reparameterize")
+# Any positive value of these is valid, but a very large one takes too much time or memory.
+UNBOUNDED = ("max_epochs", "prefix_length", "reparameterize")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make_one", [make, make_multitask])
+@pytest.mark.parametrize("make", [make_encoder, make_multitask])
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_any_value_works_or_is_refused_by_name(tiny, make_one, data):
-    estimator = make_one(tiny(), max_epochs=1)
+def test_any_value_works_or_is_refused_by_name(tiny, make, data):
+    estimator = make(tiny(), max_epochs=1)
     known = sorted(set(estimator.get_params()) - {"cache", "checkpoint_dir"})
     name = data.draw(st.sampled_from(known))
     value = data.draw(odd)
-    # As long, or as large, as one asks for.
-    assume(
-        not (
-            name in ("max_epochs", "prefix_length", "reparameterize") and repr(value) == str(2**63)
-        )
-    )
+    assume(name not in UNBOUNDED or repr(value) != str(2**63))
     estimator.set_params(**{name: value})
     texts, labels = reviews(8)
-    said = ""
+    message = ""
     vectors = np.zeros(0)
     try:
-        if make_one is make:
+        if make is make_encoder:
             estimator.fit(texts, labels)
         else:
             estimator.fit({"a": (texts, labels)})
         vectors = estimator.transform(texts if estimator.output == "texts" else [["a"]])
     except FloatingPointError as error:
-        said = f"{name}: {error}" if "learning_rate" in str(error) else str(error)
+        message = f"{name}: {error}" if "learning_rate" in str(error) else str(error)
     except (ValueError, OSError) as error:
-        said = str(error)
-    assert not said or name in said or repr(value) in said, (name, value, said)
+        message = str(error)
+    assert not message or name in message or repr(value) in message, (name, value, message)
     assert np.isfinite(vectors).all()

@@ -13,23 +13,38 @@ from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
 from prefixembed import Prefix
-from prefixembed.prefix import FORMAT_VERSION, check_compatible, concatenate
+from prefixembed.cache import Representation
+from prefixembed.head import Head
+from prefixembed.prefix import FORMAT_VERSION, concatenate
+from prefixembed.reading import Reading
+
+HEAD = {
+    "objective": "classification",
+    "classes": np.array(["bad", "good"]),
+    "weight": np.random.default_rng(1).standard_normal((2, 24), dtype=np.float32),
+    "bias": np.array([0.5, -0.5], dtype=np.float32),
+}
+READING = {"pooling": "mean", "max_length": 64}
 
 
 def make(**changes):
-    rng = np.random.default_rng(0)
+    head = {key: changes.pop(key) for key in HEAD if key in changes}
+    reading = {
+        field.name: changes.pop(field.name)
+        for field in dataclasses.fields(Reading)
+        if field.name in changes
+    }
     fields = {
-        "keys_values": rng.standard_normal((2, 2, 3, 4, 8), dtype=np.float32),
+        "keys_values": np.random.default_rng(0).standard_normal((2, 2, 3, 4, 8), dtype=np.float32),
         "backbone": "tiny",
         "fingerprint": "f" * 64,
-        "pooling": "mean",
-        "max_length": 64,
         "n_features": 24,
-        "classes": np.array(["bad", "good"]),
-        "head_weight": rng.standard_normal((2, 24), dtype=np.float32),
-        "head_bias": np.array([0.5, -0.5], dtype=np.float32),
         "training": {"seconds": 1.25, "n_texts": 7},
     }
+    if "head" not in changes:
+        fields["head"] = Head(**(HEAD | head))
+    if "reading" not in changes:
+        fields["reading"] = Reading(**(READING | reading))
     return Prefix(**(fields | changes))
 
 
@@ -41,14 +56,14 @@ def test_is_immutable_and_its_own_copy():
     with pytest.raises(ValueError, match="read-only"):
         prefix.keys_values[0] = 1
     with pytest.raises(AttributeError):
-        prefix.pooling = "cls"
+        prefix.reading = None
     with pytest.raises(TypeError):
         prefix.training["seconds"] = 2
     assert copy.copy(prefix) is prefix
     assert copy.deepcopy({"a": [prefix]})["a"][0] is prefix
 
 
-def test_pickle_gives_an_equal_immutable_prefix():
+def test_a_pickled_prefix_is_equal_and_immutable():
     prefix = make()
     loaded = pickle.loads(pickle.dumps(prefix))
     assert loaded == prefix
@@ -60,7 +75,7 @@ def test_pickle_gives_an_equal_immutable_prefix():
     "change",
     [
         {"keys_values": np.ones((2, 2, 3, 4, 8))},
-        {"head_bias": np.zeros(2)},
+        {"bias": np.zeros(2)},
         {"classes": np.array(["bad", "goof"])},
         {"pooling": "cls"},
         {"max_length": 32},
@@ -68,7 +83,7 @@ def test_pickle_gives_an_equal_immutable_prefix():
         {"objective": "other"},
     ],
 )
-def test_digest_tells_content_apart(change):
+def test_digest_depends_on_content(change):
     assert make(**change).digest != make().digest
     assert make(**change) != make()
 
@@ -82,22 +97,22 @@ def test_digest_ignores_where_and_how_it_was_learned():
 def test_digest_is_the_same_on_every_machine():
     numbers = np.arange(96, dtype=">f4").reshape(1, 2, 3, 4, 4) / 7
     prefix = Prefix(
-        keys_values=numbers, backbone="b", fingerprint="f" * 64, pooling="cls", max_length=9,
-        n_features=12, classes=np.array(["à", "b"], dtype=">U3"),
-        head_weight=np.ones((2, 12), dtype=">f8"), head_bias=np.zeros(2, dtype=np.float16),
+        keys_values=numbers, backbone="b", fingerprint="f" * 64, n_features=12,
+        reading=Reading("cls", 9),
+        head=Head("classification", np.array(["à", "b"], dtype=">U3"),
+                  np.ones((2, 12), dtype=">f8"), np.zeros(2, dtype=np.float16)),
     )  # fmt: skip
-    # Big-endian here, little-endian there: written down, so that no machine gives another.
-    little = dataclasses.replace(
-        prefix, keys_values=numbers.astype("<f4"), classes=np.array(["à", "b"], dtype="<U3")
-    )
+    # Big-endian and little-endian arrays have one digest, written down for every machine.
+    head = dataclasses.replace(prefix.head, classes=np.array(["à", "b"], dtype="<U3"))
+    little = dataclasses.replace(prefix, keys_values=numbers.astype("<f4"), head=head)
     assert (
         prefix.digest
         == little.digest
-        == ("e9aef82838f8d51e982d8d2939a091e0ebb1480cf6fdd61f81499111ae102340")
+        == ("9abf7f1e66b70df5f07d67c3e213c8d1a5391678b13751f11789a9d1c9398c61")
     )
 
 
-# numpy cannot tell a trailing NUL from padding.
+# numpy cannot distinguish a trailing NUL from padding.
 words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5)
 labels = st.one_of(
     hnp.arrays(np.int64, 3, elements=st.integers(-(2**60), 2**60), unique=True),
@@ -110,13 +125,13 @@ labels = st.one_of(
 
 @given(classes=labels, length=st.integers(1, 7))
 @settings(max_examples=40, deadline=None)
-def test_a_saved_prefix_loads_as_it_was(tmp_path_factory, classes, length):
+def test_a_saved_prefix_loads_unchanged(tmp_path_factory, classes, length):
     n = len(classes)
     prefix = make(
         keys_values=np.random.default_rng(length).standard_normal((2, 2, 3, length, 8)),
         classes=classes,
-        head_weight=np.ones((n, 24)),
-        head_bias=np.zeros(n),
+        weight=np.ones((n, 24)),
+        bias=np.zeros(n),
         revision="v1",
     )
     path = tmp_path_factory.mktemp("prefix") / "p.safetensors"
@@ -131,12 +146,11 @@ def test_a_saved_prefix_loads_as_it_was(tmp_path_factory, classes, length):
 
 
 def test_a_prefix_without_a_head_is_saved_too(tmp_path):
-    prefix = make(classes=None, head_weight=None, head_bias=None)
+    prefix = make(head=None)
     prefix.save(tmp_path / "p.safetensors")
     loaded = Prefix.load(str(tmp_path / "p.safetensors"))
     assert loaded == prefix
-    with pytest.raises(ValueError, match="no head"):
-        loaded.decision_function(np.zeros((1, 24)))
+    assert loaded.head is loaded.objective is loaded.classes is None
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
@@ -153,7 +167,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
             loaded = Prefix.load(path)
         except ValueError:
             continue
-        # What the digest leaves out: the backbone's name and the training facts.
+        # The digest leaves out the backbone's name and the training facts.
         assert loaded == make(), f"byte {position} of {names_and_facts}"
     for length in [0, 1, 7, 8, 9, *rng.integers(len(whole), size=50)]:
         path.write_bytes(whole[:length])
@@ -161,7 +175,7 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
             Prefix.load(path)
 
 
-def test_what_is_no_prefix_file_says_so(tmp_path):
+def test_other_files_are_refused(tmp_path):
     path = tmp_path / "p.safetensors"
     with pytest.raises(FileNotFoundError, match="no prefix file"):
         Prefix.load(path)
@@ -177,11 +191,17 @@ def test_what_is_no_prefix_file_says_so(tmp_path):
     [
         ("format_version", 99, "format version is 99"),
         ("fingerprint", "0", "digest"),
-        ("classes", {"dtype": "|O", "values": [1, 2]}, "not numbers"),
+        (
+            "head",
+            {"objective": "classification", "classes": {"dtype": "|O", "values": [1, 2]}},
+            "not numbers",
+        ),
+        ("reading", {"pooling": "mean", "max_length": 64, "later": 1}, "later"),
+        ("reading", {"pooling": "mean", "max_length": 65}, "digest"),
         ("nonsense", 1, "nonsense"),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path, key, value, message):
+def test_a_wrong_header_is_refused(tmp_path, key, value, message):
     path = tmp_path / "p.safetensors"
     make().save(path)
     content = path.read_bytes()
@@ -247,16 +267,23 @@ def test_saved_files_follow_the_umask(tmp_path):
         ({"classes": np.array([b"a", b"b"])}, "labels must be numbers, booleans or strings"),
         ({"classes": np.array(["a", "b"], dtype=object)}, "got classes of dtype object"),
         ({"pooling": "sum"}, "pooling must be one of .* got 'sum'"),
-        ({"max_length": 0}, "max_length must be a int, got 0"),
-        ({"max_length": "64"}, "max_length must be a int, got '64'"),
+        ({"pairs": "both"}, "pairs must be one of .* got 'both'"),
+        ({"prompt": 3}, "prompt must be a str, got 3"),
+        ({"windows": 1}, "windows must be a bool, got 1"),
+        ({"first_position": -1}, "first_position must be an int of at least 0, got -1"),
+        ({"pooled_layers": True}, "pooled_layers must be an int of at least 1, got True"),
+        ({"reading": None}, "reading must be a Reading, got None"),
+        ({"max_length": 0}, "max_length must be an int of at least 1, got 0"),
+        ({"max_length": "64"}, "max_length must be an int of at least 1, got '64'"),
         ({"backbone": 3}, "backbone must be a str, got 3"),
-        ({"head_weight": np.zeros((2, 23))}, "head_weight must have shape"),
-        ({"head_bias": np.zeros(3)}, "head_bias must have shape"),
-        ({"head_bias": None}, "head_bias must have shape"),
+        ({"weight": np.zeros((2, 23))}, "head_weight must have 24 columns, got 23"),
+        ({"bias": np.zeros(3)}, "head_bias must have shape"),
+        ({"bias": None}, "head_bias has numbers that are not finite"),
+        ({"pairs": "apart"}, "head_weight must have 72 columns, got 24"),
         ({"classes": np.array(["a"])}, "classes must have shape"),
     ],
 )
-def test_wrong_parts_are_refused(change, message):
+def test_wrong_fields_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         make(**change)
 
@@ -269,15 +296,21 @@ def test_concatenation_keeps_layers_and_order():
     np.testing.assert_array_equal(combined[:, :, :, 4:], long.keys_values)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"fingerprint": "e" * 64, "backbone": "other"}, "fingerprint .*'tiny'.*'other'"),
-        ({"pooling": "cls"}, "pooling .*'mean' of 'a' and 'cls' of 'b'"),
-        ({"keys_values": np.ones((2, 2, 4, 4, 6))}, "layout .*of 'a' and .*of 'b'"),
-    ],
-)
-def test_what_cannot_be_combined_is_named(change, message):
-    check_compatible({"a": make(), "b": make(keys_values=np.ones((2, 2, 3, 9, 8)))})
-    with pytest.raises(ValueError, match=message):
-        check_compatible({"a": make(), "b": make(**change)})
+def test_a_field_added_to_a_reading_enters_digest_file_card_and_key():
+    later = dataclasses.make_dataclass("Later", [("stride", int, 0)], bases=(Reading,), frozen=True)
+    same, other = (make(reading=later("mean", 64, stride=stride)) for stride in (0, 7))
+    assert same.digest == make().digest != other.digest
+    assert b'"stride": 7' in other.to_bytes().replace(b'\\"', b'"')
+    assert b"stride" not in same.to_bytes()
+    cards = [prefix._card("me/it") for prefix in (same, other)]
+    assert "stride" not in cards[0] and "stride=7" in cards[1]
+    before, after = (
+        Representation("f" * 64, (("d", 1.0),), "concat", prefix.reading, "float32")
+        for prefix in (same, other)
+    )
+    assert before.digest != after.digest and before.keys(["a"]) != after.keys(["a"])
+    assert after.to_dict()["stride"] == 7
+    assert before.to_dict() == dataclasses.replace(before, reading=make().reading).to_dict()
+    # A field that this version does not know is refused, not ignored.
+    with pytest.raises(ValueError, match="stride"):
+        Prefix.from_bytes(other.to_bytes())

@@ -1,9 +1,10 @@
-"""Real source and target tasks, where their data is at hand."""
+"""Real source and target tasks, if their data is available."""
 
 import os
 from pathlib import Path
 
 import pytest
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,10 +16,11 @@ from prefixembed.tasks import fetch_task, list_tasks
 
 DEFAULT = Path(__file__).parents[2] / "shared" / "data"
 DATA = Path(os.environ.get("PREFIXEMBED_DATA", DEFAULT))
+PARAMS = {"learning_rate": 0.02, "max_length": 64, "on_truncate": "ignore", "random_state": 0}
 
 pytestmark = pytest.mark.skipif(
     not (DATA / "sst2.train.jsonl").exists(),
-    reason="no real tasks: set PREFIXEMBED_DATA to a folder of <task>.<split>.jsonl files",
+    reason="set PREFIXEMBED_DATA to a folder with <task>.<split>.jsonl files",
 )
 
 
@@ -30,13 +32,8 @@ def read(name, limit):
 
 @pytest.fixture(scope="module")
 def encoders(minilm):
-    params = {"max_length": 64, "on_truncate": "ignore", "random_state": 0}
-    return {
-        name: PrefixEncoder(minilm, max_epochs=3, learning_rate=0.02, **params).fit(
-            *read(f"{name}.train", 800)
-        )
-        for name in ("sst2", "sick")
-    }
+    encoder = PrefixEncoder(minilm, max_epochs=3, **PARAMS)
+    return {name: clone(encoder).fit(*read(f"{name}.train", 800)) for name in ("sst2", "sick")}
 
 
 def test_source_tasks_are_learned(encoders):
@@ -53,15 +50,15 @@ def score(bank):
     return head.fit(X, y).score(X_test, y_test)
 
 
-def test_a_prefix_of_sentiment_helps_a_target_of_sentiment(encoders):
+def test_a_sentiment_prefix_helps_a_sentiment_target(encoders):
     bare = score(PrefixBank(encoders, active=[]))
     helped = score(PrefixBank(encoders, active=["sst2"]))
     assert helped > bare + 0.02
-    # Halving what each of two prefixes weighs keeps some of it, in one pass.
+    # The other prefix takes part of the gain away, but not all of it.
     assert score(PrefixBank(encoders, weights=0.5)) > bare
 
 
-def test_every_file_is_read_and_scored():
+def test_each_file_can_be_read_and_scored():
     seen = []
     for info in list_tasks():
         for split in ("train", "test"):
@@ -78,26 +75,24 @@ def test_every_file_is_read_and_scored():
 
 
 @pytest.mark.skipif(not (DATA / "record32.train.jsonl").exists(), reason="no record32.train.jsonl")
-def test_records_own_form(tmp_path):
+def test_record_is_read_in_its_own_format(tmp_path):
     lines = (DATA / "record32.train.jsonl").read_text(encoding="utf-8")
     (tmp_path / "record.train.jsonl").write_text(lines, encoding="utf-8")
     record = fetch_task("record", data_dir=tmp_path)
     assert len(record.X) >= 32
-    for (passage, choices), right in zip(record.X, record.y, strict=True):
+    for (passage, choices), answer in zip(record.X, record.y, strict=True):
         assert "@placeholder" not in "".join(choices)
-        assert len(set(choices)) == len(choices) > right >= 0
+        assert len(set(choices)) == len(choices) > answer >= 0
         assert passage
 
 
-def test_scores_of_likeness_and_choices_of_stories(minilm):
-    params = {"max_length": 64, "on_truncate": "ignore", "random_state": 0}
-    likeness = PrefixEncoder(minilm, objective="regression", learning_rate=0.02, **params)
+def test_similarity_and_multiple_choice_are_learned(minilm):
     train = fetch_task("stsb", "train", 1200, DATA, 0)
-    likeness.fit(train.X, train.y)
-    rows = fetch_task("stsb", "test", 300, DATA, 0)
-    assert rows.score(likeness.predict(rows.X))["pearson"] > 0.5
-    bank = PrefixBank({"stsb": likeness}, max_length=128, on_truncate="ignore")
-    stories = fetch_task("cosmosqa", "train", 120, DATA, 0)
-    ranker = ChoiceRanker(bank).fit(stories.X, stories.y)
+    encoder = PrefixEncoder(minilm, objective="regression", **PARAMS).fit(train.X, train.y)
+    test = fetch_task("stsb", "test", 300, DATA, 0)
+    assert test.score(encoder.predict(test.X))["pearson"] > 0.5
+    bank = PrefixBank({"stsb": encoder}, max_length=128, on_truncate="ignore")
+    train = fetch_task("cosmosqa", "train", 120, DATA, 0)
+    ranker = ChoiceRanker(bank).fit(train.X, train.y)
     test = fetch_task("cosmosqa", "test", 120, DATA, 0)
     assert test.score(ranker.predict(test.X))["accuracy"] > 0.3

@@ -1,4 +1,4 @@
-"""One backbone for all: threads, memory."""
+"""Estimators share one backbone among threads, processes and files."""
 
 import json
 import multiprocessing
@@ -24,8 +24,8 @@ CPU = {"dtype": "float32", "device": "cpu"}
 
 
 @pytest.mark.parametrize("combine", ["concat", "mean"])
-def test_eight_threads_give_what_one_gives(tiny, random_prefix, combine, fresh_backbones):
-    # Banks of different prefixes on one backbone, padded and not: nothing leaks among threads.
+def test_vectors_do_not_depend_on_other_threads(tiny, random_prefix, combine, fresh_backbones):
+    # Banks of different prefixes share one backbone, with padding and without.
     banks = [
         PrefixBank(
             {name: random_prefix(tiny(), seed=8 * k + j) for j, name in enumerate("ab")},
@@ -45,7 +45,7 @@ def test_eight_threads_give_what_one_gives(tiny, random_prefix, combine, fresh_b
         np.testing.assert_allclose(vectors, bank.transform(texts), atol=1e-5)
 
 
-def test_skops_carries_a_pipeline_with_two_types_to_trust(tiny, random_prefix):
+def test_skops_saves_a_pipeline_and_needs_few_trusted_types(tiny, random_prefix):
     prefix = random_prefix(tiny())
     texts, labels = ["a joy", "a bore", "fun", "dull"] * 4, [1, 0, 1, 0] * 4
     bank = PrefixBank({"a": prefix}, dtype="float32", device="cpu")
@@ -53,33 +53,33 @@ def test_skops_carries_a_pipeline_with_two_types_to_trust(tiny, random_prefix):
     written = skops.io.dumps(pipe)
     trusted = ["prefixembed.bank.PrefixBank", "prefixembed.prefix.Prefix"]
     assert skops.io.get_untrusted_types(data=written) == trusted
-    again = skops.io.loads(written, trusted=trusted)
-    np.testing.assert_array_equal(again.predict_proba(texts), pipe.predict_proba(texts))
-    found = again[0].prefixes["a"]
+    loaded = skops.io.loads(written, trusted=trusted)
+    np.testing.assert_array_equal(loaded.predict_proba(texts), pipe.predict_proba(texts))
+    found = loaded[0]["a"]
     assert found == prefix and not found.keys_values.flags.writeable
 
 
-@pytest.mark.skipif(torch.cuda.device_count() > 3, reason="the device is here")
+@pytest.mark.skipif(torch.cuda.device_count() > 3, reason="the device exists")
 @pytest.mark.parametrize("device", ["cuda:3", "cuda:7"])
-def test_what_was_saved_on_another_device_works_here(tiny, random_prefix, device):
+def test_an_unknown_device_in_a_file_becomes_auto(tiny, random_prefix, device):
     prefix = random_prefix(tiny())
     texts = ["a joy", "a bore", ""]
-    for kind, here in (
+    for kind, estimator in (
         ("encoder", PrefixEncoder.from_prefix(prefix, dtype="float32", cache=None)),
         ("bank", PrefixBank({"a": prefix}, dtype="float32", cache=None)),
     ):
-        expected = here.transform(texts)
+        expected = estimator.transform(texts)
         for dump, load in ((pickle.dumps, pickle.loads), (skops.io.dumps, trusting_loads)):
-            written = dump(here.set_params(device=device))
+            written = dump(estimator.set_params(device=device))
             with pytest.warns(UserWarning, match=f"device '{device}', which this .* saved with"):
-                again = load(written)
-            assert again.device == "auto", kind
-            np.testing.assert_allclose(again.transform(texts), expected, atol=1e-5)
-            here.set_params(device="auto")
+                loaded = load(written)
+            assert loaded.device == "auto", kind
+            np.testing.assert_allclose(loaded.transform(texts), expected, atol=1e-5)
+            estimator.set_params(device="auto")
 
 
 def test_a_clone_keeps_its_device(tiny, random_prefix):
-    # Only what comes from a file takes another one.
+    # Only loading replaces an unknown device.
     assert clone(PrefixBank({"a": random_prefix(tiny())}, device="cuda:7")).device == "cuda:7"
 
 
@@ -87,7 +87,7 @@ def trusting_loads(written):
     return skops.io.loads(written, trusted=skops.io.get_untrusted_types(data=written))
 
 
-def test_one_bank_serves_threads(tiny, random_prefix):
+def test_threads_share_one_bank(tiny, random_prefix):
     bank = PrefixBank({"a": random_prefix(tiny()), "b": random_prefix(tiny(), seed=1)}, **CPU)
     texts = [f"text {k}" * (k % 5) for k in range(50)]
     expected = bank.transform(texts)
@@ -98,21 +98,21 @@ def test_one_bank_serves_threads(tiny, random_prefix):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_processes_use_a_bank_that_the_parent_has_used(
+def test_worker_processes_use_a_bank_of_their_parent(
     tiny, random_prefix, method, dtype, monkeypatch
 ):
     if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"no {method} here")
+        pytest.skip(f"this platform has no {method}")
     monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
     prefixes = {"a": random_prefix(tiny()), "b": random_prefix(tiny(), seed=1)}
     bank = PrefixBank(prefixes, device="cpu", dtype=dtype, cache=None, on_truncate="ignore")
     texts = [f"text {k} " * (k % 9) for k in range(200)]
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(2)  # a forked child has none but its first
+    torch.set_num_threads(2)  # a forked child has only its first thread
     expected = bank.transform(texts)
     torch.set_num_threads(n_threads)
     with warnings.catch_warnings():
-        # Python 3.12 and later, on forks of a process with threads.
+        # Python 3.12 and later warn about forks of a process with threads.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         with multiprocessing.get_context(method).Pool(2) as pool:
             jobs = [pool.apply_async(bank.transform, (texts,)) for _ in range(4)]
@@ -121,23 +121,23 @@ def test_processes_use_a_bank_that_the_parent_has_used(
         np.testing.assert_allclose(vectors, expected, atol=1e-5 if dtype == "float32" else 0.1)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_while_a_backbone_is_being_loaded(tiny, fresh_backbones):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_a_process_can_be_forked_while_a_backbone_is_loaded(tiny, fresh_backbones):
     code = """if True:
         import os, sys, threading
         from prefixembed import PrefixBank, backbone
-        real, inside, go_on = backbone.read_backbone, threading.Event(), threading.Event()
+        real, inside, go_on = backbone.load_files, threading.Event(), threading.Event()
         def slow(*args):
             inside.set()
             go_on.wait()
             return real(*args)
-        backbone.read_backbone = slow
+        backbone.load_files = slow
         bank = PrefixBank({}, backbone=sys.argv[1], dtype="float32", device="cpu", cache=None)
         thread = threading.Thread(target=bank.transform, args=(["a"],))
         thread.start()
         inside.wait()
         child = os.fork()
-        backbone.read_backbone = real
+        backbone.load_files = real
         if not child:
             assert bank.transform(["a", "b"]).shape == (2, 32)
             os._exit(7)
@@ -152,7 +152,7 @@ def test_a_fork_while_a_backbone_is_being_loaded(tiny, fresh_backbones):
 
 
 def test_memory_and_open_files_stay_flat(tiny):
-    # An hour of it by hand: see soak.py.
+    # soak.py can also run for an hour, by hand.
     soak = Path(__file__).with_name("soak.py")
     command = [sys.executable, str(soak), tiny(), "--rounds", "25"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The estimators inside scikit-learn's own machinery."""
+"""Estimators in pipelines, searches and other tools of scikit-learn."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import sklearn
+from helpers import make_encoder
 from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -41,7 +42,7 @@ def pipeline(bank):
     )
 
 
-def test_pipeline(bank, target):
+def test_a_pipeline_fits_and_predicts(bank, target):
     X, y = target
     pipe = pipeline(bank).fit(X, y)
     assert pipe.score(X, y) > 0.9
@@ -51,7 +52,7 @@ def test_pipeline(bank, target):
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_grid_search_over_subsets(bank, target, n_jobs):
+def test_grid_search_chooses_among_subsets(bank, target, n_jobs):
     X, y = target
     subsets = prefix_subsets(bank, max_size=2)
     grid = {"enc__active": subsets, "enc__combine": ["concat", "mean"], "clf__C": [0.1, 1.0]}
@@ -61,7 +62,7 @@ def test_grid_search_over_subsets(bank, target, n_jobs):
     chosen = search.best_estimator_["enc"]
     assert chosen.active in subsets
     assert [chosen[name] for name in chosen] == [bank[name] for name in bank]
-    # The candidates differ: what is chosen is not the same representation under 7 names.
+    # The seven subsets are seven different representations.
     by_subset = pd.DataFrame(search.cv_results_)["mean_test_score"].groupby(
         pd.Series([str(p["enc__active"]) for p in search.cv_results_["params"]])
     )
@@ -69,24 +70,16 @@ def test_grid_search_over_subsets(bank, target, n_jobs):
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
-def test_cross_validation(bank, target, n_jobs):
+def test_cross_validation_does_not_depend_on_n_jobs(bank, target, n_jobs):
     X, y = target
     expected = cross_val_score(pipeline(bank), X, y, cv=3)
     scores = cross_val_score(pipeline(bank), X, y, cv=3, n_jobs=n_jobs)
     np.testing.assert_array_equal(scores, expected)
 
 
-def test_an_encoder_is_tuned_like_any_classifier(tiny, target):
+def test_grid_search_tunes_an_encoder(tiny, target):
     X, y = target
-    encoder = PrefixEncoder(
-        tiny(),
-        max_length=32,
-        max_epochs=8,
-        batch_size=8,
-        early_stopping=False,
-        random_state=0,
-        **CPU,
-    )
+    encoder = make_encoder(tiny(), max_length=32, max_epochs=8, early_stopping=False)
     grid = {"prefix_length": [1, 3], "learning_rate": [0.03]}
     search = GridSearchCV(encoder, grid, cv=2, n_jobs=2, error_score="raise").fit(X, y)
     assert search.best_estimator_.prefix_.length == search.best_params_["prefix_length"]
@@ -94,7 +87,7 @@ def test_an_encoder_is_tuned_like_any_classifier(tiny, target):
     assert search.transform(X).shape == (40, 32)
 
 
-def test_column_transformer_and_feature_union(bank, target):
+def test_banks_work_in_a_column_transformer_and_a_feature_union(bank, target):
     X, _ = target
     frame = pd.DataFrame({"q": X, "a": X.str.upper(), "n": np.arange(40.0)})
     columns = ColumnTransformer(
@@ -120,17 +113,9 @@ def test_column_transformer_and_feature_union(bank, target):
     assert as_frame.columns[32] == "bare__prefixbank0"
 
 
-def test_sample_weight_is_routed(tiny, target):
+def test_metadata_routing_passes_sample_weight(tiny, target):
     X, y = target
-    encoder = PrefixEncoder(
-        tiny(),
-        max_length=32,
-        max_epochs=8,
-        batch_size=8,
-        early_stopping=False,
-        random_state=0,
-        **CPU,
-    )
+    encoder = make_encoder(tiny(), max_length=32, max_epochs=8, early_stopping=False)
     keep_first = np.r_[np.ones(30), np.zeros(10)]
     with sklearn.config_context(enable_metadata_routing=True):
         routed = Pipeline(
@@ -142,7 +127,7 @@ def test_sample_weight_is_routed(tiny, target):
     assert routed["enc"].prefix_ == encoder.fit(X[:30], y[:30]).prefix_
 
 
-def test_frozen_encoders_stay_fitted(tiny, random_prefix, target):
+def test_a_frozen_encoder_stays_fitted(tiny, random_prefix, target):
     X, y = target
     encoder = PrefixEncoder.from_prefix(random_prefix(tiny()), **CPU)
     pipe = Pipeline([("enc", FrozenEstimator(encoder)), ("clf", LogisticRegression())])
@@ -151,7 +136,7 @@ def test_frozen_encoders_stay_fitted(tiny, random_prefix, target):
     assert pipe.fit(X, y)["enc"].estimator.prefix_ == encoder.prefix_
 
 
-def test_tags(bank, tiny):
+def test_tags_describe_the_estimators(bank, tiny):
     for estimator, requires_fit in ((bank, False), (PrefixEncoder(tiny()), True)):
         tags = sklearn.utils.get_tags(estimator)
         assert tags.input_tags.string and not tags.input_tags.two_d_array
@@ -161,7 +146,7 @@ def test_tags(bank, tiny):
     assert not sklearn.base.is_classifier(bank)
 
 
-def test_a_dumped_pipeline_predicts_in_another_process(bank, target, tmp_path):
+def test_a_saved_pipeline_predicts_in_another_process(bank, target, tmp_path):
     X, y = target
     pipe = pipeline(bank).fit(X, y)
     joblib.dump((pipe, list(X)), tmp_path / "model.joblib")
@@ -179,6 +164,6 @@ def test_a_dumped_pipeline_predicts_in_another_process(bank, target, tmp_path):
     assert predicted.split() == list(pipe.predict(X))
 
 
-def test_html_representation(bank):
+def test_html_representation_names_the_bank(bank):
     assert "PrefixBank" in bank._repr_html_()
     assert "PrefixBank" in repr(pipeline(bank))

@@ -1,3 +1,4 @@
+import copy
 import pickle
 
 import numpy as np
@@ -35,15 +36,16 @@ def bank(tiny, random_prefix):
 
 @pytest.fixture
 def many(bank):
-    return TargetHeads(bank, heads={"number": Ridge()}, active={"large": ["c", "a"], "is": []})
+    return TargetHeads(bank, heads={"number": Ridge()}, selections={"large": ["c", "a"], "is": []})
 
 
-def test_each_head_is_what_it_would_be_alone(bank, many):
+def test_each_head_equals_one_that_is_fitted_alone(bank, many):
     many.fit(targets())
     assert list(many.heads_) == ["good", "large", "number", "is"]
-    assert many.active_["good"] == ("a", "b", "c") and many.active_["large"] == ("c", "a")
+    assert many.selections_["good"] == ("a", "b", "c")
+    assert many.selections_["large"] == ("c", "a")
     for name, (X, y, *weights) in targets().items():
-        alone = clone(bank).set_params(active=many.active.get(name))
+        alone = clone(bank).set_params(active=many.selections.get(name))
         head = Ridge() if name == "number" else LogisticRegression(max_iter=1000)
         head.fit(alone.transform(X), y, *weights)
         new = PAIRS[::-1] if name == "is" else TEXTS[::-1]
@@ -57,9 +59,9 @@ def test_each_head_is_what_it_would_be_alone(bank, many):
             np.testing.assert_allclose(proba, head.predict_proba(alone.transform(new)), atol=1e-3)
 
 
-def test_a_text_is_encoded_once_a_representation(many, encoded):
+def test_a_text_is_encoded_once_per_representation(many, encoded):
     many.fit(targets())
-    # All prefixes, two of them; and pairs without any.
+    # Texts with all prefixes and with two of them, and pairs without prefixes.
     assert len(encoded) == 24 + 24 + 24
     encoded.clear()
     many.predict(TEXTS * 3, ["good", "number", "large"])
@@ -69,13 +71,13 @@ def test_a_text_is_encoded_once_a_representation(many, encoded):
     assert len(encoded) == 24
 
 
-def test_the_order_of_prefixes_makes_no_other_representation(bank, encoded):
+def test_order_of_prefixes_does_not_matter(bank, encoded):
     some = {"one": (TEXTS, GOOD), "other": (TEXTS, GOOD)}
-    TargetHeads(bank, active={"one": ["a", "b"], "other": ("b", "a")}).fit(some)
+    TargetHeads(bank, selections={"one": ["a", "b"], "other": ("b", "a")}).fit(some)
     assert len(encoded) == 24
 
 
-def test_columns_keep_the_types_of_labels(many):
+def test_columns_keep_the_type_of_labels(many):
     many.fit(targets())
     table = many.predict(TEXTS[:5])
     assert table.shape == (5, 4) and table.dtype == object
@@ -85,27 +87,28 @@ def test_columns_keep_the_types_of_labels(many):
     assert many.predict(TEXTS[:5], []).shape == (5, 0)
 
 
-def test_targets_come_and_go_and_leave_the_others_alone(bank):
-    many = TargetHeads(bank, active={"large": ["c", "a"]})
+def test_adding_or_removing_a_target_does_not_change_the_others(bank):
+    many = TargetHeads(bank, selections={"large": ["c", "a"]})
     many.fit({"good": (TEXTS, GOOD), "large": (TEXTS, LARGE)})
     kept = many.heads_["good"]
     many.add_target("large", TEXTS, LARGE, head=make_pipeline(StandardScaler(), Ridge()))
-    assert many.active_["large"] == ("c", "a")  # as the parameter says
+    assert many.selections_["large"] == ("c", "a")  # from the parameter
     many.add_target("is", PAIRS, np.arange(24) % 3 > 0, active=["b"])
-    assert many.heads_["good"] is kept and many.active_["is"] == ("b",)
+    assert many.heads_["good"] is kept and many.selections_["is"] == ("b",)
     assert isinstance(many.heads_["large"][-1], Ridge)
     assert list(many.remove_target("large").heads_) == ["good", "is"]
+    assert list(many.selections_) == list(many.digests_) == ["good", "is"]
     before = dict(many.heads_)
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         many.add_target("good", TEXTS, GOOD[:3])
     with pytest.raises(ValueError, match="classes"):
         many.add_target("good", TEXTS, ["yes"] * 24)
     assert many.heads_ == before
-    with pytest.raises(ValueError, match="has \\['large'\\], and target tasks are"):
+    with pytest.raises(ValueError, match="targets has \\['large'\\], which are not fitted"):
         many.remove_target("large")
 
 
-def test_scores(many):
+def test_score_is_the_mean_of_the_scores_of_targets(many):
     many.fit(targets())
     scores = many.scores(targets())
     assert list(scores) == list(targets())
@@ -113,7 +116,7 @@ def test_scores(many):
     assert scores["good"] == np.mean(many.predict(TEXTS, ["good"])[:, 0] == GOOD)
 
 
-def test_grammar_of_scikit_learn(many, bank):
+def test_clones_pickles_and_nested_parameters_work_as_in_scikit_learn(many, bank):
     assert clone(many).get_params()["bank__combine"] == "concat"
     many.set_params(bank__cache=VectorCache(), bank__combine="mean").fit(targets())
     assert many.bank_ is not many.bank and many.bank_.combine == "mean"
@@ -131,27 +134,31 @@ def test_grammar_of_scikit_learn(many, bank):
         ({}, {"good": (["a", None], [0, 1])}, r"X\[1\] must be a str, got None"),
         ({}, {"good": ("a bare string", [0, 1])}, "wrap a single text"),
         ({"heads": {"bad": Ridge()}}, {"good": (TEXTS, GOOD)}, r"heads has \['bad'\]"),
-        ({"heads": {"good": 3}}, {"good": (TEXTS, GOOD)}, r"heads\['good'\] is no estimator: 3"),
-        ({"active": {"bad": []}}, {"good": (TEXTS, GOOD)}, r"active has \['bad'\]"),
-        ({"active": {"good": ["z"]}}, {"good": (TEXTS, GOOD)}, r"active\['good'\] must be names"),
-        ({"active": {"good": "ab"}}, {"good": (TEXTS, GOOD)}, r"active\['good'\] must be names"),
+        (
+            {"heads": {"good": 3}},
+            {"good": (TEXTS, GOOD)},
+            r"heads\['good'\] must be an estimator, got 3",
+        ),
+        ({"selections": {"bad": []}}, {"good": (TEXTS, GOOD)}, r"selections has \['bad'\]"),
+        ({"selections": {"good": ["z"]}}, {"good": (TEXTS, GOOD)}, r"\['good'\] must be names"),
+        ({"selections": {"good": "ab"}}, {"good": (TEXTS, GOOD)}, r"\['good'\] must be names"),
         ({"bank__output": "words"}, {"good": (TEXTS, GOOD)}, "bank must have output='texts'"),
     ],
 )
-def test_what_is_wrong_is_said(bank, params, given, message):
+def test_invalid_targets_raise(bank, params, given, message):
     with pytest.raises(ValueError, match=message):
         TargetHeads(bank).set_params(**params).fit(given)
 
 
-def test_heads_without_probabilities_say_so(many):
+def test_heads_without_probabilities_raise(many):
     many.fit(targets())
-    with pytest.raises(ValueError, match=r"heads of \['number'\] give no probabilities"):
+    with pytest.raises(ValueError, match=r"heads of \['number'\] do not predict probabilities"):
         many.predict_proba(TEXTS)
-    with pytest.raises(ValueError, match="one target task or more"):
+    with pytest.raises(ValueError, match="at least one target task"):
         many.score({})
 
 
-def test_weights_reach_any_head(bank):
+def test_sample_weights_reach_any_head(bank):
     weights = np.linspace(0, 1, 24)
     for head in (Perceptron(), make_pipeline(StandardScaler(), LogisticRegression()), Ridge()):
         y = LARGE.astype(int)
@@ -167,7 +174,7 @@ def test_weights_reach_any_head(bank):
         assert many.scores({"large": (TEXTS, y, weights)})["large"] == pytest.approx(expected)
 
 
-def test_a_fit_that_fails_leaves_what_was_there(bank):
+def test_a_failed_fit_changes_nothing(bank):
     many = TargetHeads(bank)
     with pytest.raises(ValueError, match="classes"):
         many.fit({"good": (TEXTS, ["yes"] * 24)})
@@ -180,6 +187,64 @@ def test_a_fit_that_fails_leaves_what_was_there(bank):
     assert many.heads_ is heads
 
 
-def test_heads_read_floats_whatever_the_bank_stores(bank):
+def test_heads_get_floats_for_any_output_dtype_of_the_bank(bank):
     many = TargetHeads(bank.set_params(output_dtype="binary")).fit({"good": (TEXTS, GOOD)})
     assert many.heads_["good"].n_features_in_ == 32
+
+
+CHANGES = {
+    "prefix": lambda bank, new: bank.add("a", new),
+    "removed prefix": lambda bank, new: bank.remove("a"),
+    "combine": lambda bank, new: bank.set_params(combine="mean"),
+    "weights": lambda bank, new: bank.set_params(weights={"a": 0.5}),
+    "pooling": lambda bank, new: bank.set_params(pooling="max"),
+    "max_length": lambda bank, new: bank.set_params(max_length=20),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_head_that_is_older_than_its_vectors_predicts_with_a_warning(bank, random_prefix, change):
+    many = TargetHeads(bank).fit({"good": (TEXTS, GOOD), "large": (TEXTS, LARGE)})
+    CHANGES[change](many.bank_, random_prefix(many.bank_["a"].backbone, seed=9))
+    message = r"heads of \['good', 'large'\] were fitted.* add_target"
+    for use in (
+        lambda: many.predict(TEXTS),
+        lambda: many.predict_proba(TEXTS),
+        lambda: many.score({"good": (TEXTS, GOOD), "large": (TEXTS, LARGE)}),
+    ):
+        with pytest.warns(UserWarning, match=message) as caught:
+            use()
+        assert len(caught) == 1 and caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"heads of \['large'\] were fitted"):
+        many.add_target("good", TEXTS, GOOD).predict(TEXTS)
+    assert many.add_target("large", TEXTS, LARGE).predict(TEXTS).shape == (24, 2)
+
+
+def test_changes_that_do_not_affect_the_vectors_of_a_target_do_not_warn(bank, random_prefix):
+    many = TargetHeads(bank, selections={"large": ["b"]})
+    many.fit({"good": (TEXTS, GOOD), "large": (TEXTS, LARGE)})
+    folder = many.bank_["a"].backbone
+    many.bank_.add("d", random_prefix(folder, seed=8)).set_params(
+        active=["d"], batch_tokens=64, output_dtype="int8", dtype="bfloat16"
+    )
+    many.bank_.prefixes = dict(reversed(many.bank_.prefixes.items()))
+    many.predict(TEXTS)
+    many.bank_.add("a", random_prefix(folder, seed=9))
+    many.predict(TEXTS, ["large"])
+    with pytest.warns(UserWarning, match=r"heads of \['good'\] were fitted"):
+        many.predict(TEXTS)
+
+
+def test_copies_of_unchanged_heads_do_not_warn(many):
+    many.fit(targets())
+    expected = many.predict(TEXTS)
+    copies = [copy.copy(many), copy.deepcopy(many), pickle.loads(pickle.dumps(many))]
+    for one in (*copies, clone(many).fit(targets())):
+        np.testing.assert_array_equal(one.predict(TEXTS), expected)
+
+
+def test_a_copy_of_outdated_heads_still_warns(bank):
+    many = TargetHeads(bank).fit({"good": (TEXTS, GOOD)})
+    many.bank_.set_params(combine="mean")
+    with pytest.warns(UserWarning, match=r"heads of \['good'\] were fitted"):
+        pickle.loads(pickle.dumps(many)).predict(TEXTS)

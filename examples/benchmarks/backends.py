@@ -1,13 +1,13 @@
-"""Peers that need an environment of their own, in whose Python this runs.
+"""Run peers that need an environment of their own; this script runs in its Python.
 
-For ``transform.py --backends PYTHON``, sentence-transformers on ONNX Runtime or OpenVINO; for
-``stack.py --backends PYTHON``, prefixes in adapters and in PEFT::
+``transform.py --backends PYTHON`` uses sentence-transformers on ONNX Runtime or OpenVINO, and
+``stack.py --backends PYTHON`` uses prefixes in adapters and in PEFT::
 
     pip install "sentence-transformers[onnx,openvino]"
     pip install adapters peft
 
-It loads a model once, says "ready", and encodes the texts each time it is sent a line. The
-vectors of the first time are left in a file beside the texts.
+The script loads a model, prints "ready", and encodes the texts each time it reads a line. It saves
+the vectors of the first time in a file next to the texts.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 
 def load(backend: str, folder: str, texts: list[Any], scratch: Path) -> Any:
-    """Give what has an ``encode``: the peer, ready to run."""
+    """Return the peer: an object with a method ``encode``."""
     if backend in _WITH_PREFIXES:
         prefixes = np.load(scratch / "prefixes.npy")
         return Plain(folder, _WITH_PREFIXES[backend](folder, prefixes))
@@ -29,7 +29,7 @@ def load(backend: str, folder: str, texts: list[Any], scratch: Path) -> Any:
 
 
 class Plain:
-    """A plain loop around a model: batches in the order of length, mean over tokens."""
+    """Encode with a plain loop: batches in order of length, mean over tokens."""
 
     def __init__(self, folder: str, model: Any) -> None:
         from transformers import AutoTokenizer
@@ -38,15 +38,15 @@ class Plain:
         self.model = model.eval()
 
     def encode(self, texts: list[Any], batch_size: int, show_progress_bar: bool) -> Any:
-        """Give one vector a text."""
+        """Return one vector per text."""
         import torch
 
         singles = [" ".join(text) if isinstance(text, list) else text for text in texts]
         order = np.argsort([-len(text) for text in singles], kind="stable")
         vectors: Any = None
         for start in range(0, len(order), batch_size):
-            some = order[start : start + batch_size]
-            rows = [texts[k] for k in some]
+            positions = order[start : start + batch_size]
+            rows = [texts[k] for k in positions]
             parts = zip(*rows, strict=True) if isinstance(rows[0], list) else [rows]
             inputs = self.tokenizer(
                 *map(list, parts), padding=True, truncation=True, max_length=256,
@@ -58,12 +58,12 @@ class Plain:
             pooled = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
             if vectors is None:
                 vectors = np.empty((len(texts), pooled.shape[1]), dtype=np.float32)
-            vectors[some] = pooled
+            vectors[positions] = pooled
         return vectors
 
 
 def adapters_stack(folder: str, prefixes: np.ndarray) -> Any:
-    """Stack flat prefixes: adapters lays them behind each other, as concatenation does."""
+    """Return a model with stacked prefixes, which adapters concatenates."""
     import adapters
     import torch
     from adapters.composition import Stack
@@ -85,7 +85,10 @@ def adapters_stack(folder: str, prefixes: np.ndarray) -> Any:
 
 
 def peft_prefix(folder: str, prefixes: np.ndarray) -> Any:
-    """Give PEFT one prefix as long as all: it combines none, and shifts positions of tokens."""
+    """Return a model with one prefix that is as long as all prefixes together.
+
+    PEFT does not combine prefixes, and it shifts the positions of tokens.
+    """
     import torch
     from peft import PrefixTuningConfig, TaskType, get_peft_model
     from transformers import AutoModel
@@ -106,7 +109,7 @@ _WITH_PREFIXES = {"adapters Stack": adapters_stack, "PEFT": peft_prefix}
 
 
 def sentence_transformer(backend: str, folder: str, texts: list[Any], scratch: Path) -> Any:
-    """Export a model to a backend, quantized or not."""
+    """Export a model to a backend, quantized if its name says so."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
 
@@ -116,8 +119,8 @@ def sentence_transformer(backend: str, folder: str, texts: list[Any], scratch: P
     if engine == "onnx" and quantized:
         plain.model = onnx_int8(plain.model, scratch)
     elif engine == "openvino" and quantized:
-        some = [text if isinstance(text, list) else [text] for text in texts[:128]]
-        rows = [dict(plain.tokenizer(*text, return_tensors="np")) for text in some]
+        sample = [text if isinstance(text, list) else [text] for text in texts[:128]]
+        rows = [dict(plain.tokenizer(*text, return_tensors="np")) for text in sample]
         plain.model = openvino_int8(plain.model, rows)
     model = SentenceTransformer(modules=[plain, Pooling(width)], device="cpu")
     model.max_seq_length = 256
@@ -125,7 +128,7 @@ def sentence_transformer(backend: str, folder: str, texts: list[Any], scratch: P
 
 
 def onnx_int8(model: Any, scratch: Path) -> Any:
-    """Quantize weights and, on the fly, activations."""
+    """Quantize weights, and activations dynamically."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from optimum.onnxruntime import ORTModelForFeatureExtraction
 
@@ -139,20 +142,20 @@ def onnx_int8(model: Any, scratch: Path) -> Any:
 
 
 def openvino_int8(model: Any, rows: list[dict[str, Any]]) -> Any:
-    """Quantize weights and activations, calibrated on some of the texts."""
+    """Quantize weights and activations, calibrated on some texts."""
     import nncf
     from optimum.intel import OVModelForFeatureExtraction
 
     quantized = nncf.quantize(
         model.model, nncf.Dataset(rows), model_type=nncf.ModelType.TRANSFORMER
     )
-    made = OVModelForFeatureExtraction(quantized, config=model.config)
-    made.compile()
-    return made
+    compiled = OVModelForFeatureExtraction(quantized, config=model.config)
+    compiled.compile()
+    return compiled
 
 
 def main() -> None:
-    """Serve."""
+    """Encode the texts once per line of standard input."""
     backend, folder, path, size = sys.argv[1:5]
     texts = json.loads(Path(path).read_text(encoding="utf-8"))
     model = load(backend, folder, texts, Path(path).parent)

@@ -1,15 +1,14 @@
-"""Compare ways to combine prefixes, on real source and target tasks and over seeds.
+"""Compare ways to combine prefixes on real source and target tasks.
 
-Five source tasks, seven target tasks. For each seed: learn one prefix a source task, turn the
-texts of every target task into vectors in each representation, fit a standardised logistic
-regression on the training texts (its C chosen by cross-validation there) and score it on the
-test texts. What is done is kept in a JSON file, and the same call again does only what is
-missing.
+For each seed, the script learns one prefix for each of five source tasks. It embeds the texts of
+seven target tasks with each representation, fits a standardized logistic regression whose C is
+chosen by cross-validation on the training texts, and scores it on the test texts. Results are kept
+in a JSON file, and the same call again computes only what is missing.
 
     python examples/benchmarks/combination.py --data DIR --seeds 0 1 2
 
 The folder holds ``<task>.train.jsonl`` and ``<task>.test.jsonl`` with the fields ``text``,
-``text_b`` (pairs) and ``label``.
+``text_b`` (for pairs) and ``label``.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ from prefixembed.tasks import demo_backbone
 
 SOURCES = ("sst2", "qnli", "sick", "cola", "stsb")
 TARGETS = ("mr", "cr", "mpqa", "rte", "mrpc", "boolq", "multirc")
-LONG = ("boolq", "multirc")  # passages: fewer of them, for the time that they take
+LONG = ("boolq", "multirc")  # passages, which take long, so fewer of them are used
 
 
 def read_task(folder: Path, name: str, split: str) -> tuple[list[Any], np.ndarray]:
-    """Read texts (or pairs) and labels; a similarity from 0 to 5 becomes six classes."""
+    """Read texts or pairs, and labels; a similarity from 0 to 5 becomes six classes."""
     with open(folder / f"{name}.{split}.jsonl", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     texts = [(row["text"], row["text_b"]) if "text_b" in row else row["text"] for row in rows]
@@ -52,7 +51,7 @@ def sample(texts: list[Any], labels: np.ndarray, limit: int, seed: int) -> tuple
 
 
 def learn_sources(args: argparse.Namespace, seed: int) -> dict[str, Prefix]:
-    """Learn the prefix of every source task, or read it where it has been saved."""
+    """Learn the prefix of each source task, or load it if it has been saved."""
     prefixes = {}
     for name in SOURCES:
         path = args.out / f"{name}-{seed}.safetensors"
@@ -64,6 +63,7 @@ def learn_sources(args: argparse.Namespace, seed: int) -> dict[str, Prefix]:
                 learning_rate=args.learning_rate,
                 max_epochs=args.epochs,
                 max_length=args.max_length,
+                pairs="joint",
                 on_truncate="ignore",
                 random_state=seed,
             ).fit(X, y)
@@ -76,7 +76,7 @@ def learn_sources(args: argparse.Namespace, seed: int) -> dict[str, Prefix]:
 
 
 def representations(prefixes: dict[str, Prefix]) -> dict[str, dict[str, Any]]:
-    """Name each representation and say which parameters of a bank give it."""
+    """Return the parameters of a bank for each representation, by name."""
     n = len(prefixes)
     return {
         "bare backbone": {"active": []},
@@ -89,7 +89,7 @@ def representations(prefixes: dict[str, Prefix]) -> dict[str, dict[str, Any]]:
 
 
 def score(vectors: list[np.ndarray], labels: list[np.ndarray]) -> float:
-    """Fit a head on training vectors, score it on test vectors."""
+    """Fit a head on training vectors, and return its accuracy on test vectors."""
     head = make_pipeline(
         StandardScaler(),
         LogisticRegressionCV(
@@ -105,9 +105,9 @@ def score(vectors: list[np.ndarray], labels: list[np.ndarray]) -> float:
 
 
 def run_seed(args: argparse.Namespace, seed: int, results: dict[str, float]) -> None:
-    """Fill in the scores of a seed, saving after each target."""
+    """Compute the missing scores of a seed, and save after each target."""
     prefixes = learn_sources(args, seed)
-    bank = PrefixBank(prefixes, max_length=args.max_length, on_truncate="ignore")
+    bank = PrefixBank(prefixes, max_length=args.max_length, pairs="joint", on_truncate="ignore")
     for target in args.targets:
         limit = args.long_target_texts if target in LONG else args.target_texts
         train = sample(*read_task(args.data, target, "train"), limit, seed)
@@ -134,7 +134,7 @@ def run_seed(args: argparse.Namespace, seed: int, results: dict[str, float]) -> 
 
 
 def table(results: dict[str, float], seeds: list[int], targets: list[str]) -> str:
-    """Lay the results out: a row a representation, mean and standard deviation over seeds."""
+    """Return a table with one row per representation: mean and deviation over seeds."""
     names = dict.fromkeys(key.split("|")[2] for key in results)
     lines = [
         f"| representation | passes | {' | '.join(targets)} | average |",
@@ -153,7 +153,7 @@ def table(results: dict[str, float], seeds: list[int], targets: list[str]) -> st
 
 
 def plot(results: dict[str, float], seeds: list[int], targets: list[str], path: Path) -> None:
-    """Draw the average over targets of each representation, a dot a seed."""
+    """Plot the average over targets of each representation, one dot per seed."""
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(key.split("|")[2] for key in results))[::-1]
@@ -170,14 +170,14 @@ def plot(results: dict[str, float], seeds: list[int], targets: list[str], path: 
     axes.scatter(averages.mean(axis=1), rows, marker="|", s=260, color="black")
     axes.set_yticks(rows, names)
     axes.set_xlabel(f"test accuracy, average over {len(targets)} target tasks")
-    axes.set_title("Dots: seeds; bars: their mean; dashed: bare backbone", fontsize=10)
+    axes.set_title("Dots: seeds. Bars: their mean. Dashed line: bare backbone", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
 
 def main() -> None:
-    """Run what is missing, print the table and draw the plot."""
+    """Run what is missing, print the table, and plot it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of JSONL files")
     parser.add_argument("--out", type=Path, default=Path("results/combination"))

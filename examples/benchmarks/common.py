@@ -1,4 +1,4 @@
-"""What the benchmarks share: texts, alternating runs, tables, plots, the machine in words."""
+"""Share texts, alternating runs, tables and plots among the benchmarks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from prefixembed import Prefix, load_backbone
+from prefixembed.reading import Reading
 from prefixembed.tasks import load_docstring_task
 
 _PEERS = ("sentence-transformers", "skrub", "full", "PEFT", "adapters", "cache=None",
@@ -22,7 +23,7 @@ _PEERS = ("sentence-transformers", "skrub", "full", "PEFT", "adapters", "cache=N
 
 
 def read_texts(data: Path | None, kind: str, limit: int) -> list[Any]:
-    """Read real texts or pairs: of a task in a folder, or of docstrings where there is none."""
+    """Return texts or pairs of a task in a folder, or of docstrings if there is no folder."""
     if data is None:
         task = load_docstring_task("package" if kind == "short" else "name")
         rows = [tuple(row) if kind == "pairs" else row for row in task.X_train]
@@ -35,7 +36,7 @@ def read_texts(data: Path | None, kind: str, limit: int) -> list[Any]:
 
 
 def random_prefixes(folder: str, n: int, length: int = 5, seed: int = 0) -> dict[str, Prefix]:
-    """Make prefixes of the size that is learned; what they hold does not change their cost."""
+    """Return random prefixes, which cost as much as learned ones."""
     backbone = load_backbone(folder)
     n_layers, n_heads, head_dim = backbone.layout
     rng = np.random.default_rng(seed)
@@ -45,26 +46,25 @@ def random_prefixes(folder: str, n: int, length: int = 5, seed: int = 0) -> dict
             keys_values=rng.standard_normal(shape, dtype=np.float32),
             backbone=folder,
             fingerprint=backbone.fingerprint,
-            pooling="mean",
-            max_length=backbone.max_length,
             n_features=backbone.n_features,
+            reading=Reading("mean", backbone.max_length),
         )
         for k in range(n)
     }
 
 
 def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
-    """Time each side once a round, after a warm-up round: seconds of shape (rounds,)."""
+    """Return the seconds of each side in each round, after a warm-up round."""
     for run in sides.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for k in range(rounds):
-        # Every other round backwards: who runs after whom does not favour anyone.
+        # The order is reversed in every other round, so that no side benefits from it.
         for name in list(sides)[:: 1 if k % 2 else -1]:
             started = time.perf_counter()
             sides[name]()
             seconds[name].append(time.perf_counter() - started)
-    return {name: np.array(some) for name, some in seconds.items()}
+    return {name: np.array(by_round) for name, by_round in seconds.items()}  # (rounds,)
 
 
 def backend_sides(
@@ -75,7 +75,7 @@ def backend_sides(
     scratch: Path,
     running: ExitStack,
 ) -> dict[str, Callable[[], Any]]:
-    """Make sides of another environment: processes that encode when they are told to."""
+    """Return sides that run in processes of another environment."""
     path = scratch / "texts.json"
     path.write_text(json.dumps(texts), encoding="utf-8")
     script = Path(__file__).with_name("backends.py")
@@ -86,7 +86,7 @@ def backend_sides(
             [python, "-W", "ignore", str(script), backend, folder, str(path), "16"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        running.callback(worker.communicate)  # its input ends, and so does it
+        running.callback(worker.communicate)  # closes its input, which ends it
         vectors = path.with_suffix(f".{backend.replace(' ', '-')}.npy")
 
         def encode(worker: Any = worker, vectors: Path = vectors) -> np.ndarray:
@@ -101,12 +101,12 @@ def backend_sides(
 
 
 def wait_for(worker: Any, word: str) -> bool:
-    """Read what a worker says until it says a word."""
+    """Read the output of a worker until it prints a word; return False if it ends first."""
     return any(line.strip() == word for line in iter(worker.stdout.readline, ""))
 
 
 def gemm_rate(dtype: torch.dtype, width: int, n_tokens: int = 1024) -> float:
-    """Measure FLOP/s of the products that a layer is made of, each as often as there."""
+    """Measure the FLOP/s of the matrix products of a layer."""
     shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
     pairs = [(torch.randn(n_tokens, k).to(dtype), torch.randn(p, k).to(dtype)) for k, p in shapes]
     rates = []
@@ -120,7 +120,7 @@ def gemm_rate(dtype: torch.dtype, width: int, n_tokens: int = 1024) -> float:
 
 
 def encoder_flops(backbone: Any, n_tokens: int) -> float:
-    """Count FLOPs of an encoder's linear layers; attention's are left out, in our disfavour."""
+    """Count the FLOPs of linear layers. Attention is left out, which is to our disadvantage."""
     weights = sum(
         module.weight.numel()
         for module in backbone.model.modules()
@@ -130,21 +130,21 @@ def encoder_flops(backbone: Any, n_tokens: int) -> float:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Lay out rows as Markdown."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
 def bars(path: Path, values: Mapping[str, float], label: str, reference: float = 1.0) -> None:
-    """Draw one bar a name, those of others in grey."""
+    """Plot one bar per side, with peers in grey."""
     import matplotlib.pyplot as plt
 
     names = list(values)[::-1]
     height = 1.2 + 0.32 * len(names)
     figure, axes = plt.subplots(figsize=(7.5, height), layout="constrained")
     colors = ["0.7" if name.split()[0] in _PEERS else "tab:blue" for name in names]
-    drawn = axes.barh(names, [values[name] for name in names], color=colors)
-    axes.bar_label(drawn, fmt="%.2f", padding=3)
+    container = axes.barh(names, [values[name] for name in names], color=colors)
+    axes.bar_label(container, fmt="%.2f", padding=3)
     axes.axvline(reference, color="0.4", linestyle="--", linewidth=1)
     axes.set_xlabel(label)
     axes.margins(x=0.1)
@@ -154,15 +154,15 @@ def bars(path: Path, values: Mapping[str, float], label: str, reference: float =
 
 
 def machine() -> str:
-    """Tell where this ran."""
+    """Return the CPU, GPU, number of threads and versions of this run."""
     import transformers
 
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), cpu)
-    able = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
-    fast = [name for name in able if "bf16" in name or "vnni" in name]
+    capabilities = [name for name, has in torch.cpu.get_capabilities().items() if has is True]
+    fast = [name for name in capabilities if "bf16" in name or "vnni" in name]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return (
         f"{cpu} ({', '.join(fast) or 'no bf16'}), {torch.get_num_threads()} threads{gpu}, "

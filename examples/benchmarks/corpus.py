@@ -1,4 +1,4 @@
-"""A corpus by embed_dataset: speed beside transform, and memory against the number of rows.
+"""Measure the speed of embed_dataset, and its memory by number of rows.
 
 python examples/benchmarks/corpus.py --rows 4000 --lengths 2000 8000 32000
 """
@@ -24,14 +24,14 @@ SHARD = 1000
 
 
 def make_rows(data: Path | None, n_rows: int) -> Iterator[dict[str, Any]]:
-    """Give different short texts, one after the other."""
+    """Yield rows of distinct short texts."""
     texts = read_texts(data, "short", 1000)
     for k in range(n_rows):
         yield {"text": f"{texts[k % len(texts)]} {k}"}
 
 
 def embed(data: Path | None, n_rows: int) -> None:
-    """Embed a stream of rows, of which nothing is held."""
+    """Embed a stream of rows."""
     source = IterableDataset.from_generator(lambda: make_rows(data, n_rows))
     with tempfile.TemporaryDirectory() as folder:
         bank = PrefixBank({}, backbone=demo_backbone())
@@ -39,13 +39,13 @@ def embed(data: Path | None, n_rows: int) -> None:
 
 
 def peak_megabytes(data: Path | None, n_rows: int, results: Any) -> None:
-    """Put the highest memory of a process that embeds so many rows."""
+    """Put the peak memory of a process that embeds `n_rows` rows into a queue."""
     embed(data, n_rows)
     results.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def speed(data: Path | None, n_rows: int) -> None:
-    """Print seconds of each way, in turns."""
+    """Print the speed of each side; the sides take turns."""
     rows = list(make_rows(data, n_rows))
     dataset = Dataset.from_list(rows)
     texts = [row["text"] for row in rows]
@@ -66,16 +66,16 @@ def speed(data: Path | None, n_rows: int) -> None:
         "Dataset.map with transform": by_map,
         "embed_dataset": by_embed_dataset,
     }
-    seconds = {name: np.median(some) for name, some in alternate(sides, 3).items()}
+    seconds = {name: np.median(times) for name, times in alternate(sides, 3).items()}
     base = seconds["transform, in memory"]
     cells = [(name, f"{n_rows / s:.0f}", f"{base / s:.2f}") for name, s in seconds.items()]
-    print(table(("side", "texts a second", "ratio"), cells))
+    print(table(("side", "texts per second", "ratio"), cells))
 
 
 def main() -> None:
-    """Measure both."""
+    """Measure speed and memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--lengths", type=int, nargs="+", default=[2000, 8000, 32000])
     args = parser.parse_args()
@@ -90,7 +90,7 @@ def main() -> None:
         cells.append((f"{n_rows:,}", f"{results.get():.0f}"))
         process.join()
     print()
-    print(table(("rows", "peak memory of the process, MB"), cells))
+    print(table(("rows", "peak memory, MB"), cells))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Time of a training step, beside full fine-tuning and PEFT's prefix tuning.
+"""Compare the time of a training step with full fine-tuning and with prefix tuning in PEFT.
 
-The same backbone, texts, batches, optimizer and dtype; each side runs the same number of steps in
-turns with the others::
+All sides take turns with the same backbone, texts, batches, optimizer, dtype and number of steps::
 
     pip install -e ".[demo,bench]"
     python examples/benchmarks/fit.py [--data DIR]
@@ -38,7 +37,7 @@ BATCH = 32
 
 
 class FineTuned(torch.nn.Module):
-    """The whole backbone and a linear head."""
+    """Combine the whole backbone with a linear head."""
 
     def __init__(self, folder: str) -> None:
         super().__init__()
@@ -46,7 +45,7 @@ class FineTuned(torch.nn.Module):
         self.head = torch.nn.Linear(self.body.config.hidden_size, 2)
 
     def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
-        """Give logits."""
+        """Return logits."""
         hidden = self.body(
             input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
         ).last_hidden_state
@@ -54,7 +53,7 @@ class FineTuned(torch.nn.Module):
 
 
 def peft_model(folder: str) -> torch.nn.Module | None:
-    """Give PEFT's prefix tuning of five positions, where PEFT is installed."""
+    """Return a model for prefix tuning in PEFT with five positions, or None without PEFT."""
     try:
         from peft import PrefixTuningConfig, TaskType, get_peft_model
     except ImportError:
@@ -65,7 +64,7 @@ def peft_model(folder: str) -> torch.nn.Module | None:
 
 
 def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) -> Callable[[], None]:
-    """Make an epoch of a plain training loop."""
+    """Return a function that runs one epoch of a plain training loop."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     labels = torch.from_numpy(data.targets.values)
@@ -94,7 +93,7 @@ def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) ->
 
 
 def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
-    """Make an epoch of ours."""
+    """Return a function that runs one epoch of prefixembed."""
     backbone = load_backbone(folder, dtype=dtype, device="cpu")
     start = initial_keys_values(backbone, data.tokens, 5, "text", np.random.default_rng(0))
     generator = torch.Generator().manual_seed(0)
@@ -112,9 +111,9 @@ def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Time all sides."""
+    """Measure all sides, print a table, and plot it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results/fit"))
@@ -146,9 +145,11 @@ def main() -> None:
         full = seconds[f"full fine-tuning {name.rpartition(' ')[2]}"]
         rows.append((name, f"{1000 * value / steps:.0f}", f"{value / full:.2f}"))
     print(machine())
-    print(table(("side", "ms a step of 32 texts", "of full fine-tuning in that dtype"), rows))
+    print(table(("side", "ms per step of 32 texts", "ratio to full fine-tuning"), rows))
     ratios = {row[0]: float(row[2]) for row in rows}
-    bars(args.out / "fit.png", ratios, "time of a step, times full fine-tuning in that dtype")
+    bars(
+        args.out / "fit.png", ratios, "time of a step, ratio to full fine-tuning in the same dtype"
+    )
     (args.out / "fit.json").write_text(json.dumps({"machine": machine(), "seconds": seconds}))
 
 

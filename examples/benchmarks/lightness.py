@@ -1,4 +1,4 @@
-"""Size of a saved bank, and time of an import.
+"""Measure the size of a saved bank and the time of an import.
 
 python examples/benchmarks/lightness.py
 """
@@ -20,7 +20,7 @@ from prefixembed.tasks import demo_backbone
 
 
 def import_seconds(package: str) -> float:
-    """Time the import of a package in a fresh process, the interpreter's start taken off."""
+    """Return the import time of a package in a new process, without the interpreter's start."""
 
     def run(code: str) -> float:
         started = time.perf_counter()
@@ -31,7 +31,7 @@ def import_seconds(package: str) -> float:
 
 
 def main() -> None:
-    """Measure both."""
+    """Measure size and time."""
     print(machine())
     rows = []
     for n in (1, 7, 30):
@@ -43,7 +43,7 @@ def main() -> None:
             size = path.stat().st_size
         n_bytes = sum(prefix.keys_values.nbytes for prefix in bank.values())
         rows.append((n, f"{n_bytes:,}", f"{size:,}", f"{size / n_bytes:.3f}"))
-    print(table(("prefixes", "bytes of their numbers", "bytes of the dump", "ratio"), rows))
+    print(table(("prefixes", "bytes of keys and values", "bytes of the dump", "ratio"), rows))
     for name in ("prefixembed", "sklearn"):
         import_seconds(name)
     seconds = {name: import_seconds(name) for name in ("prefixembed", "sklearn")}

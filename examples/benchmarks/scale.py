@@ -1,10 +1,10 @@
-"""How the cost of a corpus grows with its rows and with prefixes, each in a process of its own.
+"""Measure how the cost of a corpus grows with rows and prefixes, each in its own process.
 
 python examples/benchmarks/scale.py [--rows 10000 100000] [--prefixes 0 1 10 100]
 python examples/benchmarks/scale.py --overhead --rows 10000 100000 1000000 10000000 --prefixes 1
 
-With ``--overhead`` the backbone has one layer of 32 features: what is left is all else that a
-row costs, which is reading, tokenizing, and writing.
+With ``--overhead``, the backbone has one layer of 32 features. The remaining cost of a row is
+reading, tokenizing and writing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARD = 10_000
 
 
 def make_rows(words: list[str], lengths: list[int], n_rows: int) -> Iterator[dict[str, Any]]:
-    """Give different texts of real words and lengths, one after the other."""
+    """Yield rows of distinct texts with real words and lengths."""
     rng = np.random.default_rng(0)
     for k in range(n_rows):
         chosen = rng.integers(len(words), size=lengths[k % len(lengths)])
@@ -41,7 +41,7 @@ def make_rows(words: list[str], lengths: list[int], n_rows: int) -> Iterator[dic
 
 
 def small_backbone(folder: str) -> str:
-    """Write a backbone that costs next to nothing, with the tokenizer of the demo's."""
+    """Save a backbone of negligible cost with the tokenizer of the demo backbone."""
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=30522, hidden_size=32, num_hidden_layers=1, num_attention_heads=1,
@@ -56,7 +56,7 @@ def small_backbone(folder: str) -> str:
 def measure(
     n_rows: int, n_prefixes: int, overhead: bool, combine: str, data: Path | None, results: Any
 ) -> None:
-    """Put seconds, peak memory and size on disk of one corpus."""
+    """Put the seconds, peak memory and size on disk of one corpus into a queue."""
     texts = read_texts(data, "short", 1000)
     words, lengths = " ".join(texts).split(), [len(text.split()) for text in texts]
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +66,7 @@ def measure(
             prefixes, backbone=backbone, combine=combine, device="cpu", on_truncate="ignore"
         )
         source = IterableDataset.from_generator(lambda: make_rows(words, lengths, n_rows))
-        bank.transform(texts[:64])  # the backbone is loaded
+        bank.transform(texts[:64])  # load the backbone before timing
         started = time.perf_counter()
         out = Path(folder, "out")
         embed_dataset(bank, source, "text", out, shard_size=SHARD)
@@ -77,9 +77,9 @@ def measure(
 
 
 def main() -> None:
-    """Measure every number of rows with the first number of prefixes, and the other way round."""
+    """Measure each number of rows with the first number of prefixes, and vice versa."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--prefixes", type=int, nargs="+", default=[1, 0, 10, 100])
     parser.add_argument("--combine", default="concat")
@@ -106,17 +106,17 @@ def main() -> None:
     (args.out / f"{kind}.json").write_text(json.dumps(found, indent=1))
     cells = [
         (
-            f"{one['rows']:,}",
-            one["prefixes"],
-            f"{one['seconds']:.1f}",
-            f"{one['rows'] / one['seconds']:.0f}",
-            f"{one['peak_mb']:.0f}",
-            f"{one['disk_mb']:.0f}",
+            f"{case['rows']:,}",
+            case["prefixes"],
+            f"{case['seconds']:.1f}",
+            f"{case['rows'] / case['seconds']:.0f}",
+            f"{case['peak_mb']:.0f}",
+            f"{case['disk_mb']:.0f}",
         )
-        for one in found
+        for case in found
     ]
-    heads = ("rows", "prefixes", "seconds", "rows a second", "peak memory, MB", "on disk, MB")
-    print(table(heads, cells))
+    header = ("rows", "prefixes", "seconds", "rows per second", "peak memory, MB", "on disk, MB")
+    print(table(header, cells))
 
 
 if __name__ == "__main__":

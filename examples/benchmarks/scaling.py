@@ -1,4 +1,4 @@
-"""How cost grows with prefixes, texts and tokens, and what the token budget does to it.
+"""Measure how cost grows with prefixes, texts, tokens and the token budget.
 
 python examples/benchmarks/scaling.py [--data DIR] [--texts 1000 10000 100000]
 """
@@ -22,27 +22,27 @@ from prefixembed.tasks import demo_backbone
 
 
 def peak_memory(run: Callable[[], Any]) -> float:
-    """Give by how many MB the process is larger at its largest than before."""
+    """Return by how many MB the memory of the process grows at its peak."""
     process, done = psutil.Process(), threading.Event()
     before = process.memory_info().rss
-    largest = [before]
+    sizes = [before]
 
     def watch() -> None:
         while not done.wait(0.01):
-            largest.append(process.memory_info().rss)
+            sizes.append(process.memory_info().rss)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     run()
     done.set()
     watcher.join()
-    return (max(largest) - before) / 1e6
+    return (max(sizes) - before) / 1e6
 
 
 def main() -> None:
-    """Measure the three directions and draw them."""
+    """Measure each direction, print tables, and plot them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--texts", type=int, nargs="+", default=[1000, 3000, 10000])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results/scaling"))
@@ -66,9 +66,11 @@ def main() -> None:
         for n, s in seconds.items()
     ]
     print(f"\n{len(texts)} short texts")
-    print(table(("prefixes of length 5", "texts a second", "time, of none", "peak MB"), rows))
+    print(
+        table(("prefixes of length 5", "texts per second", "time, ratio to none", "peak MB"), rows)
+    )
 
-    # Distinct texts of real words, as many as are asked for.
+    # Distinct texts with real words and lengths.
     rng = np.random.default_rng(0)
     words = " ".join(texts).split()
     lengths = [len(text.split()) for text in texts]
@@ -80,11 +82,11 @@ def main() -> None:
         by_number[n] = time.perf_counter() - started
         number_rows.append((f"{n:,}", f"{1000 * by_number[n] / n:.2f}", f"{memory_n:.0f}"))
     print("\nseven prefixes")
-    print(table(("texts", "ms a text", "peak MB"), number_rows), flush=True)
+    print(table(("texts", "ms per text", "peak MB"), number_rows), flush=True)
 
     tokens = (16, 32, 64, 128, 256, 512)
     long_texts = {
-        # A word is a token or more: all are cut at the length that is asked for.
+        # A word has at least one token, so all texts are cut to the length.
         n: [" ".join(rng.choice(words, n)) for _ in range(max(16, 8192 // n))]
         for n in tokens
     }
@@ -97,7 +99,7 @@ def main() -> None:
         for n, s in by_length.items()
     ]
     print("\nseven prefixes")
-    print(table(("tokens a text", "ms a text", "µs a token"), length_rows))
+    print(table(("tokens per text", "ms per text", "µs per token"), length_rows))
     budgets = (256, 512, 1024, 2048, 4096, 16384)
     by_budget: dict[str, dict[str, float]] = {}
     for dtype in ("float32", "auto"):
@@ -108,7 +110,7 @@ def main() -> None:
         (n, *(f"{len(texts) / by_budget[dtype][str(n)]:.0f}" for dtype in by_budget))
         for n in budgets
     ]
-    print("\nseven prefixes, texts a second")
+    print("\nseven prefixes, texts per second")
     print(table(("batch_tokens", *by_budget), budget_rows))
     draw(seconds, by_number, {n: s / len(long_texts[n]) for n, s in by_length.items()}, args.out)
     found = {
@@ -124,18 +126,18 @@ def main() -> None:
 def draw(
     prefixes: dict[str, float], texts: dict[int, float], tokens: dict[int, float], out: Path
 ) -> None:
-    """Draw one panel a direction."""
+    """Plot one panel per direction."""
     import matplotlib.pyplot as plt
 
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
     numbers = [int(n) for n in prefixes]
     left.plot(numbers, [s / prefixes["0"] for s in prefixes.values()], marker="o")
     left.axhline(1.5, color="0.5", linestyle="--", linewidth=1)
-    left.set(xlabel="prefixes of length 5", ylabel="time, of no prefix", ylim=(0, None))
+    left.set(xlabel="prefixes of length 5", ylabel="time, ratio to no prefix", ylim=(0, None))
     middle.loglog(list(texts), list(texts.values()), marker="o")
     middle.set(xlabel="texts", ylabel="seconds")
     right.loglog(list(tokens), [1000 * s for s in tokens.values()], marker="o")
-    right.set(xlabel="tokens a text", ylabel="ms a text")
+    right.set(xlabel="tokens per text", ylabel="ms per text")
     middle.set_xticks(list(texts), [f"{n:,}" for n in texts])
     right.set_xticks(list(tokens), [str(n) for n in tokens])
     for axes in (middle, right):

@@ -1,7 +1,7 @@
-"""Wall time of a grid search: 8 subsets of a bank, 10 values of C, 5 folds.
+"""Measure the wall time of a grid search: 8 subsets of a bank, 10 values of C, 5 folds.
 
-The same pipeline with a cache in memory, with one on disk, without any, and inside
-``Pipeline(memory=...)``. Each side starts with nothing cached::
+The same pipeline runs with a cache in memory, with a cache on disk, without a cache, and with
+``Pipeline(memory=...)``. Each side starts with an empty cache::
 
     python examples/benchmarks/search.py [--data DIR]
 """
@@ -26,16 +26,16 @@ from prefixembed.tasks import demo_backbone
 
 
 def read_labelled(data: Path | None, limit: int) -> tuple[list[str], np.ndarray]:
-    """Give real texts with two classes: whether a text is longer than most."""
+    """Return real texts with two classes: whether a text is longer than the median."""
     texts = read_texts(data, "short", limit)
     lengths = np.array([len(text) for text in texts])
     return texts, (lengths > np.median(lengths)).astype(int)
 
 
 def main() -> None:
-    """Run each side once, and the fast ones three times."""
+    """Run the fast sides three times, and the others once."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--texts", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("results/search"))
     args = parser.parse_args()
@@ -59,18 +59,18 @@ def main() -> None:
         return search(f"{folder}/vectors.db").fit(X, y)
 
     def on_disk_two_workers(folder: str) -> GridSearchCV:
-        ahead = search(f"{folder}/vectors.db", n_jobs=2)
-        fill_cache(ahead, X)
-        return ahead.fit(X, y)
+        filled = search(f"{folder}/vectors.db", n_jobs=2)
+        fill_cache(filled, X)
+        return filled.fit(X, y)
 
     sides = {
         "cache in memory": (in_memory, 3),
         "cache on disk": (on_disk, 3),
-        "cache on disk, filled ahead, n_jobs=2": (on_disk_two_workers, 3),
+        "cache on disk, prefilled, n_jobs=2": (on_disk_two_workers, 3),
         "Pipeline(memory=...), cache=None": (lambda f: search(None, memory=f).fit(X, y), 1),
         "cache=None": (lambda folder: search(None).fit(X, y), 1),
     }
-    PrefixBank(prefixes, cache=None).transform(X)  # what is loaded once is loaded now
+    PrefixBank(prefixes, cache=None).transform(X)  # load the backbone before timing
     seconds, scores = {}, {}
     for name, (run, rounds) in sides.items():
         taken = []
@@ -84,10 +84,12 @@ def main() -> None:
         print(f"{name}: {seconds[name]:.1f} s", flush=True)
     base = seconds["cache in memory"]
     rows = [(n, f"{s:.1f}", f"{s / base:.1f}", f"{scores[n]:.4f}") for n, s in seconds.items()]
-    print(f"\n{machine()}; {len(X)} texts, 400 fits and one more")
-    print(table(("side", "seconds", "times the cache in memory", "best score"), rows))
+    print(f"\n{machine()}; {len(X)} texts, 400 fits and a refit")
+    print(table(("side", "seconds", "ratio to the cache in memory", "best score"), rows))
     ratios = {name: value / base for name, value in seconds.items()}
-    bars(args.out / "search.png", ratios, "wall time of a grid search, times the cache in memory")
+    bars(
+        args.out / "search.png", ratios, "wall time of a grid search, ratio to the cache in memory"
+    )
     (args.out / "search.json").write_text(json.dumps({"machine": machine(), "seconds": seconds}))
 
 

@@ -1,9 +1,9 @@
-"""Seven prefixes combined in one pass, beside adapters' ``Stack`` and PEFT, in float32.
+"""Compare seven prefixes in one pass with ``Stack`` of adapters and with PEFT, in float32.
 
-The peers run in an environment of their own, in turns with ours, on the same texts and prefixes.
-adapters lays its prefixes behind each other as we do: vectors must agree. PEFT combines none: it
-gets one prefix as long as all seven, and shifts the positions of tokens by it, so that its
-vectors are others::
+The peers run in an environment of their own and take turns with ours on the same texts and
+prefixes. adapters concatenates prefixes as we do, so its vectors must agree. PEFT does not combine
+prefixes: it gets one prefix as long as all seven. It also shifts the positions of tokens, so its
+vectors differ::
 
     python -m venv peers && peers/bin/pip install adapters peft
     python examples/benchmarks/stack.py --backends peers/bin/python [--data DIR]
@@ -27,12 +27,12 @@ OURS = "prefixembed float32"
 
 
 def main() -> None:
-    """Run short texts and pairs through all sides."""
+    """Measure all sides on short texts and on pairs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--backends", required=True, help="python of an environment for backends.py"
+        "--backends", required=True, help="Python of an environment for backends.py"
     )
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--texts", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("results/stack"))
@@ -45,7 +45,7 @@ def main() -> None:
     for kind in ("short", "pairs"):
         texts = read_texts(args.data, kind, args.texts)
         bank = PrefixBank(
-            prefixes, dtype="float32", device="cpu", cache=None, max_length=256,
+            prefixes, dtype="float32", device="cpu", cache=None, max_length=256, pairs="joint",
             on_truncate="ignore",
         )  # fmt: skip
         with ExitStack() as running:
@@ -57,17 +57,18 @@ def main() -> None:
             sides[OURS] = lambda bank=bank, texts=texts: bank.transform(texts)
             seconds = {k: float(np.median(v)) for k, v in alternate(sides, args.rounds).items()}
             exact = sides[OURS]()
-            apart = {name: float(np.abs(run() - exact).max()) for name, run in sides.items()}
+            errors = {name: float(np.abs(run() - exact).max()) for name, run in sides.items()}
         speed = {name: len(texts) / s for name, s in seconds.items()}
         base = speed.get("adapters Stack", speed[OURS])
         rows = [
-            (name, f"{s:.1f}", f"{s / base:.2f}", f"{apart[name]:.0e}") for name, s in speed.items()
+            (name, f"{s:.1f}", f"{s / base:.2f}", f"{errors[name]:.0e}")
+            for name, s in speed.items()
         ]
         print(f"\n{len(texts)} {kind}")
-        print(table(("side", "texts a second", "ratio", "largest difference"), rows), flush=True)
+        print(table(("side", "texts per second", "ratio", "largest difference"), rows), flush=True)
         ratios = {name: s / base for name, s in speed.items()}
-        bars(args.out / f"stack-{kind}.png", ratios, "texts a second, of adapters")
-        found[kind] = {"texts_a_second": speed, "largest_difference": apart}
+        bars(args.out / f"stack-{kind}.png", ratios, "texts per second, ratio to adapters")
+        found[kind] = {"texts_a_second": speed, "largest_difference": errors}
     (args.out / "stack.json").write_text(json.dumps({"machine": machine(), **found}, indent=1))
 
 

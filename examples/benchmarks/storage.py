@@ -1,7 +1,7 @@
-"""What smaller vectors and smaller dtypes cost: bytes, deviation and accuracy of a later head.
+"""Measure the bytes, deviation and accuracy of smaller dtypes.
 
-A prefix is learned on one task; heads for the target tasks are trained on its vectors, in every
-dtype that the backbone computes in and every dtype that vectors are stored in::
+A prefix is learned on one task. Heads for the target tasks are trained on its vectors, with each
+dtype that the backbone can compute in and each dtype that vectors can be stored in::
 
     python examples/benchmarks/storage.py [--data DIR]
 """
@@ -25,7 +25,7 @@ from prefixembed.tasks import Task, demo_backbone, load_docstring_task
 
 
 def read(data: Path, name: str, limit: int) -> Task:
-    """Read a task of a folder."""
+    """Load a task from a folder."""
     sides: list[Any] = []
     for split in ("train", "test"):
         with open(data / f"{name}.{split}.jsonl", encoding="utf-8") as file:
@@ -37,7 +37,7 @@ def read(data: Path, name: str, limit: int) -> Task:
 
 
 def score(train: np.ndarray, test: np.ndarray, task: Task) -> float:
-    """Fit a head, its C chosen on the training texts, and score it on the test texts."""
+    """Return the test accuracy of a head whose C is chosen on the training texts."""
     head = make_pipeline(
         StandardScaler(),
         LogisticRegressionCV(
@@ -51,7 +51,7 @@ def score(train: np.ndarray, test: np.ndarray, task: Task) -> float:
 def main() -> None:
     """Measure each dtype on each target task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--limit", type=int, default=1500)
     args = parser.parse_args()
     if args.data:
@@ -60,11 +60,11 @@ def main() -> None:
     else:
         source = load_docstring_task("package", 400)
         targets = [load_docstring_task("subpackage", 50), load_docstring_task("kind", 200)]
-    params = {"on_truncate": "ignore", "max_length": 128}
+    params = {"on_truncate": "ignore", "max_length": 128, "pairs": "joint"}
     encoder = PrefixEncoder(demo_backbone(), random_state=0, dtype="float32", **params)
     bank = PrefixBank({source.name: encoder.fit(source.X_train, source.y_train)}, **params)
     kinds = [("float32", "float32"), ("bfloat16", "float32")]
-    if torch.cuda.is_available():  # a CPU takes minutes for what takes seconds in float32
+    if torch.cuda.is_available():  # float16 is very slow on a CPU
         kinds.append(("float16", "float32"))
     kinds += [("float32", kind) for kind in ("float16", "int8", "binary")]
     exact, rows = {}, []
@@ -75,8 +75,8 @@ def main() -> None:
             train, test = bank.transform(task.X_train), bank.transform(task.X_test)
             width = test.nbytes // len(test)
             if output_dtype == "binary":
-                train, test = (np.unpackbits(some, axis=1) for some in (train, test))
-            # A scaler computes in the dtype that it gets: float16 is too short for it.
+                train, test = (np.unpackbits(packed, axis=1) for packed in (train, test))
+            # A scaler computes in the dtype of its input, and float16 is too small for it.
             train, test = train.astype(np.float32), test.astype(np.float32)
             accuracies.append(score(train, test, task))
             plain = exact.setdefault(task.name, test)

@@ -1,8 +1,8 @@
-"""Texts a second through ``transform``, beside sentence-transformers and skrub.
+"""Compare the speed of ``transform`` with sentence-transformers and skrub.
 
-Both sides run in this process, in turns, on the same texts and threads; medians over rounds. The
-peers run at the best of a few batch sizes. What a side lacks (no pairs in skrub, a package that
-is not installed) is left out::
+All sides take turns in this process, on the same texts and threads. The script reports medians over
+rounds. Peers run at the best of a few batch sizes. Sides that are not available (skrub for pairs,
+packages that are not installed) are left out::
 
     pip install -e ".[demo,bench]"
     python examples/benchmarks/transform.py [--data DIR] [--model large] [--backends PYTHON]
@@ -33,7 +33,8 @@ from common import (
 )
 
 from prefixembed import PrefixBank, load_backbone
-from prefixembed._embed.batching import tokenize
+from prefixembed._embed.tokens import tokenize
+from prefixembed.reading import Reading
 from prefixembed.tasks import demo_backbone
 
 ENGINES = tuple(
@@ -43,7 +44,7 @@ ENGINES = tuple(
 
 
 def large_backbone(folder: str, texts: list[str]) -> str:
-    """Write a model of RoBERTa-large's shape with random weights, and a tokenizer of the texts."""
+    """Save a random model in the shape of RoBERTa-large, with a tokenizer for the texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
@@ -71,7 +72,7 @@ def large_backbone(folder: str, texts: list[str]) -> str:
 
 
 def sentence_transformers_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
-    """Make its sides: float32 and bfloat16, at three batch sizes each."""
+    """Return its sides: float32 and bfloat16, with two batch sizes each."""
     try:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.models import Pooling, Transformer
@@ -94,7 +95,7 @@ def sentence_transformers_sides(folder: str, texts: list[Any]) -> dict[str, Call
 
 
 def skrub_side(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
-    """Make skrub's side; it takes no pairs."""
+    """Return the side of skrub, which does not support pairs."""
     try:
         from skrub import TextEncoder
     except ImportError:
@@ -110,9 +111,10 @@ def skrub_side(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
 
 
 def own_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
-    """Make our sides: without prefixes and with seven, in float32 and in the default dtype."""
+    """Return our sides: no prefix and seven prefixes, in float32 and the default dtype."""
     seven = random_prefixes(folder, 7)
     common = {"backbone": folder, "max_length": 256, "on_truncate": "ignore", "cache": None}
+    common |= {"pairs": "joint"}
     sides: dict[str, Callable[[], Any]] = {}
     for dtype in ("float32", "auto"):
         for name, params in (
@@ -128,7 +130,7 @@ def own_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
 def measure(
     folder: str, texts: list[Any], rounds: int, backends: str | None, running: ExitStack
 ) -> dict[str, Any]:
-    """Time all sides on some texts."""
+    """Measure all sides on some texts."""
     peers = sentence_transformers_sides(folder, texts) | skrub_side(folder, texts)
     if backends is not None:
         scratch = Path(running.enter_context(tempfile.TemporaryDirectory()))
@@ -136,10 +138,10 @@ def measure(
     sides = peers | own_sides(folder, texts)
     seconds = alternate(sides, rounds)
     best: dict[str, np.ndarray] = {}
-    for name, some in seconds.items():
+    for name, times in seconds.items():
         short = name.split(", batch")[0]
-        if short not in best or np.median(some) < np.median(best[short]):
-            best[short] = some
+        if short not in best or np.median(times) < np.median(best[short]):
+            best[short] = times
     exact = sides["prefixembed float32, no prefix"]()
     deviation = {}
     for name in sides:
@@ -151,8 +153,8 @@ def measure(
     shares = {}
     for dtype, name in ((torch.float32, "float32"), (torch.bfloat16, "auto")):
         backbone = load_backbone(folder, device="cpu")
-        n_tokens = int(tokenize(backbone.tokenizer(256), texts).lengths.sum())
-        flops = encoder_flops(backbone, n_tokens)
+        tokens = tokenize(backbone, texts, Reading("mean", 256, pairs="joint"))
+        flops = encoder_flops(backbone, int(tokens.lengths.sum()))
         rate = flops / np.median(best[f"prefixembed {name}, no prefix"])
         shares[name] = rate / gemm_rate(dtype, backbone.n_features)
     return {
@@ -164,7 +166,7 @@ def measure(
 
 
 def report(name: str, found: dict[str, Any], out: Path) -> None:
-    """Print a table, and draw it."""
+    """Print a table and plot it."""
     speed = found["texts_a_second"]
     base_name = "sentence-transformers float32"
     base = speed.get(base_name, speed["prefixembed float32, no prefix"])
@@ -179,22 +181,30 @@ def report(name: str, found: dict[str, Any], out: Path) -> None:
         for side, value in speed.items()
     ]
     print(f"\n{name}")
-    header = ("side", "texts a second", "ratio", "spread of rounds", "1 - cosine to float32, worst")
+    header = (
+        "side",
+        "texts per second",
+        "ratio",
+        "spread of rounds",
+        "1 - cosine to float32, worst",
+    )
     print(table(header, rows))
     shares = ", ".join(f"{dtype} {share:.0%}" for dtype, share in found["gemm_share"].items())
     print(f"share of the GEMM rate of this run, without prefixes: {shares}", flush=True)
     ratios = {side: value / base for side, value in speed.items()}
-    bars(out / f"transform-{name.replace(' ', '-')}.png", ratios, f"texts a second, {name}: ratio")
+    bars(
+        out / f"transform-{name.replace(' ', '-')}.png", ratios, f"texts per second, {name}: ratio"
+    )
 
 
 def main() -> None:
-    """Run both kinds of text through one model."""
+    """Measure one model on short texts and on pairs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of JSONL files; default: docstrings")
+    parser.add_argument("--data", type=Path, help="folder of JSONL files (default: docstrings)")
     parser.add_argument("--model", choices=["minilm", "large"], default="minilm")
     parser.add_argument("--texts", type=int, help="default: 1000, or 64 for the large model")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--backends", help="python of an environment for backends.py")
+    parser.add_argument("--backends", help="Python of an environment for backends.py")
     parser.add_argument("--out", type=Path, default=Path("results/transform"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,12 @@
 Learn one source task
 =====================
 
-A prefix is learned from labelled texts while the backbone stays as it is. Here the task is to
-tell whether the first line of a docstring belongs to a class, a function or a method.
+A prefix is learned from labelled texts while the backbone stays frozen. The task here is to
+predict whether the first line of a docstring belongs to a class, a function or a method.
 """
 
 # %%
-# The data and the backbone come with packages, so nothing is downloaded.
+# The data and the backbone come from installed packages, so nothing is downloaded.
 from prefixembed import PrefixEncoder
 from prefixembed.tasks import demo_backbone, load_docstring_task
 
@@ -16,20 +16,20 @@ for text, label in list(zip(task.X_train, task.y_train, strict=True))[:4]:
     print(f"{label:9} {text}")
 
 # %%
-# ``fit`` trains a few keys and values in every attention layer, and a linear head.
+# ``fit`` trains a few keys and values in each attention layer, and a linear head.
 encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, max_epochs=4, random_state=0)
 encoder.fit(task.X_train, task.y_train)
-print(f"{encoder.prefix_.keys_values.size:,} numbers of the prefix were learned")
+print(f"the prefix has {encoder.prefix_.keys_values.size:,} parameters")
 
 # %%
-# What was learned, epoch by epoch. A tenth of the texts was set aside, and the best epoch on them
-# is the one that is kept.
+# The training curve. A tenth of the texts is used for validation, and the epoch with the lowest
+# validation loss is kept.
 from prefixembed.inspection import TrainingCurveDisplay
 
 TrainingCurveDisplay.from_estimator(encoder)
 
 # %%
-# The encoder is a classifier of its source task.
+# The encoder is a classifier for its source task.
 X_test, y_test = task.X_test[:300], task.y_test[:300]
 print(f"accuracy on test texts: {encoder.score(X_test, y_test):.3f}")
 for text in ["Return the inverse of a matrix.", "A queue of jobs.", "Sort the values in place."]:
@@ -37,5 +37,5 @@ for text in ["Return the inverse of a matrix.", "A queue of jobs.", "Sort the va
     print(f"{label:9} {encoder.predict_proba([text]).max():.2f} {text}")
 
 # %%
-# It is a transformer, too: one fixed vector a text, which any head can read.
+# It is also a transformer: it returns one fixed vector per text, which any head can read.
 print(encoder.transform(["Return the inverse of a matrix."]).shape)

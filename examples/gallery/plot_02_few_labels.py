@@ -2,13 +2,13 @@
 A target task with few labels
 =============================
 
-What source tasks have learned is worth most where a target task has few labels of its own. Here
-the target is to tell which part of scipy a docstring comes from. The source tasks have seen
-docstrings of scipy too, but none of the target's test texts.
+Source tasks help most when the target task has few labels. The target here is to predict which
+subpackage of scipy a docstring comes from. The source tasks contain other docstrings of scipy, but
+none of the target's test texts.
 """
 
 # %%
-# Two source tasks, learned independently: which package, and which kind of object.
+# Two source tasks are learned independently: the package, and the kind of object.
 from prefixembed import PrefixBank, PrefixEncoder
 from prefixembed.tasks import demo_backbone, load_docstring_task
 
@@ -25,8 +25,8 @@ banks = {
 }
 
 # %%
-# The head of the target is trained on 1 to 16 texts a class, four times on different ones. The
-# cache encodes each text once a bank, however often it is drawn.
+# The head of the target is trained on 1 to 16 texts per class, drawn four times. With the cache,
+# each bank encodes each text only once.
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -37,7 +37,7 @@ sizes, seeds = [1, 2, 4, 8, 16], range(4)
 
 
 def draw(n: int, seed: int) -> np.ndarray:
-    """Draw the positions of n training texts of each class."""
+    """Return the positions of n random training texts per class."""
     rng = np.random.default_rng(seed)
     classes = np.unique(target.y_train)
     return np.concatenate(
@@ -61,15 +61,14 @@ for name, bank in banks.items():
     )  # (size, seed)
 
 # %%
-# Means over the four draws, and how far they spread.
+# Lines are means over the four draws, and bands show their range.
 import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
-for name, some in scores.items():
-    mean = some.mean(axis=1)
-    axes.plot(sizes, mean, marker="o", label=name)
-    axes.fill_between(sizes, some.min(axis=1), some.max(axis=1), alpha=0.15)
-axes.set(xlabel="training texts a class", ylabel="accuracy on test texts", xscale="log")
+for name, accuracy in scores.items():
+    axes.plot(sizes, accuracy.mean(axis=1), marker="o", label=name)
+    axes.fill_between(sizes, accuracy.min(axis=1), accuracy.max(axis=1), alpha=0.15)
+axes.set(xlabel="training texts per class", ylabel="test accuracy", xscale="log")
 axes.set_xticks(sizes, sizes)
 axes.minorticks_off()
 axes.grid(alpha=0.3)

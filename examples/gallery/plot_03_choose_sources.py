@@ -2,14 +2,14 @@
 Which source tasks help?
 ========================
 
-Not every source task helps a target, and some get in its way. An ablation tells what each adds,
-and a selector chooses.
+Some source tasks help a target task, and some harm it. An ablation shows the contribution of each
+prefix, and a selector chooses among them.
 """
 
 # %%
-# The target: is a docstring of pandas or torch, or of another package? It has 120 labelled texts.
-# One source task has more texts with finer labels, one asks for something else, and one has
-# labels without any sense, learned by heart.
+# The target has 120 labelled texts: does a docstring come from pandas or torch, or from another
+# package? The first source task has more texts and finer labels, the second is a different task,
+# and the third has random labels.
 import numpy as np
 
 from prefixembed import PrefixBank, PrefixEncoder
@@ -36,7 +36,7 @@ bank = PrefixBank(encoders)
 
 
 def group(y: np.ndarray) -> np.ndarray:
-    """Make the labels of the target from names of packages."""
+    """Return the labels of the target for names of packages."""
     return np.where(np.isin(y, ["pandas", "torch"]), "pandas or torch", "other")
 
 
@@ -44,9 +44,9 @@ X_train, y_train = package.X_train[few], group(package.y_train[few])
 X_test, y_test = package.X_test, group(package.y_test)
 
 # %%
-# Each prefix alone, and the bank without each, over the same five folds of the training texts.
-# Intervals take into account that folds share training texts. With so few texts they are wide:
-# what an ablation does not tell apart, it says.
+# The ablation scores each prefix alone, and the bank without each prefix, on the same five folds of
+# the training texts. The intervals account for training texts that folds share. They are wide
+# here, since there are few texts.
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -58,8 +58,8 @@ found = prefix_ablation(bank, X_train, y_train, head, cv=5)
 PrefixAblationDisplay.from_result(found)
 
 # %%
-# A forward selection adds the best prefix until none adds to the score of cross-validation. Both
-# ways to combine are tried at every step.
+# Forward selection adds the best prefix until the cross-validated score no longer improves. Each
+# step tries both ways to combine prefixes.
 import pandas as pd
 
 from prefixembed import PrefixSelector
@@ -70,7 +70,7 @@ columns = ["step", "param_prefixbank__active", "param_prefixbank__combine", "mea
 pd.DataFrame(selector.cv_results_)[columns].round(3)
 
 # %%
-# The score of what was chosen flatters, since it chose. Test texts took no part.
+# The cross-validated score of the selection is optimistic, so it is compared on test texts.
 print(f"{'chosen: ' + ', '.join(selector.active_):24} {selector.score(X_test, y_test):.3f}")
 for name, active in {"whole bank": None, "noise alone": ["noise"], "bare backbone": []}.items():
     rival = make_pipeline(PrefixBank(encoders, active=active), *head).fit(X_train, y_train)

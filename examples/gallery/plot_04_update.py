@@ -2,8 +2,8 @@
 Add, update and remove source tasks
 ===================================
 
-A source task is its prefix. Adding one, learning it again and taking it out touches nothing else,
-where a backbone that was fine-tuned on all tasks together would have to be trained again.
+A bank holds one prefix per source task. Adding, updating or removing a task leaves the other
+prefixes unchanged, while a backbone that was fine-tuned on all tasks must be trained again.
 """
 
 # %%
@@ -21,21 +21,20 @@ log = []
 
 
 def learn(name: str, n: int) -> PrefixEncoder:
-    """Learn a source task from n texts a class."""
+    """Learn a source task from n texts per class."""
     source = load_docstring_task(name, n_train_per_class=n)
     encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
     return encoder.fit(source.X_train, source.y_train)
 
 
 def score(bank: PrefixBank) -> float:
-    """Score a head of the target task on a bank's vectors."""
+    """Return the accuracy of a head for the target task on the vectors of a bank."""
     head = make_pipeline(bank, StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
     return head.fit(target.X_train, target.y_train).score(target.X_test, target.y_test)
 
 
 # %%
-# A bank over time. After each step the head of the target task is fitted anew: the vectors are
-# others.
+# The bank changes step by step. Its vectors change too, so the head is trained again each time.
 bank = PrefixBank({}, backbone=demo_backbone(), combine="mean")
 steps = {
     "empty": lambda: None,
@@ -48,26 +47,24 @@ for name, step in steps.items():
     before = dict(bank.items())
     started = time.perf_counter()
     step()
-    took = time.perf_counter() - started
-    untouched = [key for key, prefix in bank.items() if before.get(key) == prefix]
-    log.append((name, took, score(bank)))
-    print(f"{name:15} {took:7.3f} s   holds {list(bank)}, untouched {untouched}")
+    duration = time.perf_counter() - started
+    unchanged = [key for key, prefix in bank.items() if before.get(key) == prefix]
+    log.append((name, duration, score(bank)))
+    print(f"{name:15} {duration:7.3f} s   prefixes {list(bank)}, unchanged {unchanged}")
 
 # %%
-# What each step took, and what the target made of it.
+# The accuracy after each step, and its duration.
 import matplotlib.pyplot as plt
 
 names, seconds, scores = zip(*log, strict=True)
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
 left.barh(names, scores, color="tab:blue")
-left.set(
-    xlabel="target task, accuracy on test texts", xlim=(min(scores) - 0.05, max(scores) + 0.02)
-)
+left.set(xlabel="test accuracy of the target task", xlim=(min(scores) - 0.05, max(scores) + 0.02))
 right.barh(names, seconds, color="tab:gray")
-right.set(xlabel="seconds of the step")
+right.set(xlabel="duration of the step, s")
 left.invert_yaxis()
 plt.show()
 
 # %%
-# With 20 source tasks, a change was 56 times as fast as training a backbone on all of them again:
-# :doc:`measured </paper>`.
+# With 20 source tasks, a change was 56 times as fast as training a backbone on all of them again;
+# see :doc:`the measurements </paper>`.

@@ -2,8 +2,8 @@
 Where attention goes
 ====================
 
-Prefixes compete for the attention of the tokens. How much each of them gets, by layer, tells
-which ones have something to say, and whether they crowd out the text.
+Prefixes and text compete for the attention of the tokens. The share of each prefix by layer shows
+which prefixes matter, and whether they displace the text.
 """
 
 # %%
@@ -19,23 +19,22 @@ bank = PrefixBank(encoders)
 texts = load_docstring_task("subpackage").X_test[:100]
 
 # %%
-# The share of each prefix, averaged over tokens, texts and heads. What is left belongs to the
-# text.
+# The share of each prefix, averaged over tokens, texts and heads. The rest goes to the text.
 from prefixembed.inspection import AttentionShareDisplay
 
 display = AttentionShareDisplay.from_estimator(bank, texts)
 
 # %%
-# The same of one prefix, head by head.
+# The share of one prefix in each head.
 display.plot(prefix="package")
 
 # %%
-# With ``weights`` below one, the text gets its attention back.
+# With ``weights`` below one, more attention goes to the text.
 AttentionShareDisplay.from_estimator(PrefixBank(encoders, weights=1 / 3), texts)
 
 # %%
-# Two prefixes that move vectors in the same direction have learned the same. What counts is what
-# they do to vectors, not their raw numbers.
+# The similarity of prefixes compares their effects on vectors, not their keys and values. Prefixes
+# that move vectors in the same direction have learned the same.
 from prefixembed.inspection import PrefixSimilarityDisplay
 
 PrefixSimilarityDisplay.from_estimator(bank, texts)

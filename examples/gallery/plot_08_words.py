@@ -1,9 +1,9 @@
 """
-One vector a word
-=================
+One vector per word
+===================
 
-With ``output="words"`` a bank gives a vector for each word of a sentence, for heads that tag, and
-a source task may have a label a word. Here: what does a name do in a line of Python?
+With ``output="words"``, a bank returns one vector per word, for heads that tag words. Source tasks
+may have one label per word, too. The task here is the role of a name in a line of Python.
 """
 
 # %%
@@ -22,7 +22,7 @@ import numpy as np
 
 
 def read_lines(module: ModuleType) -> tuple[list[list[str]], list[list[str]]]:
-    """Give words and roles of the lines of a module's source."""
+    """Return the words of each line of a module, and their roles."""
     lines: list[list[str]] = []
     roles: list[list[str]] = []
     words: list[str] = []
@@ -55,30 +55,27 @@ for k in [9, 30]:
     print(*map("/".join, zip(train[k], train_roles[k], strict=True)))
 
 # %%
-# A source task with a label a word.
+# A source task with one label per word.
 from prefixembed import PrefixBank, PrefixEncoder
 from prefixembed.tasks import demo_backbone
 
 encoder = PrefixEncoder(
-    demo_backbone(),
-    objective="token_classification",
-    learning_rate=0.03,
-    max_epochs=6,
+    demo_backbone(), objective="token_classification", learning_rate=0.03, max_epochs=6,
     random_state=0,
-)
+)  # fmt: skip
 encoder.fit(train, train_roles)
 
 # %%
-# Rows of ``transform`` are words, sentence after sentence, and the head is any classifier. The
-# demo backbone was trained to say what a whole sentence is about: a word in its last layer has
-# taken on much of the others, and is harder to tell from them than by itself. Lower layers know
-# more of words, and a prefix turns the backbone towards the task.
+# Each row of ``transform`` is a word, and the head is any classifier. The demo backbone was trained
+# on whole sentences, so the vector of a word in its last layer depends much on the other words.
+# That makes it harder to classify than a word by itself. Lower layers keep more of the word, and a
+# prefix adapts the backbone to the task.
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 y_train, y_test = np.concatenate(train_roles), np.concatenate(test_roles)
-names = y_test != "sign"  # signs are told easily
+names = y_test != "sign"  # signs are easy to recognize
 
 
 def tag(train: list[list[str]], test: list[list[str]], **parameters: object) -> np.ndarray:
@@ -88,28 +85,28 @@ def tag(train: list[list[str]], test: list[list[str]], **parameters: object) -> 
     return head.fit(train, y_train).predict(test)
 
 
-def apart(lines: list[list[str]]) -> list[list[str]]:
-    """Make each word a line of its own."""
+def isolate(lines: list[list[str]]) -> list[list[str]]:
+    """Return one line per word."""
     return [[word] for words in lines for word in words]
 
 
 predicted = {
-    "each word by itself, bare backbone": tag(apart(train), apart(test), active=[]),
-    "in its line": tag(train, test, active=[]),
-    "in its line, last 3 layers": tag(train, test, active=[], pooled_layers=3),
-    "in its line, prefix": tag(train, test),
-    "in its line, prefix, last 3 layers": tag(train, test, pooled_layers=3),
+    "single words": tag(isolate(train), isolate(test), active=[]),
+    "lines": tag(train, test, active=[]),
+    "lines, last 3 layers": tag(train, test, active=[], pooled_layers=3),
+    "lines, prefix": tag(train, test),
+    "lines, prefix, last 3 layers": tag(train, test, pooled_layers=3),
 }
-for name, guessed in predicted.items():
-    print(f"{name:36} {np.mean(guessed[names] == y_test[names]):.3f} of the names")
+for name, y_pred in predicted.items():
+    print(f"{name:30} accuracy on names {np.mean(y_pred[names] == y_test[names]):.3f}")
 
 # %%
-# Which roles are taken for which, on a module that neither prefix nor head has seen.
+# Confusions of the last representation, on a module that neither the prefix nor the head has seen.
 import matplotlib.pyplot as plt
 from sklearn.metrics import ConfusionMatrixDisplay
 
 figure, axes = plt.subplots(figsize=(5.6, 4.6), layout="constrained")
 ConfusionMatrixDisplay.from_predictions(
-    y_test, guessed, normalize="true", values_format=".2f", cmap="Blues", ax=axes
+    y_test, y_pred, normalize="true", values_format=".2f", cmap="Blues", ax=axes
 )
 plt.show()

@@ -2,13 +2,13 @@
 Two ways to read a pair
 =======================
 
-A pair of texts can go through the backbone as one sequence, as in the paper, or each text by
-itself. Which is better depends on what the backbone was trained for.
+The backbone can read a pair of texts as one sequence, as in the paper, or each text by itself.
+Which is better depends on its training. The default, ``pairs="auto"``, follows the backbone.
 """
 
 # %%
-# The task: do a summary and a name belong together? The demo backbone was trained to embed
-# sentences one by one, and has never seen two in one sequence.
+# The task is whether a summary and a name belong together. The demo backbone was trained to embed
+# single sentences, and has not seen two of them in one sequence.
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,7 +21,7 @@ X_test, y_test = task.X_test[:400], task.y_test[:400]
 print(task.X_train[:2], task.y_train[:2])
 
 # %%
-# A head on bare vectors, and the same head on vectors that a prefix of the task has moved.
+# The same head is trained on the vectors of the bare backbone and on those with a prefix.
 scores = {}
 for pairs in ["joint", "apart"]:
     encoder = PrefixEncoder(demo_backbone(), pairs=pairs, learning_rate=0.02, random_state=0)
@@ -40,11 +40,11 @@ import numpy as np
 
 figure, axes = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
 places = np.arange(2)
-for k, (pairs, some) in enumerate(scores.items()):
-    bars = axes.bar(places + 0.36 * (k - 0.5), some, width=0.34, label=f'pairs="{pairs}"')
+for k, (pairs, accuracies) in enumerate(scores.items()):
+    bars = axes.bar(places + 0.36 * (k - 0.5), accuracies, width=0.34, label=f'pairs="{pairs}"')
     axes.bar_label(bars, fmt="%.2f")
 axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
 axes.set_xticks(places, ["bare backbone", "with the prefix"])
-axes.set(ylabel="accuracy on test pairs", ylim=(0.4, 1))
+axes.set(ylabel="test accuracy", ylim=(0.4, 1))
 axes.legend(frameon=False, loc="upper left")
 plt.show()

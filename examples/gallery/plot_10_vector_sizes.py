@@ -2,8 +2,8 @@
 Small vectors for a store
 =========================
 
-A million vectors of 384 floats are 1.5 GB. ``output_dtype`` gives them in fewer bytes, each
-vector by itself, and a head is trained on what is stored.
+A million vectors of 384 floats take 1.5 GB. ``output_dtype`` returns them in fewer bytes, and heads
+are trained on the stored vectors.
 """
 
 # %%
@@ -21,13 +21,13 @@ X_test, y_test = task.X_test[:600], task.y_test[:600]
 
 
 def as_numbers(vectors: np.ndarray) -> np.ndarray:
-    """Make of what is stored what a head can read; eight signs are packed into a byte."""
+    """Convert stored vectors to floats; binary vectors have eight signs per byte."""
     packed = vectors.dtype == np.uint8
     return np.unpackbits(vectors, axis=1) if packed else vectors.astype(np.float32)
 
 
 # %%
-# Every text is encoded once: the cache keeps float32, and the other formats are made from that.
+# Each text is encoded once: the cache keeps float32, and other dtypes are computed from it.
 found = {}
 for output_dtype in ["float32", "float16", "int8", "binary"]:
     bank = PrefixBank({}, backbone=demo_backbone(), output_dtype=output_dtype)
@@ -40,14 +40,14 @@ for output_dtype in ["float32", "float16", "int8", "binary"]:
     accuracy = head.fit(task.X_train, task.y_train).score(X_test, y_test)
     n_bytes = bank.transform(X_test[:1]).nbytes
     found[output_dtype] = n_bytes, accuracy
-    print(f"{output_dtype:8} {n_bytes:5} bytes a text, accuracy {accuracy:.3f}")
+    print(f"{output_dtype:8} {n_bytes:5} bytes per text, accuracy {accuracy:.3f}")
 
 # %%
 figure, axes = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
 for name, (n_bytes, accuracy) in found.items():
     axes.scatter(n_bytes, accuracy, s=40)
     axes.annotate(name, (n_bytes, accuracy), xytext=(0, 8), textcoords="offset points", ha="center")
-axes.set(xlabel="bytes a text", ylabel="accuracy on test texts", xscale="log")
+axes.set(xlabel="bytes per text", ylabel="test accuracy", xscale="log")
 axes.set_xlim(30, 2500)
 axes.margins(y=0.25)
 axes.grid(alpha=0.3)

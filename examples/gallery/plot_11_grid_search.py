@@ -2,8 +2,8 @@
 A grid search that encodes once
 ===============================
 
-A search over selections of prefixes, ways to combine them and the head's parameters asks for the
-same texts in hundreds of fits. Each text goes through the backbone once for each representation.
+A search over prefixes and parameters of the head fits the same texts hundreds of times. The cache
+encodes each text only once per representation.
 """
 
 # %%
@@ -21,8 +21,8 @@ for name in ["package", "kind"]:
     encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
     encoders[name] = encoder.fit(source.X_train, source.y_train)
 
-kept = VectorCache()
-bank = PrefixBank(encoders, cache=kept)
+cache = VectorCache()
+bank = PrefixBank(encoders, cache=cache)
 pipe = Pipeline(
     [("enc", bank), ("scale", StandardScaler()), ("clf", LogisticRegression(max_iter=1000))]
 )
@@ -34,14 +34,15 @@ target = load_docstring_task("subpackage", n_train_per_class=12)
 search = GridSearchCV(pipe, grid, cv=5).fit(target.X_train, target.y_train)
 
 # %%
-# Five values of C and four selections over five folds, and a refit: 101 fits. Of all vectors that
-# they asked for, few had to be computed.
-stats = kept.stats()
-print(f"{stats.hits + stats.misses:,} vectors asked for, {stats.misses:,} computed")
+# Five values of C, four selections and five folds, plus a refit, make 101 fits. Only few of the
+# vectors that they request are computed.
+stats = cache.stats()
+print(f"{stats.hits + stats.misses:,} vectors requested, {stats.misses:,} computed")
 
 # %%
-# The mean score over folds.
+# Mean scores over folds.
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 results = pd.DataFrame(search.cv_results_)
@@ -53,15 +54,11 @@ axes.set_xticks(range(scores.shape[1]), scores.columns)
 axes.set_yticks(range(scores.shape[0]), scores.index)
 axes.set_xlabel("C")
 middle = (scores.to_numpy().min() + scores.to_numpy().max()) / 2
-for (row, column), score in zip(
-    ((r, c) for r in range(scores.shape[0]) for c in range(scores.shape[1])),
-    scores.to_numpy().ravel(),
-    strict=True,
-):
+for (row, column), score in np.ndenumerate(scores.to_numpy()):
     color = "white" if score < middle else "black"
     axes.text(column, row, f"{score:.3f}", ha="center", va="center", color=color)
 plt.show()
 
 # %%
-# What was chosen, on test texts that had no say.
+# The best parameters, and their accuracy on test texts.
 print(search.best_params_, f"{search.score(target.X_test, target.y_test):.3f}")

@@ -1,9 +1,10 @@
-"""Texts in, vectors out, through what is known already and what is encoded, chunk by chunk."""
+"""From texts to vectors, chunk by chunk: from the cache, or through the backbone."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,78 +14,99 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from prefixembed._embed.batching import (
-    Tokens,
-    expand,
-    first_positions,
-    tokenize,
-    tokenize_windows,
-)
-from prefixembed._embed.encoding import embed_tokens, report_truncated, resolve_batch_tokens
+from prefixembed._embed.batches import expand, first_positions
+from prefixembed._embed.combination import Combination
+from prefixembed._embed.encoding import check_readable, embed_tokens, resolve_batch_tokens
 from prefixembed._embed.quantization import OUTPUT_DTYPES, output_width, quantize
-from prefixembed._embed.texts import PAIR_WIDTH, Text, Words, is_pairs, split_pairs, vector_counts
+from prefixembed._embed.representation import Representation
+from prefixembed._embed.texts import Text, is_pairs, split_pairs, vector_counts
+from prefixembed._embed.tokens import Tokens, tokenize, tokenize_windows
+from prefixembed._embed.truncation import report_truncated
+from prefixembed._files.vector_store import Store
 from prefixembed._model.attention import Attend
-from prefixembed._model.pooling import Reading, pair_vectors, pool_windows
+from prefixembed._model.devices import resolve_device, resolve_dtype
+from prefixembed._model.pooling import pair_vectors, pool_windows
 from prefixembed.backbone import Backbone
-from prefixembed.cache import Representation, VectorCache
+from prefixembed.reading import Reading
 
 # Texts that are tokenized, sorted and encoded together: few at first, so that encoding starts
-# early, then enough for batches of like length, and a bound on what is held at once.
+# early, then enough for batches of similar length, and bounded, since they are held in memory.
 _FIRST_CHUNK, CHUNK = 2048, 16384
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """How texts become vectors, and where vectors that are known already lie.
+    """How texts become vectors, and where known vectors are kept.
 
     Parameters
     ----------
-    representation : Representation
-        What decides a vector.
-    load : callable
-        Gives the backbone and what a forward call carries. It is called when the first text
-        must be encoded.
-    n_features : int
-        Length of a vector.
-    cache : VectorCache or None
-        Where to look, and to keep what is encoded.
+    combination : Combination
+        Prefixes, backbone and reading.
+    dtype, device : str
+        What to compute in, and where.
+    cache : Store or None
+        Where to look vectors up, and to keep those that are computed.
     batch_tokens : int or "auto"
-        Budget of a batch.
+        Token budget of a batch.
     on_truncate : {"warn", "raise", "ignore", "window"}
-        What to do when texts are cut. In windows, as `representation` has it, none is.
-    output_dtype : {"float32", "float16", "int8", "binary"}
-        What vectors are given as. What the cache keeps is float32.
-    expects_pairs : bool, default=False
-        Whether no texts at all are no pairs.
+        What to do about texts that are cut.
+    output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
+        Dtype of the vectors that are returned. The cache keeps float32.
     """
 
-    representation: Representation
-    load: Callable[[], tuple[Backbone, Attend | None]]
-    n_features: int
-    cache: VectorCache | None
+    combination: Combination
+    dtype: str
+    device: str
+    cache: Store | None
     batch_tokens: int | str
     on_truncate: str
     output_dtype: str = "float32"
-    expects_pairs: bool = False
 
-    def embed(
+    @functools.cached_property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded when the first text must be encoded."""
+        return self.combination.load_backbone(self.dtype, self.device)
+
+    @functools.cached_property
+    def attend(self) -> Attend | None:
+        """What the layers of the backbone attend to beside tokens."""
+        return self.combination.attend(self.backbone)
+
+    @functools.cached_property
+    def representation(self) -> Representation:
+        """What decides a vector. Without any prefix, the backbone is loaded for it."""
+        fingerprint = self.combination.fingerprint or self.backbone.fingerprint
+        dtype = resolve_dtype(self.dtype, resolve_device(self.device))
+        return self.combination.representation(fingerprint, str(dtype).removeprefix("torch."))
+
+    @property
+    def reading(self) -> Reading:
+        """How texts are read."""
+        return self.combination.reading
+
+    @property
+    def n_features(self) -> int:
+        """Length of the vector of a single text."""
+        return self.combination.n_features
+
+    def embed_texts(
         self, texts: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
     ) -> NDArray[np.bool_]:
-        """Write one vector a text or a word, encoding repeated texts once.
+        """Write one vector per text or word; repeated texts are encoded once.
 
         Parameters
         ----------
         texts : sequence of str, of (str, str) or of Words
             Checked texts.
         vectors : ndarray of shape (n_vectors, width)
-            Filled in the order of `texts`; it may lie on a disk.
+            Filled in the order of `texts`; it may lie on disk.
         bar : tqdm
             Counts texts.
 
         Returns
         -------
         truncated : bool ndarray of shape (n_texts,)
-            Which texts were cut.
+            Whether each text was cut.
 
         Raises
         ------
@@ -114,21 +136,21 @@ class Embedder:
     def embed_pairs(
         self, pairs: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
     ) -> NDArray[np.bool_]:
-        """Write one vector a pair, each text of it being encoded, and cached, by itself.
+        """Write one vector per pair that is read apart; each text is encoded and cached by itself.
 
         Parameters
         ----------
         pairs : sequence of (str, str)
             Checked pairs.
         vectors : ndarray of shape (n_pairs, width)
-            Filled in the order of `pairs`; it may lie on a disk.
+            Filled in the order of `pairs`; it may lie on disk.
         bar : tqdm
             Counts texts.
 
         Returns
         -------
         truncated : bool ndarray of shape (n_pairs,)
-            Of which pairs a text was cut.
+            Whether a text of each pair was cut.
 
         Raises
         ------
@@ -141,30 +163,25 @@ class Embedder:
             rows = slice(start, min(start + CHUNK // 2, len(pairs)))
             texts = split_pairs(pairs[rows])
             both = np.empty((len(texts), self.n_features), dtype=np.float32)
-            truncated[rows] = single.embed(texts, both, bar).reshape(2, -1).any(axis=0)
-            made = pair_vectors(*torch.from_numpy(both).chunk(2)).numpy()
-            vectors[rows] = quantize(made, self.output_dtype)
+            truncated[rows] = single.embed_texts(texts, both, bar).reshape(2, -1).any(axis=0)
+            combined = pair_vectors(*torch.from_numpy(both).chunk(2)).numpy()
+            vectors[rows] = quantize(combined, self.output_dtype)
         return truncated
 
-    @property
-    def _reading(self) -> Reading:
-        known = self.representation
-        return Reading(known.pooling, known.pooled_layers, known.first_position)
-
     def report(self, truncated: NDArray[np.bool_]) -> None:
-        """Say how many texts were cut, as :func:`report_truncated` does."""
-        max_length = self.representation.max_length
+        """Report how many texts were cut."""
+        max_length = self.reading.max_length
         report_truncated(int(truncated.sum()), len(truncated), max_length, self.on_truncate)
 
     def _prepared(
         self, texts: Sequence[Text], chunks: Sequence[NDArray[np.intp]]
     ) -> Iterator[_Chunk]:
-        """Give chunk by chunk; the next one is tokenized while one is being worked on."""
+        """Yield chunk by chunk, and tokenize the next one while the caller works."""
         with ThreadPoolExecutor(1) as thread:
             coming: Future[_Chunk] | None = None
             for positions in chunks:
-                # All but the tokenizer runs in this thread: what goes by the thread, such as the
-                # current CUDA device, is the caller's.
+                # Everything but the tokenizer runs in this thread, since the current CUDA device
+                # and the like belong to the thread of the caller.
                 known = self._look_up([texts[k] for k in positions], positions)
                 following = thread.submit(self._tokenized, texts, known)
                 if coming is not None:
@@ -174,7 +191,7 @@ class Embedder:
                 yield coming.result()
 
     def _look_up(self, some: Sequence[Text], positions: NDArray[np.intp]) -> _Chunk:
-        """Find what the cache knows of a chunk, and load the backbone if that is not all."""
+        """Take what the cache has of a chunk, and load the backbone if that is not all."""
         counts = vector_counts(some)
         ends = np.cumsum(counts)
         vectors = np.empty((counts.sum(), self.n_features), dtype=np.float32)
@@ -185,26 +202,24 @@ class Embedder:
         if self.cache is not None:
             keys = self.representation.keys(some)
             for k, row in enumerate(self.cache.get(keys)):
-                # A row of another length is none of ours, whatever its key says.
+                # A row of another length cannot be right, whatever its key says.
                 if row is not None and row[0].shape == (self.n_features,):
                     vectors[k], truncated[owners[k]] = row
                     unknown[k] = False
         missing = np.unique(owners[unknown])
         if len(missing):
-            self.load()
+            _ = self.attend  # loads the backbone, and moves prefixes to it
         return _Chunk(positions, vectors, ends, truncated, missing, keys)
 
     def _tokenized(self, texts: Sequence[Text], chunk: _Chunk) -> _Chunk:
         if not len(chunk.missing):
             return chunk
         some = [texts[k] for k in chunk.positions[chunk.missing]]
-        backbone, max_length = self.load()[0], self.representation.max_length
-        if self.representation.windows:
-            tokenizer = backbone.tokenizer(max_length, max_length // 4)
-            tokens, n_windows = tokenize_windows(tokenizer, some, self.representation.prompt)
+        if self.reading.windows:
+            tokens, n_windows = tokenize_windows(self.backbone, some, self.reading)
             return replace(chunk, tokens=tokens, n_windows=n_windows)
-        tokenizer = backbone.tokenizer(max_length)
-        tokens = tokenize(tokenizer, some, prompt=self.representation.prompt)
+        # Pairs arrive here as joint sequences, or as the single texts that they consist of.
+        tokens = tokenize(self.backbone, some, replace(self.reading, pairs="joint"))
         chunk.truncated[chunk.missing] = tokens.truncated
         return replace(chunk, tokens=tokens)
 
@@ -213,16 +228,14 @@ class Embedder:
         bar.update(len(chunk.positions) - len(chunk.missing))
         if chunk.tokens is None:
             return chunk.vectors
-        backbone, prefix = self.load()
-        budget = resolve_batch_tokens(self.batch_tokens, backbone.device)
+        budget = resolve_batch_tokens(self.batch_tokens, self.backbone.device)
         tokens, n_windows = chunk.tokens, chunk.n_windows
-        # Texts are counted, not windows.
+        # The bar counts texts, not windows.
         progress = bar.update if n_windows is None else int
-        encoded = embed_tokens(backbone, tokens, prefix, self._reading, budget, progress)
+        encoded = embed_tokens(self.backbone, tokens, self.attend, self.reading, budget, progress)
         truncated = np.repeat(tokens.truncated, tokens.n_vectors)
         if n_windows is not None:
-            pooling = self.representation.pooling
-            encoded = pool_windows(encoded, tokens.lengths, n_windows, pooling)
+            encoded = pool_windows(encoded, tokens.lengths, n_windows, self.reading.pooling)
             truncated = np.zeros(len(encoded), dtype=np.bool_)
             bar.update(len(encoded))
         rows = expand(chunk.missing, chunk.ends)
@@ -236,7 +249,7 @@ class Embedder:
 class _Chunk:
     positions: NDArray[np.intp]  # (chunk,) into all texts
     vectors: NDArray[np.float32]  # (vector, feature), filled where nothing is missing
-    ends: NDArray[np.intp]  # (chunk,) behind the last vector of each text
+    ends: NDArray[np.intp]  # (chunk,) after the last vector of each text
     truncated: NDArray[np.bool_]  # (chunk,)
     missing: NDArray[np.intp]  # into the chunk
     keys: list[bytes]
@@ -256,30 +269,33 @@ def embed(
     texts: Sequence[Text] | Iterator[list[Text]],
     out: NDArray[Any] | None = None,
     progress: bool = False,
+    expects_pairs: bool = False,
 ) -> NDArray[Any]:
-    """Give one vector a text or a word.
+    """Return one vector per text or word.
 
     Parameters
     ----------
     embedder : Embedder
-        How.
+        How texts become vectors.
     texts : sequence of str, of (str, str) or of Words, or iterator of lists of them
-        Checked texts. Of an iterator, one list is held at a time.
+        Checked texts. One list of an iterator is held at a time.
     out : ndarray of shape (n_vectors, width), default=None
         Where to write. None for a new array.
     progress : bool, default=False
-        Show a progress bar.
+        Whether to show a progress bar.
+    expects_pairs : bool, default=False
+        Whether no texts at all count as pairs.
 
     Returns
     -------
     vectors : ndarray of shape (n_vectors, width)
-        In the order of `texts`; `out` itself, or its part that was written to.
+        In the order of `texts`; `out` itself, or the part of it that was written.
 
     Raises
     ------
     ValueError
-        If `out` does not have the shape or dtype that the vectors need, or what is to be read in
-        windows is no plain text.
+        If `out` does not have the shape or dtype of the vectors, or texts of this kind cannot be
+        read as they should be.
     """
     dtype = np.dtype(OUTPUT_DTYPES[embedder.output_dtype])
     n_texts: int | None = None
@@ -291,19 +307,18 @@ def embed(
     else:
         head, lists = texts, iter([texts])
         n_texts, n_vectors = len(texts), int(vector_counts(texts).sum())
-    of_pairs = is_pairs(head) if len(head) else embedder.expects_pairs
-    apart = of_pairs and embedder.representation.pairs == "apart"
-    if embedder.representation.windows and not apart:
-        _check_windows(head, of_pairs)
-    encode = embedder.embed_pairs if apart else embedder.embed
-    n_features = embedder.n_features * (PAIR_WIDTH if apart else 1)
-    width = output_width(n_features, embedder.output_dtype)
+    of_pairs = is_pairs(head) if len(head) else expects_pairs
+    reading = embedder.combination.pairs_reading() if of_pairs else embedder.reading
+    check_readable(reading, head)
+    apart = of_pairs and reading.pairs == "apart"
+    encode = embedder.embed_pairs if apart else embedder.embed_texts
+    width = output_width(reading.width(embedder.n_features, of_pairs), embedder.output_dtype)
     if out is not None:
         _check_out(out, (n_vectors, width), dtype)
     elif n_vectors is not None:
         out = np.empty((n_vectors, width), dtype=dtype)
     parts = [np.empty((0, width), dtype=dtype)]
-    cut = [np.zeros(0, dtype=np.bool_)]
+    truncated = [np.zeros(0, dtype=np.bool_)]
     n_done = 0
     total = None if n_texts is None else n_texts * (2 if apart else 1)
     with tqdm(total=total, desc="transform", unit="text", disable=not progress) as bar:
@@ -316,22 +331,12 @@ def embed(
                 part = out[n_done : n_done + n_some]
                 if len(part) < n_some:
                     raise ValueError(f"out has {len(out)} rows, and X has more texts")
-            cut.append(encode(some, part, bar))
+            truncated.append(encode(some, part, bar))
             n_done += n_some
-    embedder.report(np.concatenate(cut))
+    embedder.report(np.concatenate(truncated))
     if out is None:
         return np.concatenate(parts)
     return out if n_done == len(out) else out[:n_done]
-
-
-def _check_windows(head: Sequence[Text], of_pairs: bool) -> None:
-    if of_pairs:
-        raise ValueError(
-            "on_truncate='window' reads each text by itself, and pairs='joint' makes one sequence "
-            "of two: take pairs='apart'"
-        )
-    if len(head) and isinstance(head[0], Words):
-        raise ValueError("on_truncate='window' gives one vector a text, got output='words'")
 
 
 def _check_out(out: Any, shape: tuple[int | None, int], dtype: np.dtype[Any]) -> None:

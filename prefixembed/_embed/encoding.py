@@ -1,10 +1,8 @@
-"""Tokens in, vectors out: one device, one dtype, as many texts at a time as fit."""
+"""From tokens to vectors, as many texts at a time as fit into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,47 +10,28 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from prefixembed._embed.batching import Tokens, expand, pad_batch, plan_batches, word_slots
+from prefixembed._embed.batches import expand, pad_batch, plan_batches, word_slots
+from prefixembed._embed.texts import Text, Words, is_pairs
+from prefixembed._embed.tokens import Tokens
 from prefixembed._model.attention import Attend
-from prefixembed._model.pooling import Reading, pair_vectors, pool, pool_words
-from prefixembed._utils.warnings import warn
+from prefixembed._model.pooling import pair_vectors, pool, pool_words
 from prefixembed.backbone import Backbone
+from prefixembed.reading import Reading
 
-# Tokens a padded batch. On a CPU what matters is that a layer's activations stay in the cache;
-# on other devices that each kernel has enough to do.
+# Tokens per padded batch. On a CPU, the activations of a layer should stay in its cache; on other
+# devices, each kernel should have enough to do.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 
 
-# Where numbers of texts that were cut are put, for a caller that speaks of many calls at once.
-_tally: ContextVar[list[int] | None] = ContextVar("tally", default=None)
-
-
-@contextmanager
-def count_truncated() -> Iterator[list[int]]:
-    """Gather how many texts each call in this thread cuts, rather than warn of each.
-
-    Yields
-    ------
-    tally : list of int
-        Grows by a number a call.
-    """
-    tally: list[int] = []
-    token = _tally.set(tally)
-    try:
-        yield tally
-    finally:
-        _tally.reset(token)
-
-
 def resolve_batch_tokens(batch_tokens: int | str, device: torch.device) -> int:
-    """Give the token budget of a batch; ``"auto"`` goes by the device."""
+    """Return the token budget of a batch; ``"auto"`` depends on the device."""
     if isinstance(batch_tokens, str):
         return _BATCH_TOKENS.get(device.type, 8192)
     return int(batch_tokens)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that a device has no room left."""
+    """Return True if `error` means that the device ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     message = str(error).lower()
@@ -61,44 +40,44 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def report_truncated(n_truncated: int, n_texts: int, max_length: int, on_truncate: str) -> None:
-    """Say how many texts are longer than the limit.
+def check_readable(reading: Reading, texts: Sequence[Text]) -> None:
+    """Check that texts of this kind can be read as a reading says.
 
     Parameters
     ----------
-    n_truncated, n_texts : int
-        How many of how many.
-    max_length : int
-        In tokens.
-    on_truncate : {"warn", "raise", "ignore", "window"}
-        How to say it. Where windows are asked for, but cannot be had, it is a warning.
+    reading : Reading
+        How texts are to be read.
+    texts : sequence of str, of (str, str) or of Words
+        Checked texts. None at all can always be read.
 
     Raises
     ------
     ValueError
-        If there are such texts and `on_truncate` is ``"raise"``.
+        If windows are asked for with joint pairs or words, or a prompt with words.
     """
-    tally = _tally.get()
-    if tally is not None and on_truncate != "raise":
-        tally.append(n_truncated)
+    if not len(texts):
         return
-    if not n_truncated or on_truncate == "ignore":
-        return
-    message = f"{n_truncated} of {n_texts} texts are longer than max_length={max_length} tokens"
-    if on_truncate == "raise":
-        raise ValueError(f"{message}; on_truncate='raise' refuses to cut them")
-    warn(f"{message} and were cut")
+    if isinstance(texts[0], Words):
+        if reading.windows:
+            raise ValueError("on_truncate='window' returns one vector per text, not per word")
+        if reading.prompt:
+            raise ValueError(f"prompt must be empty for sentences in words, got {reading.prompt!r}")
+    elif reading.windows and is_pairs(texts) and reading.pairs != "apart":
+        raise ValueError(
+            "on_truncate='window' reads each text by itself, and pairs='joint' makes one sequence "
+            "of two: use pairs='apart'"
+        )
 
 
 def embed_tokens(
     backbone: Backbone,
     tokens: Tokens,
-    prefix: Attend | None,
+    attend: Attend | None,
     reading: Reading,
     batch_tokens: int,
     progress: Callable[[int], Any] = int,
 ) -> NDArray[np.float32]:
-    """Give one vector a text or a word; a device out of memory halves the budget and goes on.
+    """Return one vector per text or word. If the device runs out of memory, the budget is halved.
 
     Parameters
     ----------
@@ -106,14 +85,14 @@ def embed_tokens(
         The frozen encoder.
     tokens : Tokens
         Tokenized texts.
-    prefix : Attend or None
-        What every layer attends to beside the tokens.
+    attend : Attend or None
+        What the layers attend to beside the tokens.
     reading : Reading
-        How token vectors become one.
+        How texts are read.
     batch_tokens : int
-        Budget of a batch.
+        Token budget of a batch.
     progress : callable, default=int
-        Is told the number of texts of each batch that is done.
+        Called with the number of texts of each batch that is done.
 
     Returns
     -------
@@ -136,7 +115,7 @@ def embed_tokens(
     while batches:
         positions = batches.pop()
         try:
-            done.append((positions, _embed_batch(backbone, tokens, positions, prefix, reading)))
+            done.append((positions, _embed_batch(backbone, tokens, positions, attend, reading)))
         except (RuntimeError, MemoryError) as error:
             if len(positions) == 1 or not is_out_of_memory(error):
                 raise
@@ -147,7 +126,7 @@ def embed_tokens(
                 torch.cuda.empty_cache()
             continue
         progress(len(positions))
-    # Fetched last: a device works on its queue while the next batches are laid out.
+    # Fetched last: the device works on its queue while the next batches are laid out.
     for positions, pooled in done:
         vectors[expand(positions, ends)] = pooled.cpu().numpy()
     check_finite(vectors, backbone)
@@ -155,19 +134,19 @@ def embed_tokens(
 
 
 def check_finite(vectors: NDArray[np.float32], backbone: Backbone) -> None:
-    """Refuse vectors that are infinite or NaN.
+    """Check that vectors are finite.
 
     Parameters
     ----------
     vectors : ndarray of shape (n_vectors, n_features)
-        What came out.
+        Vectors.
     backbone : Backbone
-        What they came from.
+        The backbone that computed them.
 
     Raises
     ------
     FloatingPointError
-        If there is one.
+        If one is infinite or NaN.
     """
     if np.isfinite(vectors).all():
         return
@@ -184,20 +163,20 @@ def _embed_batch(
     backbone: Backbone,
     tokens: Tokens,
     positions: NDArray[np.intp],
-    prefix: Attend | None,
+    attend: Attend | None,
     reading: Reading,
 ) -> torch.Tensor:
-    return encode_batch(backbone, tokens, positions, prefix, reading)
+    return encode_batch(backbone, tokens, positions, attend, reading)
 
 
 def encode_batch(
     backbone: Backbone,
     tokens: Tokens,
     positions: NDArray[np.intp],
-    prefix: Attend | None,
+    attend: Attend | None,
     reading: Reading,
 ) -> torch.Tensor:
-    """Run some texts through a backbone, gradients and all.
+    """Run some texts through a backbone, with gradients.
 
     Parameters
     ----------
@@ -206,25 +185,26 @@ def encode_batch(
     tokens : Tokens
         Tokenized texts.
     positions : ndarray of shape (batch,)
-        Which of them.
-    prefix : Attend or None
-        What every layer attends to beside the tokens.
+        Positions of the texts of the batch.
+    attend : Attend or None
+        What the layers attend to beside the tokens.
     reading : Reading
-        How token vectors become one; those of a word are averaged.
+        How texts are read. The token vectors of a word are averaged.
 
     Returns
     -------
     vectors : Tensor of shape (batch, feature), or (word, feature) of sentences in words
-        In float32, text by text. Of pairs that are read apart, as :func:`pair_vectors` has it.
+        In float32, text by text. Pairs that are read apart are combined by
+        :func:`~prefixembed._model.pooling.pair_vectors`.
     """
     if tokens.second is not None:
         one, two = (
-            encode_batch(backbone, some, positions, prefix, reading)
+            encode_batch(backbone, some, positions, attend, reading)
             for some in (replace(tokens, second=None), tokens.second)
         )
         return pair_vectors(one, two)
     batch = pad_batch(tokens, positions, backbone.pad_id)
-    hidden, mask = backbone.forward(batch, prefix, reading.layers, reading.first_position)
+    hidden, mask = backbone.forward(batch, attend, reading)
     if tokens.words is None:
         return pool(hidden, mask, reading.pooling)
     slots = torch.from_numpy(word_slots(tokens, positions, hidden.shape[1])).to(hidden.device)

@@ -1,4 +1,4 @@
-"""Smaller vectors, for a store."""
+"""Smaller dtypes for vectors that are stored."""
 
 from __future__ import annotations
 
@@ -13,32 +13,38 @@ OUTPUT_DTYPES: dict[str, type[Any]] = {
     "int8": np.int8,
     "binary": np.uint8,
 }
-# Root mean squares of its vector that the largest int8 stands for. Pre-trained encoders have a few
-# features many times larger than all others: these are cut, so that the others keep their steps.
+# The largest int8 stands for this many root mean squares of a vector. In pre-trained encoders a few
+# features are many times larger than all others. They are clipped, so that the others keep their
+# resolution.
 _INT8_RANGE = 4.0
 
 
 def output_width(n_features: int, output_dtype: str) -> int:
-    """Give the number of columns that vectors of some features take."""
+    """Return the number of columns of vectors that are stored in `output_dtype`."""
     return -(-n_features // 8) if output_dtype == "binary" else n_features
 
 
 def quantize(vectors: NDArray[np.float32], output_dtype: str) -> NDArray[Any]:
-    """Store vectors in fewer bytes, each by itself (Du et al., arXiv 2004.14287).
+    """Convert vectors to a smaller dtype, each by itself (Du et al., arXiv 2004.14287).
 
     Parameters
     ----------
     vectors : float32 ndarray of shape (n_texts, n_features)
-        As they were pooled.
+        Pooled vectors.
     output_dtype : {"float32", "float16", "int8", "binary"}
-        ``"int8"`` gives each vector a scale of its own: 127 stands for four times its root mean
-        square, and what is larger is cut. ``"binary"`` keeps signs, eight features a byte, the
-        first one in the highest bit; :func:`numpy.unpackbits` gives zeros and ones again.
+        How to store them:
+
+        - ``"float32"``: unchanged;
+        - ``"float16"``: rounded, and clipped to the range of float16;
+        - ``"int8"``: scaled, each vector by itself. 127 stands for four times its root mean
+          square, and larger values are clipped;
+        - ``"binary"``: signs only, eight features per byte with the first one in the highest
+          bit. :func:`numpy.unpackbits` unpacks them.
 
     Returns
     -------
     stored : ndarray of shape (n_texts, n_features), or (n_texts, ceil(n_features / 8)) of uint8
-        For ``"binary"``, the last bits of a row that is not full are zero.
+        For ``"binary"``, unused bits at the end of a row are zero.
     """
     if output_dtype == "float32":
         return vectors

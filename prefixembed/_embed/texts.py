@@ -1,4 +1,4 @@
-"""What counts as text, as a pair, as a context with choices and as a sentence in words."""
+"""Check texts, pairs of texts, contexts with choices, and sentences in words."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from numpy.typing import NDArray
 
 Text = str | tuple[str, ...]  # a text, a pair of texts, or Words
 Choices = tuple[str, tuple[str, ...]]
-# How many times as long as a text's the vector of a pair is whose texts are read apart.
-PAIR_WIDTH = 3
+
+_NOT_SEQUENCES = (str, bytes, Mapping, set, frozenset)
 
 
 def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
-    """Turn what a user of scikit-learn may pass into a list of texts or of pairs.
+    """Convert texts or pairs of texts in any container to a list.
 
     Parameters
     ----------
     X : array-like of str of shape (n_texts,), (n_texts, 1) or (n_texts, 2)
-        List, tuple, ndarray, Series or frame of pandas or polars, column of ``datasets``.
+        List, tuple, ndarray, Series or frame of pandas or polars, or column of ``datasets``.
     name : str, default="X"
-        What messages call it.
+        What error messages call `X`.
     start : int, default=0
-        Position of the first text, where `X` is part of something longer.
+        Position of the first text, if `X` is part of a longer sequence.
 
     Returns
     -------
@@ -35,10 +35,11 @@ def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
     Raises
     ------
     ValueError
-        With position and value of what is no text: None, NaN, bytes, a number, a ragged
-        pair; or if `X` is a bare string or no sequence at all.
+        If `X` is a bare string or not a sequence, or an element is not a text, such as None,
+        NaN, bytes, a number, or a pair of the wrong length. The message has its position and
+        value.
     """
-    if isinstance(X, (str, bytes, Mapping, set, frozenset)) or not isinstance(X, Iterable):
+    if isinstance(X, _NOT_SEQUENCES) or not isinstance(X, Iterable):
         raise ValueError(
             f"{name} must be a sequence of texts or of pairs of texts, got {show(X)}; "
             "wrap a single text in a list"
@@ -46,7 +47,7 @@ def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
     if isinstance(X, Iterator):
         raise ValueError(
             f"{name} must be a sequence, got a {type(X).__name__}: an iterator can be read once, "
-            "and only transform and predict take one"
+            "and only transform and predict accept one"
         )
     rows = _rows(X, name)
     if not rows:
@@ -62,46 +63,44 @@ def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
 
 
 def check_sentences(X: Any, words: bool, start: int = 0) -> list[Text]:
-    """Check texts as :func:`check_texts`, or sentences in words as :func:`check_words`."""
+    """Check sentences in words if `words` is True, and texts or pairs of texts otherwise."""
     return list(check_words(X, start=start)) if words else check_texts(X, start=start)
 
 
 def iterate_texts(X: Iterator[Any], size: int, words: bool = False) -> Iterator[list[Text]]:
-    """Check what an iterator gives, a bounded number of texts at a time.
+    """Check the texts of an iterator, reading a limited number of them at a time.
 
     Parameters
     ----------
     X : iterator of str, of rows of one or two str, or of sequences of words
         Any number of texts.
     size : int
-        How many at a time.
+        Number of texts to read at a time.
     words : bool, default=False
         Whether each row is a sentence in words.
 
     Yields
     ------
     texts : list of str, of (str, str) or of Words
-        As :func:`check_texts` or :func:`check_words` gives them.
+        What :func:`check_sentences` returns for up to `size` rows.
 
     Raises
     ------
     ValueError
-        As :func:`check_texts`, and if there are pairs among texts.
+        If :func:`check_sentences` raises one, or there are pairs as well as single texts.
     """
     start, is_pair = 0, None
     while rows := list(itertools.islice(X, size)):
         texts = check_sentences(rows, words, start)
         if is_pair not in (None, isinstance(texts[0], tuple)):
-            raise ValueError(f"X[{start}] must be of the kind of X[0], got {show(texts[0])}")
+            raise ValueError(f"X[{start}] must be of the same kind as X[0], got {show(texts[0])}")
         is_pair = isinstance(texts[0], tuple)
         yield texts
         start += len(texts)
 
 
 def _rows(X: Iterable[Any], name: str) -> list[Any]:
-    if isinstance(X, (list, tuple)):
-        return list(X)
-    if not hasattr(X, "__array__"):
+    if isinstance(X, (list, tuple)) or not hasattr(X, "__array__"):
         return list(X)
     array = np.asarray(X, dtype=object)
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] not in (1, 2)):
@@ -114,7 +113,7 @@ def _rows(X: Iterable[Any], name: str) -> list[Any]:
 def _check_row(row: Any, position: int, width: int, name: str) -> Text:
     if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != width:
         raise ValueError(
-            f"{name}[{position}] must have {width} text{'s' * (width > 1)} as {name}[0] has, "
+            f"{name}[{position}] must have {width} text{'s' * (width > 1)} like {name}[0], "
             f"got {show(row)}"
         )
     texts = [_check_text(text, f"{name}[{position}][{k}]") for k, text in enumerate(row)]
@@ -129,27 +128,27 @@ def _check_text(text: Any, where: str) -> str:
 
 
 def show(value: Any) -> str:
-    """Show a value and its type in a message."""
+    """Return a value, shortened, and its type for an error message."""
     shown = repr(value)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
     return f"{shown} of type {type(value).__name__}"
 
 
 class Words(tuple[str, ...]):
-    """A sentence that was split into words by whoever labelled them.
+    """A sentence that is given as a sequence of words.
 
-    The backbone reads :attr:`text`; each of its tokens belongs to the word that it lies in.
+    The backbone reads :attr:`text`, and each token belongs to the word that it lies in.
     """
 
     __slots__ = ()
 
     @property
     def text(self) -> str:
-        """The words with a space between them."""
+        """The words, joined by spaces."""
         return " ".join(self)
 
     def of_characters(self) -> NDArray[np.intp]:
-        """Give the word of each character of :attr:`text`, -1 for the spaces between them."""
+        """Return the index of the word of each character of :attr:`text`, or -1 for a space."""
         parts = []
         for k, word in enumerate(self):
             parts += [np.full(len(word), k), np.array([-1])]
@@ -157,48 +156,48 @@ class Words(tuple[str, ...]):
 
 
 def vector_counts(texts: Sequence[Text]) -> NDArray[np.intp]:
-    """Give the number of vectors of each text: one, or one a word of a sentence in words."""
+    """Return the number of vectors of each text: one, or one per word of a sentence in words."""
     if len(texts) and isinstance(texts[0], Words):
         return np.array([len(sentence) for sentence in texts], dtype=np.intp)
     return np.ones(len(texts), dtype=np.intp)
 
 
 def is_pairs(texts: Sequence[Text]) -> bool:
-    """Tell whether checked texts are pairs."""
+    """Return whether checked texts are pairs."""
     return bool(len(texts)) and isinstance(texts[0], tuple) and not isinstance(texts[0], Words)
 
 
 def split_pairs(pairs: Sequence[Text]) -> list[Text]:
-    """Give the first texts of pairs, and then the second ones."""
+    """Return the first texts of all pairs, followed by the second ones."""
     return [pair[part] for part in (0, 1) for pair in pairs]
 
 
 def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:
-    """Turn sentences in words into a list of :class:`Words`.
+    """Convert sentences in words to a list of :class:`Words`.
 
     Parameters
     ----------
     X : sequence of sequences of str
-        One sequence of words a sentence. A sentence may be empty.
+        One sequence of words per sentence. A sentence may be empty.
     name : str, default="X"
-        What messages call it.
+        What error messages call `X`.
     start : int, default=0
-        Position of the first sentence, where `X` is part of something longer.
+        Position of the first sentence, if `X` is part of a longer sequence.
 
     Returns
     -------
     sentences : list of Words
-        In input order. Lone surrogates, which are no Unicode text, are U+FFFD in them.
+        In input order. Lone surrogates are replaced by U+FFFD.
 
     Raises
     ------
     ValueError
-        With position and value of what is no sequence of words.
+        If an element is not a sequence of words. The message has its position and value.
     """
     sentences = []
     for position, row in enumerate(_rows_of(X, name, "sentences, each a sequence of words"), start):
         where = f"{name}[{position}]"
-        if hasattr(row, "to_list"):  # a Series of polars gives its rows as Series
+        if hasattr(row, "to_list"):  # rows of a polars Series are Series
             row = row.to_list()
         if not isinstance(row, (list, tuple, np.ndarray)):
             raise ValueError(f"{where} must be a sequence of words, got {show(row)}")
@@ -207,14 +206,14 @@ def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:
 
 
 def check_choices(X: Any, name: str = "X") -> list[Choices]:
-    """Turn rows of a context and its choices into a list.
+    """Convert rows of a context and its choices to a list.
 
     Parameters
     ----------
     X : sequence of (str, sequence of str), or frame of two columns
-        One choice or more a row; rows may differ in how many.
+        Each row has at least one choice. Rows may have different numbers of choices.
     name : str, default="X"
-        What messages call it.
+        What error messages call `X`.
 
     Returns
     -------
@@ -224,7 +223,7 @@ def check_choices(X: Any, name: str = "X") -> list[Choices]:
     Raises
     ------
     ValueError
-        With position and value of what is no such row.
+        If a row is not a context and its choices. The message has its position and value.
     """
     rows: list[Choices] = []
     for position, row in enumerate(_rows_of(X, name, "rows of a context and its choices")):
@@ -241,26 +240,27 @@ def check_choices(X: Any, name: str = "X") -> list[Choices]:
 
 
 def check_rows(X: Any, row: str) -> tuple[list[Text], NDArray[np.intp]]:
-    """Check the rows of a source task, and lay out what the backbone is to read.
+    """Check the rows of a source task, and return the texts that the backbone reads.
 
     Parameters
     ----------
     X : sequence
-        As :func:`check_texts`, :func:`check_choices` or :func:`check_words` take it.
+        What :func:`check_texts`, :func:`check_choices` or :func:`check_words` accepts.
     row : {"text", "choices", "words"}
-        What a row is.
+        What a row is: a text or a pair of texts, a context with its choices, or a sentence in
+        words.
 
     Returns
     -------
     texts : list of str, of (str, str) or of Words
-        One a row, or one a choice.
+        One per row, or one pair of context and choice per choice.
     counts : ndarray of shape (n_rows,)
-        How many units of each row a head scores: itself, its choices or its words.
+        Number of units of each row that a head scores: one, or one per choice or word.
 
     Raises
     ------
     ValueError
-        With position and value of what is no such row.
+        If a row is not of this kind. The message has its position and value.
     """
     if row == "choices":
         return choice_pairs(check_choices(X))
@@ -269,32 +269,31 @@ def check_rows(X: Any, row: str) -> tuple[list[Text], NDArray[np.intp]]:
 
 
 def choice_pairs(rows: Sequence[Choices]) -> tuple[list[Text], NDArray[np.intp]]:
-    """Give the pair of context and choice for every choice, and how many a row has.
+    """Return a pair of context and choice for each choice.
 
     Parameters
     ----------
     rows : sequence of (str, tuple of str)
-        As :func:`check_choices` gives them.
+        What :func:`check_choices` returns.
 
     Returns
     -------
     pairs : list of (str, str)
         Row by row.
     counts : ndarray of shape (n_rows,)
-        Choices of each row.
+        Number of choices of each row.
     """
     pairs: list[Text] = [(context, choice) for context, choices in rows for choice in choices]
     return pairs, np.array([len(choices) for _, choices in rows], dtype=np.intp)
 
 
 def clean(text: str) -> str:
-    """Put U+FFFD for lone surrogates, which are no Unicode text."""
+    """Replace lone surrogates, which are not valid Unicode, by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _rows_of(X: Any, name: str, what: str) -> Iterable[Any]:
-    bare = isinstance(X, (str, bytes, Mapping, set, frozenset, Iterator))
-    if bare or not isinstance(X, Iterable):
+    if isinstance(X, (*_NOT_SEQUENCES, Iterator)) or not isinstance(X, Iterable):
         raise ValueError(f"{name} must be a sequence of {what}, got {show(X)}")
     if hasattr(X, "to_list"):
         rows: list[Any] = X.to_list()

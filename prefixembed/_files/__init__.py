@@ -1,1 +1,1 @@
-"""Files and the Hub."""
+"""Atomic writes, folders of banks, the Hub, and stores of vectors."""

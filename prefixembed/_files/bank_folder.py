@@ -1,4 +1,4 @@
-"""A bank as a folder: one file a prefix, and one that says what they are called and how used."""
+"""A bank as a folder: one file per prefix, and a manifest with names and parameters."""
 
 from __future__ import annotations
 
@@ -13,93 +13,87 @@ from typing import Any
 
 from filelock import FileLock
 
+from prefixembed._files.atomic import write_atomically
 from prefixembed._version import __version__
-from prefixembed.prefix import Prefix, write_atomically
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "bank.json"
 _KEYS = {"format_version", "library_version", "prefixes", "parameters", "digest"}
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class BankFiles:
-    """What a folder holds.
+class BankFolder:
+    """Hold the content of a folder.
 
     Parameters
     ----------
-    prefixes : mapping of str to Prefix
-        By name, in the bank's order.
+    prefixes : mapping of str to bytes
+        Content of the file of each prefix by the prefix's name, in the order of the bank.
     parameters : mapping of str to object
-        What the bank does with them.
+        Parameters of the bank as JSON types.
     """
 
-    prefixes: Mapping[str, Prefix]
+    prefixes: Mapping[str, bytes]
     parameters: Mapping[str, Any]
 
 
-def write_bank(folder: str | os.PathLike[str], files: BankFiles) -> None:
+def write_folder(
+    folder: str | os.PathLike[str], prefixes: Mapping[str, bytes], parameters: Mapping[str, Any]
+) -> None:
     """Write a bank; a kill at any moment leaves the old bank or the new one.
 
-    Files of prefixes are named after what they hold, so that none of the old ones changes. The
-    manifest is replaced next, and what it no longer names is deleted last.
+    Each file of a prefix is named after the SHA-256 of its content, so that no file of the old
+    bank changes. The manifest is replaced next. Files that it no longer names are deleted last.
 
     Parameters
     ----------
     folder : str or path-like
-        Made where there is none.
-    files : BankFiles
-        What to write. Parameters must be JSON.
+        Folder to write to, created if missing. Files that are not of a bank stay.
+    prefixes : mapping of str to bytes
+        Content of the file of each prefix by the prefix's name.
+    parameters : mapping of str to object
+        Parameters of the bank as JSON types.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    # One writer at a time: what one is about to name, another must not delete.
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in prefixes.items()}
+    # One writer at a time: another must not delete a file that this one is about to name.
     with FileLock(target / ".bank.lock"):
-        _write(target, files)
+        for name, digest in digests.items():
+            path = target / _file_name(digest)
+            if not _is_whole(path, digest):
+                _write(path, prefixes[name])
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "library_version": __version__,
+            "prefixes": digests,
+            "parameters": dict(parameters),
+        }
+        manifest["digest"] = _digest(manifest)
+        _write(target / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+        _delete_others(target, {_file_name(digest) for digest in digests.values()})
 
 
-def _write(target: Path, files: BankFiles) -> None:
-    digests = {name: _digest_prefix(prefix) for name, prefix in files.prefixes.items()}
-    for name, prefix in files.prefixes.items():
-        path = target / _file_name(digests[name])
-        if not _holds(path, digests[name]):
-            prefix.save(path)
-    content = {
-        "format_version": FORMAT_VERSION,
-        "library_version": __version__,
-        "prefixes": digests,
-        "parameters": dict(files.parameters),
-    }
-    manifest = json.dumps({**content, "digest": _digest(content)}, indent=2)
-    write_atomically(
-        target / MANIFEST, lambda path: Path(path).write_text(manifest + "\n", encoding="utf-8")
-    )
-    named = {_file_name(digest) for digest in digests.values()}
-    for path in target.glob("*.safetensors"):
-        # Only what a bank may have written: other files of the folder are left alone.
-        if _DIGEST.fullmatch(path.stem) and path.name not in named:
-            path.unlink(missing_ok=True)
-
-
-def read_bank(folder: str | os.PathLike[str]) -> BankFiles:
-    """Read what :func:`write_bank` wrote; nothing in it is executed.
+def read_folder(folder: str | os.PathLike[str]) -> BankFolder:
+    """Read what :func:`write_folder` wrote; nothing in it is executed.
 
     Parameters
     ----------
     folder : str or path-like
-        Where it is.
+        Folder to read.
 
     Returns
     -------
-    files : BankFiles
-        Its content, every prefix checked against its digest.
+    content : BankFolder
+        Prefixes and parameters, each file checked against its digest.
 
     Raises
     ------
     FileNotFoundError
         If there is no bank, or the file of a prefix is missing.
     ValueError
-        If a file is damaged, is none of a bank, or comes from another version.
+        If a file is damaged, or the manifest has another format version.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -107,32 +101,51 @@ def read_bank(folder: str | os.PathLike[str]) -> BankFiles:
     manifest = path.read_bytes()
     while True:
         try:
-            return _read(folder, manifest)
+            return _read(path, manifest)
         except FileNotFoundError:
-            # Another process may have replaced the bank meanwhile.
-            before, manifest = manifest, path.read_bytes()
-            if manifest == before:
+            # Another process may have replaced the bank in the meantime.
+            previous, manifest = manifest, path.read_bytes()
+            if manifest == previous:
                 raise
 
 
-def _read(folder: str | os.PathLike[str], manifest: bytes) -> BankFiles:
-    path = Path(folder) / MANIFEST
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
+
+
+def _delete_others(target: Path, kept: set[str]) -> None:
+    for path in target.glob("*.safetensors"):
+        # Only files that a bank may have written: the user's own stay.
+        if _DIGEST.fullmatch(path.stem) and path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path, manifest: bytes) -> BankFolder:
     try:
         content = _check_manifest(json.loads(manifest.decode("utf-8")))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)!r} cannot be read: {error}") from error
-    prefixes = {}
-    for name, digest in content["prefixes"].items():
-        prefixes[name] = Prefix.load(Path(folder) / _file_name(digest))
-        if (found := _digest_prefix(prefixes[name])) != digest:
-            raise ValueError(
-                f"{os.fspath(Path(folder) / _file_name(digest))!r} has digest {found}: it is not "
-                f"the prefix {name!r} of {os.fspath(path)!r}"
-            )
-    return BankFiles(prefixes, content["parameters"])
+    prefixes = {
+        name: _read_prefix(path.parent / _file_name(digest), name, digest)
+        for name, digest in content["prefixes"].items()
+    }
+    return BankFolder(prefixes, content["parameters"])
+
+
+def _read_prefix(path: Path, name: str, digest: str) -> bytes:
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise FileNotFoundError(f"no file {os.fspath(path)!r} for prefix {name!r}") from None
+    if (found := hashlib.sha256(content).hexdigest()) != digest:
+        raise ValueError(
+            f"{os.fspath(path)!r} is damaged: it has digest {found} and is not prefix {name!r}"
+        )
+    return content
 
 
 def _check_manifest(content: Any) -> dict[str, Any]:
+    """Return the manifest if it is whole, and raise a ValueError otherwise."""
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not the manifest of a bank")
     version = content.get("format_version")
@@ -144,10 +157,10 @@ def _check_manifest(content: Any) -> dict[str, Any]:
         raise ValueError(f"its keys are {sorted(content)}, not {sorted(_KEYS)}")
     digest = content.pop("digest")
     if digest != _digest(content):
-        raise ValueError(f"content has digest {_digest(content)}, and says {digest}")
+        raise ValueError(f"its content has digest {_digest(content)}, but it names {digest}")
     prefixes, parameters = content["prefixes"], content["parameters"]
     if not isinstance(prefixes, dict) or not isinstance(parameters, dict):
-        raise ValueError("its prefixes and parameters are no objects")
+        raise ValueError("its prefixes and parameters are not objects")
     for name, one in prefixes.items():
         if not isinstance(one, str) or not _DIGEST.fullmatch(one):
             raise ValueError(f"prefix {name!r} has no digest: {one!r}")
@@ -158,18 +171,11 @@ def _file_name(digest: str) -> str:
     return f"{digest}.safetensors"
 
 
-def _holds(path: Path, digest: str) -> bool:
-    # A file of that name is that prefix, unless it is damaged.
+def _is_whole(path: Path, digest: str) -> bool:
     try:
-        return _digest_prefix(Prefix.load(path)) == digest
-    except (OSError, ValueError):
+        return hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    except OSError:
         return False
-
-
-def _digest_prefix(prefix: Prefix) -> str:
-    # With the facts that do not enter a prefix's own digest, such as where the backbone lies.
-    facts = [prefix.digest, prefix.backbone, prefix.revision, dict(prefix.training)]
-    return _digest({"prefix": facts})
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Vectors in an SQLite file: for several processes, and for a kill at any moment."""
+"""Stores of vectors: in memory, and in an SQLite file that several processes share."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import os
 import sqlite3
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -24,38 +25,103 @@ _APPLICATION_ID = 0x70666578  # "pfex"
 _VERSION = 1
 _PAGE_BYTES = 16384
 _TIMEOUT = 30.0  # seconds to wait for another process
-_KEYS_A_QUERY = 500
-# What a row takes beside its vector, in its page and in the indices.
-_ROW_OVERHEAD, _INDEX_BYTES = 80, 100
-_EMPTY_BYTES = 5 * _PAGE_BYTES  # an empty file's, and what pages lack to being full
-# Reading counts as use, but not each read is worth a write.
+_KEYS_PER_QUERY = 500
+# Bytes of a row beside its vector: in its page of the file, in the indices, and in memory (key,
+# entry of the dict, tuple, header of the array).
+_ROW_OVERHEAD, _INDEX_BYTES, _MEMORY_OVERHEAD = 80, 100, 300
+_EMPTY_BYTES = 5 * _PAGE_BYTES  # size of an empty file, and allowance for pages that are not full
+# Seconds. Reading counts as use, but not every read is worth a write.
 _TOUCH_AFTER = 60.0
-# How much of the bound is cleared at once.
+# Share of the bound that is freed at once.
 _EVICTED = 0.1
 
 _T = TypeVar("_T")
-Row = tuple[NDArray[np.float32], bool]
+Row = tuple[NDArray[np.float32], bool]  # vector, and whether its text was truncated
 
-# Held while any cache of this process is at work, and while the process forks: a child must not
-# inherit a lock that is taken, or an SQLite call that is half done.
-at_work = threading.Lock()
+# Held during each operation of any store in this process, and while the process forks: a child
+# must not inherit a lock that is taken, or a call to SQLite that is half done.
+fork_safe_lock = threading.Lock()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
-        before=at_work.acquire, after_in_parent=at_work.release, after_in_child=at_work.release
+        before=fork_safe_lock.acquire,
+        after_in_parent=fork_safe_lock.release,
+        after_in_child=fork_safe_lock.release,
     )
 
 
-class DiskStore:
-    """Rows of (key, vector, truncated) in a file.
+class Store(Protocol):
+    """Keep rows by key: a store below, or a cache around one."""
 
-    A connection lives as long as one call, so that threads and forked processes never share one.
+    def get(self, keys: Sequence[bytes]) -> list[Row | None]:
+        """Return the row of each key, or None where there is none."""
+
+    def put(
+        self, keys: Sequence[bytes], vectors: NDArray[np.float32], truncated: NDArray[np.bool_]
+    ) -> None:
+        """Add rows, or replace those with the same key."""
+
+
+class MemoryStore:
+    """Keep rows in memory.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Bound on what rows take. The least recently used rows are evicted first.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._rows: OrderedDict[bytes, Row] = OrderedDict()
+        self._n_bytes = 0
+
+    def get(self, keys: Sequence[bytes]) -> list[Row | None]:
+        """Return the row of each key, or None where there is none."""
+        with fork_safe_lock:
+            rows = [self._rows.get(key) for key in keys]
+            for key, row in zip(keys, rows, strict=True):
+                if row is not None:
+                    self._rows.move_to_end(key)
+        return rows
+
+    def put(
+        self, keys: Sequence[bytes], vectors: NDArray[np.float32], truncated: NDArray[np.bool_]
+    ) -> None:
+        """Add rows, or replace those with the same key."""
+        with fork_safe_lock:
+            for key, vector, cut in zip(keys, vectors, truncated, strict=True):
+                if key not in self._rows:
+                    self._n_bytes += vector.nbytes + _MEMORY_OVERHEAD
+                # A copy: a row of the caller's array would keep the whole array alive.
+                self._rows[key] = vector.copy(), bool(cut)
+                self._rows.move_to_end(key)
+                while self._n_bytes > self.max_bytes:
+                    _, (oldest, _) = self._rows.popitem(last=False)
+                    self._n_bytes -= oldest.nbytes + _MEMORY_OVERHEAD
+
+    def clear(self) -> None:
+        """Remove all rows."""
+        with fork_safe_lock:
+            self._rows.clear()
+            self._n_bytes = 0
+
+    def size(self) -> tuple[int, int]:
+        """Return the number of rows, and the bytes that they take."""
+        return len(self._rows), self._n_bytes
+
+
+class DiskStore:
+    """Keep rows in an SQLite file; problems with the file are warnings, never errors.
+
+    Each call opens a connection of its own, so that threads and forked processes never share one.
 
     Parameters
     ----------
     path : Path
-        The file, absolute; made on first use.
+        Absolute path of the file, which is created on first use.
     max_bytes : int
-        Bound on its size, SQLite's write-ahead log not counted.
+        Bound on the size of the file without SQLite's write-ahead log. The least recently used
+        rows are evicted first.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
@@ -64,7 +130,7 @@ class DiskStore:
         self._warned = False
 
     def get(self, keys: Sequence[bytes]) -> list[Row | None]:
-        """Look rows up; None for what is not here."""
+        """Return the row of each key, or None where there is none."""
         nothing: dict[bytes, tuple[Row, float]] = {}
         found = self._guarded(lambda db: _select(db, keys), nothing)
         now = time.time()
@@ -76,7 +142,7 @@ class DiskStore:
     def put(
         self, keys: Sequence[bytes], vectors: NDArray[np.float32], truncated: NDArray[np.bool_]
     ) -> None:
-        """Write rows in one transaction; the last ones, where not all fit."""
+        """Write rows in one transaction: the last ones if not all fit."""
         size = _row_bytes(vectors.shape[1])
         fit = max(0, int((1 - _EVICTED) * (self.max_bytes - _EMPTY_BYTES) / size))
         if not fit or not keys:
@@ -98,7 +164,7 @@ class DiskStore:
         self._guarded(write, None)
 
     def clear(self) -> None:
-        """Drop all rows, and give the room back."""
+        """Remove all rows and shrink the file."""
 
         def drop(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM vectors")
@@ -107,7 +173,7 @@ class DiskStore:
         self._guarded(drop, None)
 
     def size(self) -> tuple[int, int]:
-        """Give the number of rows, and the bytes of the file that are in use."""
+        """Return the number of rows, and the bytes of the file that are in use."""
 
         def measure(db: sqlite3.Connection) -> tuple[int, int]:
             (n_rows,) = db.execute("SELECT COUNT(*) FROM vectors").fetchone()
@@ -116,24 +182,22 @@ class DiskStore:
         return self._guarded(measure, (0, 0))
 
     def _guarded(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
-        """Do work on the file; what goes wrong with it is a warning, never an error."""
+        """Return what `work` returns, or warn and return `otherwise` if the file is unusable."""
         identity = None
-        with at_work:
+        with fork_safe_lock:
             try:
                 identity = self._prepare()
                 with closing(self._connect()) as db:
                     return work(db)
-            except sqlite3.OperationalError as error:
-                self._warn_once(f"{error}")
+            except (sqlite3.OperationalError, OSError) as error:
+                self._warn_once(str(error))
             except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                # The latter where SQLite's own message quotes what is damaged.
+                # UnicodeDecodeError: a message of SQLite quotes damaged bytes.
                 self._set_aside(identity, str(error))
-            except OSError as error:
-                self._warn_once(f"{error}")
         return otherwise
 
     def _connect(self) -> sqlite3.Connection:
-        # Never makes a file: a new one is put in place whole, by _create.
+        # mode=rw never creates a file: _create puts a whole one in place.
         db = sqlite3.connect(
             f"{self.path.as_uri()}?mode=rw", uri=True, timeout=_TIMEOUT, isolation_level=None
         )
@@ -149,10 +213,10 @@ class DiskStore:
         return FileLock(f"{self.path}.lock", timeout=_TIMEOUT)
 
     def _prepare(self) -> tuple[int, int]:
-        """See to it that there is a file, and tell which one it is.
+        """Create the file if it is missing, and return its device and inode.
 
-        It is not opened here: closing a file drops all locks that the process holds on it, those
-        of SQLite in other threads too.
+        The file is not opened here: closing it would drop all locks that the process holds on
+        it, including those of SQLite in other threads.
         """
         if not self.path.exists() or not self.path.stat().st_size:
             self._create()
@@ -179,9 +243,9 @@ class DiskStore:
             os.replace(temporary, self.path)
 
     def _set_aside(self, identity: tuple[int, int] | None, problem: str) -> None:
-        """Rename the file, unless another process has done so, or it never was ours."""
+        """Rename the file, unless another process has done so or it never was a cache."""
         if not Path(f"{self.path}.lock").exists():
-            self._warn_once(f"no cache was ever made there ({problem}), and it is left alone")
+            self._warn_once(f"the file was not created as a cache ({problem}) and is left alone")
             return
         try:
             with self._lock():
@@ -194,21 +258,21 @@ class DiskStore:
                         os.replace(part, f"{aside}{part.name[len(self.path.name) :]}")
                 os.replace(self.path, aside)
         except OSError as error:
-            self._warn_once(f"{problem}; and it could not be set aside: {error}")
+            self._warn_once(f"{problem}; the file could not be renamed: {error}")
             return
         warn(
-            f"cache {str(self.path)!r} is damaged or no cache ({problem}): it was renamed to "
-            f"{aside.name!r}, and a new one is begun"
+            f"cache {str(self.path)!r} is damaged or not a cache ({problem}): it was renamed to "
+            f"{aside.name!r}, and a new one will be created"
         )
 
     def _warn_once(self, problem: str) -> None:
         if not self._warned:
             self._warned = True
-            warn(f"cache {str(self.path)!r} is of no use now: {problem}; texts are encoded instead")
+            warn(f"cache {str(self.path)!r} cannot be used: {problem}; texts are encoded instead")
 
 
 def _companions(path: Path) -> list[Path]:
-    # What SQLite keeps beside a database. Left beside another one, they would be taken for its own.
+    # Files that SQLite keeps beside a database. It would apply them to any database of that name.
     return [Path(f"{path}-wal"), Path(f"{path}-shm"), Path(f"{path}-journal")]
 
 
@@ -218,13 +282,15 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _check_origin(db: sqlite3.Connection) -> None:
-    """Refuse what is no cache of this version; what is no database, SQLite refuses itself."""
+    """Refuse a database that is not a cache of this version."""
     (application,) = db.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION_ID:
-        raise sqlite3.DatabaseError("a database of another application")
+        raise sqlite3.DatabaseError("it is a database of another application")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version != _VERSION:
-        raise sqlite3.DatabaseError(f"of version {version}, and this is version {_VERSION}")
+        raise sqlite3.DatabaseError(
+            f"its version is {version}, this version of prefixembed reads {_VERSION}"
+        )
 
 
 def _checksum(key: bytes, vector: bytes, truncated: int) -> bytes:
@@ -233,12 +299,12 @@ def _checksum(key: bytes, vector: bytes, truncated: int) -> bytes:
 
 def _select(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[Row, float]]:
     found: dict[bytes, tuple[Row, float]] = {}
-    for start in range(0, len(keys), _KEYS_A_QUERY):
-        some = list(keys[start : start + _KEYS_A_QUERY])
+    for start in range(0, len(keys), _KEYS_PER_QUERY):
+        some = list(keys[start : start + _KEYS_PER_QUERY])
         marks = ",".join("?" * len(some))
         query = f"SELECT key, vector, truncated, checksum, used FROM vectors WHERE key IN ({marks})"
         for key, vector, truncated, checksum, used in db.execute(query, some):
-            # A flipped bit may change the type of a cell, too.
+            # A flipped bit can change the type of a cell, too.
             whole = isinstance(vector, bytes) and truncated in (0, 1) and isinstance(used, float)
             if not whole or _checksum(key, vector, truncated) != checksum:
                 raise sqlite3.DatabaseError("the checksum of a vector is wrong")
@@ -249,21 +315,21 @@ def _select(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[
 
 def _touch(db: sqlite3.Connection, stale: Sequence[tuple[float, bytes]]) -> None:
     db.execute("PRAGMA busy_timeout=100")
-    # Who was used when matters less than the work at hand.
+    # Not worth waiting for: times of use only decide what is evicted first.
     with suppress(sqlite3.OperationalError), _transaction(db):
         db.executemany("UPDATE vectors SET used = ? WHERE key = ?", stale)
 
 
 @contextmanager
 def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    # What fails is rolled back when the connection is closed, right after.
+    # After an error, closing the connection rolls back.
     db.execute("BEGIN IMMEDIATE")
     yield
     db.execute("COMMIT")
 
 
 def _row_bytes(n_features: int) -> float:
-    """Tell what a row takes in the file, with what stays empty in its page."""
+    """Return the bytes that a row takes in the file, with its share of unused space."""
     row = 4 * n_features + _ROW_OVERHEAD
     per_page = _PAGE_BYTES // row
     pages = 1 / per_page if per_page else math.ceil(row / _PAGE_BYTES)
@@ -283,7 +349,7 @@ def _make_room(db: sqlite3.Connection, n_bytes: int, max_bytes: int) -> None:
         return
     (n_rows,) = db.execute("SELECT COUNT(*) FROM vectors").fetchone()
     surplus = used + n_bytes - (1 - _EVICTED) * max_bytes
-    share = surplus / max(1, used - 2 * _EMPTY_BYTES)  # of what rows take
+    share = surplus / max(1, used - 2 * _EMPTY_BYTES)  # of the bytes that rows take
     n_evicted = min(n_rows, int(share * n_rows) + 1)
     db.execute(
         "DELETE FROM vectors WHERE rowid IN (SELECT rowid FROM vectors ORDER BY used LIMIT ?)",

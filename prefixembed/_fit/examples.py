@@ -11,30 +11,33 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_consistent_length
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from prefixembed._embed.batching import Tokens, expand, tokenize
+from prefixembed._embed.batches import expand
+from prefixembed._embed.encoding import check_readable
 from prefixembed._embed.texts import Text, check_rows, show
+from prefixembed._embed.tokens import Tokens, tokenize
 from prefixembed._fit.labels import check_weights
 from prefixembed._fit.objectives import OBJECTIVES, Objective, Targets
 from prefixembed._utils.warnings import warn
+from prefixembed.backbone import Backbone
+from prefixembed.reading import Reading
 
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """What a user passed to learn from, checked; rows of weight zero are left out.
+    """Checked rows and labels of a source task, without rows of weight zero.
 
     Parameters
     ----------
     texts : list of str, of (str, str) or of Words
-        What the backbone is to read: one a row, or one a choice.
+        What the backbone reads: one text or pair per row, or one pair per choice.
     counts : ndarray of shape (n_rows,)
-        Units of each row that the head scores: itself, its choices or its words.
+        Number of units of each row that the head scores: one, or one per choice or word.
     objective : Objective
-        The kind of the task.
+        Kind of the task.
     targets : Targets
-        Labels.
+        Encoded labels.
     weights : float32 ndarray of shape (n_rows,)
         Weight of each row in the loss, 1 on average.
     """
@@ -49,7 +52,25 @@ class LabelledRows:
 def check_tasks(
     tasks: Mapping[str, tuple[Any, ...]], what: str = "tasks"
 ) -> Mapping[str, tuple[Any, ...]]:
-    """Refuse what is no mapping of names to ``(X, y)`` or ``(X, y, sample_weight)``."""
+    """Check that tasks are a mapping of names to ``(X, y)`` or ``(X, y, sample_weight)``.
+
+    Parameters
+    ----------
+    tasks : mapping of str to tuple
+        Data of each task.
+    what : str, default="tasks"
+        What error messages call `tasks`.
+
+    Returns
+    -------
+    tasks : mapping of str to tuple
+        The same object.
+
+    Raises
+    ------
+    ValueError
+        If it is not such a mapping.
+    """
     if not isinstance(tasks, Mapping):
         raise ValueError(f"{what} must be a dict of names to tuples (X, y), got {show(tasks)}")
     for name, task in tasks.items():
@@ -68,24 +89,24 @@ def read_rows(
     sample_weight: ArrayLike | None = None,
     class_weight: dict[Any, float] | str | None = None,
 ) -> LabelledRows:
-    """Check rows, labels and weights, without a backbone.
+    """Check rows, labels and weights. This needs no backbone.
 
     Parameters
     ----------
     objective : str
-        One of ``OBJECTIVES``.
+        Name of an objective in ``OBJECTIVES``.
     X, y, sample_weight, class_weight
-        As :meth:`PrefixEncoder.fit <prefixembed.PrefixEncoder.fit>` takes them.
+        Data, as for :meth:`PrefixEncoder.fit <prefixembed.PrefixEncoder.fit>`.
 
     Returns
     -------
     rows : LabelledRows
-        Those whose weight is not zero, and that have something to score.
+        The rows whose weight is not zero and that have something to score.
 
     Raises
     ------
     ValueError
-        If X, y or weights are not what the objective wants, or there is nothing to learn.
+        If the data does not fit the objective, or there is nothing to learn.
     """
     kind = OBJECTIVES[objective]
     texts, counts = check_rows(X, kind.row)
@@ -96,7 +117,7 @@ def read_rows(
     labels = targets.values if class_weight is not None else np.zeros(len(counts), dtype=np.int64)
     classes = np.zeros(1) if targets.classes is None else targets.classes
     weights = check_weights(sample_weight, class_weight, labels, classes)
-    # A sentence of no words has nothing to learn from, and nothing to validate on.
+    # In a sentence without words, there is nothing to learn from or to validate on.
     kept = np.flatnonzero((weights > 0) & (counts > 0))
     ends = _text_ends(kind, counts)
     texts = [texts[k] for k in expand(kept, ends)]
@@ -107,29 +128,23 @@ def read_rows(
     if not len(kept) or kind.chance(targets.values, counts, weights) <= 0:
         raise ValueError(
             "y must have two classes or more whose weight is not zero: there is nothing to learn "
-            "where every row has one answer"
+            "where every row has the same answer"
         )
     return LabelledRows(texts, counts, kind, targets, (weights / weights.mean()).astype(np.float32))
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled rows of one source task, tokenized.
+    """Labelled rows of one source task, tokenized and split.
 
     Parameters
     ----------
     tokens : Tokens
-        Of all texts: one a row, or one a choice.
-    counts : ndarray of shape (n_rows,)
-        Units of each row that the head scores: itself, its choices or its words.
-    objective : Objective
-        The kind of the task.
-    targets : Targets
-        Labels.
-    weights : float32 ndarray of shape (n_rows,)
-        Weight of each row in the loss, 1 on average.
+        Tokens of all texts.
+    counts, objective, targets, weights
+        Fields of :class:`LabelledRows`.
     train, valid : ndarray
-        Positions of rows to learn from and to validate on; the latter may be empty.
+        Positions of rows to learn from and to validate on. `valid` may be empty.
     """
 
     tokens: Tokens
@@ -146,23 +161,22 @@ class Examples:
 
     @functools.cached_property
     def n_texts(self) -> NDArray[np.intp]:
-        """Number of texts of each row: its choices, or one."""
+        """Number of texts of each row: one, or one per choice."""
         return np.diff(self._text_ends, prepend=0)
 
     @functools.cached_property
     def longest(self) -> NDArray[np.intp]:
-        """Tokens of the longest text of each row."""
-        longest: NDArray[np.intp] = np.maximum.reduceat(
-            self.tokens.lengths, self._text_ends - self.n_texts
-        )
+        """Number of tokens of the longest text of each row."""
+        starts = self._text_ends - self.n_texts
+        longest: NDArray[np.intp] = np.maximum.reduceat(self.tokens.lengths, starts)
         return longest
 
     def texts(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Give the texts of some rows, row by row."""
+        """Return the positions of the texts of some rows, row by row."""
         return expand(rows, self._text_ends)
 
     def losses(self, logits: Tensor, rows: NDArray[np.intp]) -> Tensor:
-        """Give the weighted loss of each of some rows, from what the head gave their units."""
+        """Return the weighted loss of each of some rows, given the logits of their units."""
         values = self.objective.flat(self.objective.take(self.targets.values, rows))
         losses = self.objective.losses(
             logits, torch.from_numpy(values).to(logits.device), self.counts[rows]
@@ -171,46 +185,50 @@ class Examples:
 
     @property
     def chance(self) -> float:
-        """Loss on the training rows of the best guess that does not look at a text."""
+        """Loss on the training rows of the best prediction that does not depend on the text."""
         values = self.objective.take(self.targets.values, self.train)
         return self.objective.chance(values, self.counts[self.train], self.weights[self.train])
 
 
 def prepare(
     rows: LabelledRows,
-    tokenizer: Tokenizer,
+    backbone: Backbone,
+    reading: Reading,
     validation_fraction: float | None,
     rng: np.random.Generator,
-    pairs: str = "joint",
-    prompt: str = "",
 ) -> Examples:
-    """Tokenize rows, and set some of them aside.
+    """Tokenize rows, and set some of them aside for validation.
 
     Parameters
     ----------
     rows : LabelledRows
-        As :func:`read_rows` gives them.
-    tokenizer : tokenizers.Tokenizer
-        The backbone's.
+        Rows as :func:`read_rows` returns them.
+    backbone : Backbone
+        Backbone that is to read the texts.
+    reading : Reading
+        How they are to be read. With windows, texts are cut for training all the same.
     validation_fraction : float or None
-        Share to validate on. None for none.
+        Share of rows to set aside. None for none.
     rng : numpy.random.Generator
-        Source of randomness.
-    pairs : {"joint", "apart"}, default="joint"
-        How pairs are read.
-    prompt : str, default=""
-        Put before each text.
+        Source of randomness for the split.
 
     Returns
     -------
     examples : Examples
-        Ready to learn from.
+        Examples to train on.
+
+    Raises
+    ------
+    ValueError
+        If the backbone, or texts of this kind, cannot be read in this way.
 
     Warns
     -----
     UserWarning
         If there are too few rows to set any aside.
     """
+    backbone.check_reading(reading)
+    check_readable(reading, rows.texts)
     n_rows = len(rows.counts)
     train, valid = np.arange(n_rows), np.arange(0)
     if validation_fraction is not None:
@@ -221,7 +239,7 @@ def prepare(
                 "each class aside: no early stopping"
             )
     return Examples(
-        tokens=tokenize(tokenizer, rows.texts, pairs, prompt),
+        tokens=tokenize(backbone, rows.texts, reading),
         counts=rows.counts,
         objective=rows.objective,
         targets=rows.targets,
@@ -232,4 +250,5 @@ def prepare(
 
 
 def _text_ends(objective: Objective, counts: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return the position after the last text of each row."""
     return np.cumsum(counts) if objective.row == "choices" else np.arange(1, len(counts) + 1)

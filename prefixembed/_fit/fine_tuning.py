@@ -1,153 +1,158 @@
-"""Training of a whole backbone with one head a task, and its files."""
+"""The learner of a whole backbone with one head per task, and the files of its result."""
 
 from __future__ import annotations
 
 import copy
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoTokenizer
 
-from prefixembed._embed.batching import Tokens
 from prefixembed._embed.encoding import embed_tokens, encode_batch
+from prefixembed._embed.tokens import Tokens
+from prefixembed._files.atomic import write_atomically
 from prefixembed._fit.examples import Examples
-from prefixembed._fit.learning import Learner, learn, mixed_steps
-from prefixembed._fit.optimization import History, Recipe
+from prefixembed._fit.heads import initial_head, learned_head
+from prefixembed._fit.learning import Learner
 from prefixembed._model.devices import seeded
-from prefixembed._model.pooling import Reading
-from prefixembed.backbone import Backbone, quiet_transformers, release_backbones
+from prefixembed._model.loading import quiet_transformers
+from prefixembed._model.own_reading import reading_files
+from prefixembed.backbone import Backbone, release_backbones
+from prefixembed.head import Head
+from prefixembed.reading import Reading
 
 
-def trainable_copy(
-    original: Backbone, tasks: Mapping[str, Examples]
-) -> tuple[Backbone, list[nn.Linear]]:
-    """Give a copy of a backbone to be trained, and a linear head of zeros for each task.
+class FineTuner(Learner):
+    """Fine-tune a copy of a backbone, with its dropout, and one linear head per task.
 
-    The copy's fingerprint is still the original's.
+    Parameters
+    ----------
+    original : Backbone
+        Backbone in float32. It does not change.
+    tasks : mapping of str to Examples
+        Examples of each source task.
+    reading : Reading
+        How texts are read.
+    learning_rate, head_learning_rate : float
+        Peak learning rates of the backbone and of the heads.
+    mixed_precision : bool
+        Whether products are computed in bfloat16.
+    rng : numpy.random.Generator
+        Source of randomness for the seed of dropout.
+
+    Attributes
+    ----------
+    backbone : Backbone
+        The copy. It is frozen and in eval mode except during training. Its fingerprint is still
+        that of the original.
     """
-    heads = [
-        _head(data.tokens.vector_width(original.n_features), data.targets.n_outputs)
-        for data in tasks.values()
-    ]
-    heads = [head.to(original.device) for head in heads]
-    return replace(original, model=copy.deepcopy(original.model)), heads
+
+    def __init__(
+        self,
+        original: Backbone,
+        tasks: Mapping[str, Examples],
+        reading: Reading,
+        *,
+        learning_rate: float,
+        head_learning_rate: float,
+        mixed_precision: bool,
+        rng: np.random.Generator,
+    ) -> None:
+        self.backbone = replace(original, model=copy.deepcopy(original.model))
+        self.tasks, self.reading = tasks, reading
+        self.mixed_precision = mixed_precision
+        self.draws_on = original.device
+        self._seed = int(rng.integers(2**31))
+        self.heads = [
+            initial_head(examples, original.n_features).to(original.device)
+            for examples in tasks.values()
+        ]
+        of_heads = [parameter for head in self.heads for parameter in head.parameters()]
+        self.groups = [
+            (list(self.backbone.model.parameters()), 1.0),
+            (of_heads, head_learning_rate / learning_rate),
+        ]
+        self.identity = (original.fingerprint, mixed_precision, reading)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Seed and switch on dropout and gradients; afterwards, freeze the backbone again."""
+        model = self.backbone.model.requires_grad_(True).train()
+        try:
+            with seeded(self.backbone.device, self._seed):
+                yield
+        finally:
+            model.requires_grad_(False).eval()
+
+    def encode(self, tokens: Tokens, positions: NDArray[np.intp]) -> Tensor:
+        with self._autocast():
+            return encode_batch(self.backbone, tokens, positions, None, self.reading)
+
+    def embed(self, tokens: Tokens, batch_tokens: int) -> NDArray[np.float32]:
+        self.backbone.model.eval()
+        with self._autocast():
+            vectors = embed_tokens(self.backbone, tokens, None, self.reading, batch_tokens)
+        self.backbone.model.train()
+        return vectors
+
+    def heads_learned(self) -> dict[str, Head]:
+        """Return the head of each task, which predicts on the scale of its labels."""
+        heads = zip(self.tasks.items(), self.heads, strict=True)
+        return {name: learned_head(head, examples) for (name, examples), head in heads}
+
+    def _autocast(self) -> torch.autocast:
+        device = self.backbone.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.mixed_precision)
 
 
-def fine_tune(
-    backbone: Backbone,
-    heads: Sequence[nn.Linear],
-    tasks: Mapping[str, Examples],
-    recipe: Recipe,
-    *,
-    reading: Reading,
-    temperature: float,
-    head_learning_rate: float,
-    mixed_precision: bool,
-    batch_tokens: int,
-    rng: np.random.Generator,
-    history: History,
-    progress: bool,
-    checkpoint_dir: str | os.PathLike[str] | None,
-) -> None:
-    """Train a backbone in place, dropout and all, and leave it frozen and in eval mode.
+def pack_backbone(backbone: Backbone, reading: Reading) -> dict[str, bytes]:
+    """Return the files of a folder that :func:`~prefixembed.load_backbone` can load.
 
     Parameters
     ----------
     backbone : Backbone
-        In float32; none that others share.
-    heads : sequence of torch.nn.Linear
-        In the order of `tasks`.
-    tasks : mapping of str to Examples
-        What to learn from.
-    recipe : Recipe
-        How; its learning rate is the backbone's.
+        Backbone to save.
     reading : Reading
-        How texts are read and token vectors become one.
-    temperature : float
-        How tasks are mixed, see :func:`~prefixembed._fit.learning.mixed_steps`.
-    head_learning_rate : float
-        Peak rate of the heads.
-    mixed_precision : bool
-        Whether products are in bfloat16.
-    batch_tokens : int
-        Most tokens that go through the backbone at once.
-    rng : numpy.random.Generator
-        Order of the texts, and the seed of dropout.
-    history : dict of str to list of float
-        Empty; :func:`~prefixembed._fit.learning.learn` fills it.
-    progress : bool
-        Show a progress bar.
-    checkpoint_dir : str, path-like or None
-        Where states are kept, and looked for first.
+        How it reads texts. This is recorded in the files, also for sentence-transformers.
+
+    Returns
+    -------
+    files : dict of str to bytes
+        Content by path.
     """
-    body = backbone.model.requires_grad_(True).train()
-    device = backbone.device
-
-    def encode(tokens: Tokens, texts: NDArray[np.intp]) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            return encode_batch(backbone, tokens, texts, None, reading)
-
-    def embed(tokens: Tokens, budget: int) -> NDArray[np.float32]:
-        body.eval()
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
-            vectors = embed_tokens(backbone, tokens, None, reading, budget)
-        body.train()
-        return vectors
-
-    own = [parameter for head in heads for parameter in head.parameters()]
-    groups = [(list(body.parameters()), 1.0), (own, head_learning_rate / recipe.learning_rate)]
-    all_data = list(tasks.values())
-    identity = (backbone.fingerprint, mixed_precision, temperature, reading)
-    try:
-        with seeded(device, int(rng.integers(2**31))):
-            learn(
-                tasks,
-                Learner(encode, embed, heads, groups, identity, device),
-                lambda rng: mixed_steps(all_data, temperature, recipe.batch_size, rng),
-                recipe,
-                batch_tokens=batch_tokens,
-                rng=rng,
-                history=history,
-                progress=progress,
-                checkpoint_dir=checkpoint_dir,
-            )
-    finally:
-        body.requires_grad_(False).eval()
-
-
-def pack_backbone(backbone: Backbone) -> dict[str, bytes]:
-    """Give the files of the folder that :func:`load_backbone` would take, by name."""
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         backbone.model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision)
         tokenizer.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+        files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    return files | reading_files(reading, backbone.n_features)
 
 
 def write_backbone(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -> None:
-    """Write a backbone's files, each whole or not at all; one loaded from there is let go of."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    # The configuration comes last: without it, what a kill leaves is no backbone.
+    """Write the files of a backbone, and release a backbone that was loaded from the folder.
+
+    Parameters
+    ----------
+    files : mapping of str to bytes
+        Content by path, as :func:`pack_backbone` returns it.
+    folder : str or path-like
+        Created if it does not exist. A loaded backbone may have the old files mapped into
+        memory, so each file is replaced as a whole and not in place.
+    """
+    # The configuration comes last: without it, what a killed process leaves is not a backbone.
     for name in sorted(files, key="config.json".__eq__):
-        target = Path(folder) / name
-        target.parent.mkdir(exist_ok=True)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}")
-        scratch.write_bytes(files[name])
-        # Not in place: a loaded backbone may have the old file mapped into memory.
-        os.replace(scratch, target)
+        _write(Path(folder) / name, files[name])
     release_backbones(os.fspath(folder))
 
 
-def _head(width: int, n_outputs: int) -> nn.Linear:
-    # skip_init: torch's global random state is left alone.
-    head = nn.utils.skip_init(nn.Linear, width, n_outputs)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
+def _write(target: Path, content: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, lambda path: Path(path).write_bytes(content))

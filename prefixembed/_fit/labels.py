@@ -16,7 +16,7 @@ _NO_Y = "requires y to be passed, but the target y is None: PrefixEncoder learns
 def stratified_split(
     labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Split positions class by class; every class keeps at least one text in training.
+    """Split positions class by class; each class keeps at least one text for training.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def stratified_split(
     Returns
     -------
     train, valid : ndarray
-        Sorted positions. `valid` is empty only if `fraction` of no class comes to a text.
+        Sorted positions. `valid` is empty if `fraction` of each class is less than one text.
     """
     valid: list[NDArray[np.intp]] = []
     for label in np.unique(labels):
@@ -41,7 +41,7 @@ def stratified_split(
 
 
 def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Turn labels into positions into their sorted classes.
+    """Encode labels as positions into their sorted classes.
 
     Parameters
     ----------
@@ -53,12 +53,12 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
     labels : int64 ndarray of shape (n_texts,)
         Positions into `classes`.
     classes : ndarray of shape (n_classes,)
-        Of the type that `y` had.
+        Classes in the type of `y`.
 
     Raises
     ------
     ValueError
-        If labels are missing, continuous or of types that do not sort.
+        If labels are missing, continuous, or of types that cannot be sorted.
     """
     if y is None:
         raise ValueError(_NO_Y)
@@ -90,8 +90,8 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
 
 def _is_missing(label: Any) -> bool:
     try:
-        return label is None or bool(label != label)  # NaN is what differs from itself
-    except TypeError:  # pandas.NA will not even say that
+        return label is None or bool(label != label)  # NaN differs from itself
+    except TypeError:  # pandas.NA cannot be compared
         return True
 
 
@@ -101,26 +101,27 @@ def check_weights(
     labels: NDArray[np.int64],
     classes: NDArray[Any],
 ) -> NDArray[np.float64]:
-    """Multiply the weights of texts with those of their classes.
+    """Return the product of the weights of texts and those of their classes.
 
     Parameters
     ----------
     sample_weight : array-like of shape (n_texts,) or None
-        Not negative.
+        Weights of texts, not negative. None for 1 each.
     class_weight : dict, "balanced" or None
-        As scikit-learn has it.
+        Weights of classes; see :func:`sklearn.utils.class_weight.compute_class_weight`. None for
+        1 each.
     labels, classes : ndarray
-        As :func:`check_labels` gives them.
+        Labels and classes as :func:`check_labels` returns them.
 
     Returns
     -------
     weights : ndarray of shape (n_texts,)
-        One where nothing is given.
+        Weights.
 
     Raises
     ------
     ValueError
-        If weights are negative, not finite or of another length.
+        If weights are negative or not finite, or their number is wrong.
     """
     weights = _check_sample_weight(
         sample_weight, labels.reshape(-1, 1), dtype=np.float64, ensure_non_negative=True
@@ -131,7 +132,7 @@ def check_weights(
 
 
 def check_numbers(y: ArrayLike) -> NDArray[np.float64]:
-    """Check the numbers that a regression is to give.
+    """Convert the targets of a regression to an array.
 
     Parameters
     ----------
@@ -141,12 +142,12 @@ def check_numbers(y: ArrayLike) -> NDArray[np.float64]:
     Returns
     -------
     numbers : float64 ndarray of shape (n_texts,)
-        The same.
+        The numbers.
 
     Raises
     ------
     ValueError
-        If one is missing, not finite or no number.
+        If an element is missing, not a number, or not finite.
     """
     if y is None:
         raise ValueError(_NO_Y)
@@ -162,40 +163,37 @@ def check_numbers(y: ArrayLike) -> NDArray[np.float64]:
 
 
 def check_sequences(y: Any, counts: NDArray[np.intp]) -> NDArray[Any]:
-    """Check that there is one label a word, and lay them behind each other.
+    """Check that there is one label per word, and concatenate the labels of all rows.
 
     Parameters
     ----------
     y : sequence of sequences
-        Labels of each row's words.
+        Labels of the words of each row.
     counts : ndarray of shape (n_rows,)
-        Words of each row.
+        Number of words of each row.
 
     Returns
     -------
     labels : ndarray of shape (n_words,)
-        Row by row.
+        Labels, row by row.
 
     Raises
     ------
     ValueError
-        If lengths differ; the message has the position.
+        If lengths differ. The message has the position of the row.
     """
     if y is None:
         raise ValueError(_NO_Y)
     rows = list(y)
     if len(rows) != len(counts):
         raise ValueError(
-            f"y must have one row of labels a sentence: {len(counts)}, got {len(rows)}"
+            f"y must have one row of labels per sentence: {len(counts)}, got {len(rows)}"
         )
     for position, (row, count) in enumerate(zip(rows, counts, strict=True)):
         if isinstance(row, (str, bytes)) or not hasattr(row, "__len__") or len(row) != count:
-            raise ValueError(f"y[{position}] must have one label a word, {count}, got {row!r}")
+            raise ValueError(f"y[{position}] must have one label per word, {count}, got {row!r}")
     labels = [label for row in rows for label in row]
     array = np.array(labels)
-    # A mixture, such as of None and str, is left for check_labels to find.
-    return array if array.dtype.kind in "biufU" and not _mixed(labels) else np.array(labels, object)
-
-
-def _mixed(labels: list[Any]) -> bool:
-    return len({isinstance(label, str) for label in labels}) > 1
+    # numpy would turn a mixture of strings and others into strings; check_labels must see it.
+    is_mixed = len({isinstance(label, str) for label in labels}) > 1
+    return array if array.dtype.kind in "biufU" and not is_mixed else np.array(labels, object)

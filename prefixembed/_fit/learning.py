@@ -1,11 +1,11 @@
-"""Learning from labelled rows of one task or several: steps, validation, what came of it."""
+"""Learning from the labelled rows of one task or several."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import joblib
@@ -15,238 +15,217 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
-from prefixembed._embed.batching import Tokens, plan_batches, shuffle_batches
+from prefixembed._embed.batches import plan_batches, shuffle_batches
 from prefixembed._embed.encoding import is_out_of_memory
+from prefixembed._embed.tokens import Tokens
 from prefixembed._fit.checkpoints import Checkpoints, State
 from prefixembed._fit.examples import Examples
-from prefixembed._fit.optimization import History, Recipe, Step, Surroundings, optimise
+from prefixembed._fit.optimization import History, Outcome, Problem, Recipe, Step, optimize
 from prefixembed._model.devices import random_state, set_random_state
 from prefixembed._utils.warnings import warn
 from prefixembed._version import __version__
 
-# A final training loss above this share of the labels' entropy means that nothing was learned.
+# Share of the loss at chance above which a final training loss means that nothing was learned.
 _STUCK = 0.98
 
 
-@dataclass(frozen=True)
-class Learner:
+class Learner(ABC):
     """What is trained, and how it reads texts.
 
-    Parameters
+    Attributes
     ----------
-    encode : callable
-        Gives the vectors of some of the texts that were tokenized, gradients and all.
-    embed : callable
-        Gives the vectors of all texts within a budget of tokens a batch, without gradients.
     heads : sequence of torch.nn.Linear
-        One a task.
+        One head per task.
     groups : sequence of (sequence of Parameter, float)
-        What is trained, with the share of the learning rate that it gets.
+        Groups of parameters to train, each with its share of the learning rate.
     identity : tuple
-        What `encode` depends on beside what is trained; numbers and strings.
-    draws_on : torch.device, default=None
-        Whose generators of torch `encode` draws from. None: from none.
+        Everything that the vectors depend on besides texts and parameters.
+    draws_on : torch.device or None
+        Device whose random generators :meth:`encode` draws from. None if it draws nothing.
     """
 
-    encode: Callable[[Tokens, NDArray[np.intp]], Tensor]
-    embed: Callable[[Tokens, int], NDArray[np.float32]]
     heads: Sequence[nn.Linear]
     groups: Sequence[tuple[Sequence[nn.Parameter], float]]
     identity: tuple[Any, ...]
     draws_on: torch.device | None = None
 
+    @abstractmethod
+    def encode(self, tokens: Tokens, positions: NDArray[np.intp]) -> Tensor:
+        """Return the vectors of some texts, with gradients."""
 
-def learn(
+    @abstractmethod
+    def embed(self, tokens: Tokens, batch_tokens: int) -> NDArray[np.float32]:
+        """Return the vectors of all texts, without gradients, in batches of so many tokens."""
+
+    def training(self) -> AbstractContextManager[None]:
+        """Return the context that training takes place in."""
+        return nullcontext()
+
+
+def train(
     tasks: Mapping[str, Examples],
     learner: Learner,
-    draw: Callable[[np.random.Generator], list[Step]],
     recipe: Recipe,
     *,
+    temperature: float = 1.0,
     batch_tokens: int,
     rng: np.random.Generator,
-    history: History,
-    progress: bool,
-    checkpoint_dir: str | os.PathLike[str] | None,
-) -> None:
-    """Train in place.
+    progress: bool = False,
+    checkpoint_dir: str | os.PathLike[str] | None = None,
+) -> Outcome:
+    """Train a learner in place.
 
     Parameters
     ----------
     tasks : mapping of str to Examples
-        What to learn from. One task needs no name.
+        Examples by task, in the order of the heads.
     learner : Learner
-        What is trained.
-    draw : callable
-        Gives the steps of an epoch.
+        What to train.
     recipe : Recipe
-        How.
+        Hyperparameters.
+    temperature : float, default=1.0
+        How tasks are mixed; see :func:`draw_steps`.
     batch_tokens : int
-        Most tokens that go through the backbone at once; a step's gradient is summed over as
-        many parts as that takes. A device out of memory halves it.
+        Maximum number of tokens per forward pass. The gradient of a step is summed over as many
+        passes as that takes. If the device runs out of memory, the budget is halved.
     rng : numpy.random.Generator
-        Order of the texts.
-    history : dict of str to list of float
-        Empty; filled as :func:`~prefixembed._fit.optimization.optimise` says. ``valid_loss`` is the mean
-        over tasks; of several tasks, each has its own figures too, with its name in brackets.
-    progress : bool
-        Show a progress bar.
-    checkpoint_dir : str, path-like or None
-        Where states are kept, and looked for first.
+        Source of randomness for the order of rows.
+    progress : bool, default=False
+        Whether to show a progress bar.
+    checkpoint_dir : str or path-like, default=None
+        Folder for checkpoints. If it has one of the same run, training continues from there. None
+        for no checkpoints.
 
-    Raises
-    ------
-    FloatingPointError
-        If a loss or a gradient is not finite.
-    OSError
-        If a checkpoint cannot be written.
+    Returns
+    -------
+    outcome : Outcome
+        What :func:`~prefixembed._fit.optimization.optimize` returns. In its history,
+        ``valid_loss`` is the mean over tasks. Several tasks also have figures of their own, with
+        the name of the task in brackets.
     """
-    parameters = [parameter for some, _ in learner.groups for parameter in some]
-    all_data = list(tasks.values())
-    budget = batch_tokens
+    problem = _Supervised(tasks, learner, recipe.batch_size, temperature, batch_tokens)
+    checkpoints = None
+    if checkpoint_dir is not None:
+        run = _identify(tasks, learner, recipe, temperature, rng)
+        checkpoints = Checkpoints(checkpoint_dir, run)
+    with learner.training():
+        return optimize(problem, recipe, rng, progress=progress, checkpoints=checkpoints)
 
-    def backward(step: Step) -> float:
-        nonlocal budget
-        data, head = all_data[step.task], learner.heads[step.task]
+
+class _Supervised(Problem):
+    """The loss of a learner and its heads on labelled rows."""
+
+    def __init__(
+        self,
+        tasks: Mapping[str, Examples],
+        learner: Learner,
+        batch_size: int,
+        temperature: float,
+        batch_tokens: int,
+    ) -> None:
+        self.groups = learner.groups
+        self.names, self.tasks = list(tasks), list(tasks.values())
+        self.learner = learner
+        self.batch_size, self.temperature = batch_size, temperature
+        self.batch_tokens = batch_tokens
+
+    def draw_steps(self, rng: np.random.Generator) -> list[Step]:
+        return draw_steps(self.tasks, self.temperature, self.batch_size, rng)
+
+    def backward(self, step: Step) -> float:
+        data, head = self.tasks[step.task], self.learner.heads[step.task]
         longest, n_texts = data.longest[step.rows], data.n_texts[step.rows]
 
         def loss_of(rows: NDArray[np.intp]) -> Tensor:
-            vectors = learner.encode(data.tokens, data.texts(rows))
-            return data.losses(head(vectors), rows).sum()
+            vectors = self.learner.encode(data.tokens, data.texts(rows))
+            return data.losses(head(vectors), rows).sum() / len(step.rows)
 
         while True:
-            parts = [step.rows[part] for part in plan_batches(longest, budget, n_texts)]
+            plan = plan_batches(longest, self.batch_tokens, n_texts)
             try:
-                return _backward_parts(parts, loss_of, len(step.rows))
+                return _sum_backward(loss_of, [step.rows[part] for part in plan])
             except (RuntimeError, MemoryError) as error:
-                if max(len(part) for part in parts) == 1 or not is_out_of_memory(error):
+                if max(len(part) for part in plan) == 1 or not is_out_of_memory(error):
                     raise
-            for parameter in parameters:
-                parameter.grad = None
-            budget = max(1, min(budget, int(longest.max() * n_texts.sum())) // 2)
+            for some, _ in self.groups:
+                for parameter in some:
+                    parameter.grad = None
+            n_tokens = int(longest.max() * n_texts.sum())
+            self.batch_tokens = max(1, min(self.batch_tokens, n_tokens) // 2)
 
-    def validate() -> dict[str, float]:
-        validated = {
-            name: _validate(data, head, learner, budget)
-            for (name, data), head in zip(tasks.items(), learner.heads, strict=True)
+    def validate(self) -> dict[str, float]:
+        by_task = {
+            name: self._validate_task(data, head)
+            for name, data, head in zip(self.names, self.tasks, self.learner.heads, strict=True)
             if len(data.valid)
         }
-        if len(tasks) == 1:
-            return next(iter(validated.values()))
-        mean = float(np.mean([figures["valid_loss"] for figures in validated.values()]))
-        own = {f"{k}[{name}]": v for name, some in validated.items() for k, v in some.items()}
+        if len(self.tasks) == 1 or not by_task:
+            return next(iter(by_task.values()), {})
+        mean = float(np.mean([figures["valid_loss"] for figures in by_task.values()]))
+        own = {f"{k}[{name}]": v for name, some in by_task.items() for k, v in some.items()}
         return {"valid_loss": mean, **own}
 
-    def get() -> State:
-        device = learner.draws_on
-        return State({"budget": budget}, {} if device is None else random_state(device))
+    def _validate_task(self, data: Examples, head: nn.Linear) -> dict[str, float]:
+        rows = data.valid
+        tokens = data.tokens.take(data.texts(rows))
+        vectors = torch.from_numpy(self.learner.embed(tokens, self.batch_tokens))
+        with torch.no_grad():
+            logits = head(vectors.to(head.weight.device)).cpu()  # (unit, output)
+        weights, counts = data.weights[rows], data.counts[rows]
+        outputs = np.arange(data.targets.n_outputs)
+        predicted = data.objective.predict(logits.double().numpy(), outputs, counts)
+        truth = data.objective.take(data.targets.values, rows)
+        return {
+            "valid_loss": float(data.losses(logits, rows).sum() / weights.sum()),
+            f"valid_{data.objective.metric}": data.objective.score(truth, predicted, weights),
+        }
 
-    def put(state: State) -> None:
-        nonlocal budget
-        # The device may have run out of memory before: parts of a step are summed as they were.
-        budget = min(budget, state.facts["budget"])
-        if learner.draws_on is not None:
-            set_random_state(learner.draws_on, state.tensors)
+    def state(self) -> State:
+        device = self.learner.draws_on
+        tensors = {} if device is None else random_state(device)
+        return State({"batch_tokens": self.batch_tokens}, tensors)
 
-    checkpoints = None
-    if checkpoint_dir is not None:
-        checkpoints = Checkpoints(checkpoint_dir, _identify(tasks, learner, recipe, rng))
-    can_validate = any(len(data.valid) for data in all_data)
-    optimise(
-        learner.groups, backward, draw, recipe, validate if can_validate else None, rng, history,
-        progress=progress, checkpoints=checkpoints, surroundings=Surroundings(get, put),
-    )  # fmt: skip
-
-
-def _identify(
-    tasks: Mapping[str, Examples], learner: Learner, recipe: Recipe, rng: np.random.Generator
-) -> str:
-    """Digest all that decides what is learned, but for the device and how it splits batches."""
-    content = [
-        (data.tokens, data.counts, data.targets, data.weights, data.train, data.valid)
-        for data in tasks.values()
-    ]
-    # Where parameters start follows from the rest, but for rounding, which goes by the number of
-    # threads.
-    shapes = [tuple(parameter.shape) for some, _ in learner.groups for parameter in some]
-    shares = [share for _, share in learner.groups]
-    kinds = [type(data.objective).__name__ for data in tasks.values()]
-    # Another version may train otherwise, and write down other things.
-    data = (list(tasks), kinds, content)
-    training = (shapes, shares, learner.identity, recipe, rng.bit_generator.state)
-    return joblib.hash((__version__, data, training))
+    def restore(self, state: State) -> None:
+        # If the device ran out of memory before the break, the parts of a step stay as small:
+        # the sum over other parts is rounded differently.
+        self.batch_tokens = min(self.batch_tokens, state.facts["batch_tokens"])
+        if self.learner.draws_on is not None:
+            set_random_state(self.learner.draws_on, state.tensors)
 
 
-def check_can_resume(checkpoint_dir: Any, random_state: Any) -> None:
-    """Refuse checkpoints of a run that would draw other numbers when it is started again."""
-    if checkpoint_dir is not None and random_state is None:
-        raise ValueError(
-            f"random_state must be an int where there is a checkpoint_dir, got random_state=None "
-            f"and checkpoint_dir={os.fspath(checkpoint_dir)!r}: a run goes on from its checkpoint "
-            "only if it draws the same numbers again"
-        )
+def _sum_backward(
+    loss_of: Callable[[NDArray[np.intp]], Tensor], parts: Sequence[NDArray[np.intp]]
+) -> float:
+    """Add the gradients of the losses of all parts, and return the sum of the losses."""
+    total = 0.0
+    for part in parts:
+        loss = loss_of(part)
+        torch.autograd.backward(loss)
+        total += float(loss.detach())
+    return total
 
 
-@contextmanager
-def kept_when_stopped(
-    history: History, keep: Callable[[], None], checkpoint_dir: str | os.PathLike[str] | None
-) -> Iterator[None]:
-    """Where learning is stopped by an error or Ctrl-C, keep what is usable, say so, and raise on.
-
-    Parameters
-    ----------
-    history : dict of str to list of float
-        What the learning in the context fills.
-    keep : callable
-        Makes what is learned so far the estimator's own.
-    checkpoint_dir : str, path-like or None
-        Where the learning has its checkpoints.
-
-    Warns
-    -----
-    UserWarning
-        What was kept, and how to go on.
-    """
-    try:
-        yield
-    except BaseException as error:
-        told = []
-        # Where validation saw no state that is better, an error may have left anything.
-        if "valid_loss" in history or (history and isinstance(error, KeyboardInterrupt)):
-            keep()
-            n_epochs = len(history["epoch"])
-            which = "best" if "valid_loss" in history else "last"
-            told.append(f"the estimator holds the {which} state of {n_epochs} epoch(s)")
-        if checkpoint_dir is not None:
-            where = os.fspath(checkpoint_dir)
-            told.append(f"the same call goes on from the last checkpoint in {where!r}, if any")
-        if told:
-            # Where warnings are errors, this one must not take the place of the other.
-            with suppress(UserWarning):
-                warn(f"fit was stopped ({type(error).__name__}): {'; '.join(told)}")
-        raise
-
-
-def mixed_steps(
+def draw_steps(
     tasks: Sequence[Examples], temperature: float, batch_size: int, rng: np.random.Generator
 ) -> list[Step]:
-    """Give the steps of an epoch over several tasks.
+    """Return the steps of an epoch in random order.
 
     Parameters
     ----------
     tasks : sequence of Examples
-        What to learn from.
+        Examples of each task.
     temperature : float
-        Each task gets a share of the steps in proportion to its number of batches to the power
+        The share of steps of a task is proportional to its number of batches to the power
         ``1 / temperature``.
     batch_size : int
-        Rows a step, of one task.
+        Number of rows per step. A step has rows of one task.
     rng : numpy.random.Generator
         Source of randomness.
 
     Returns
     -------
     steps : list of Step
-        In random order; as many as there are batches, or a few more, so that each task has one.
+        As many as there are batches, or a few more, so that each task has at least one.
     """
     batches = [shuffle_batches(data.longest[data.train], batch_size, rng) for data in tasks]
     sizes = np.array([len(some) for some in batches])
@@ -257,63 +236,108 @@ def mixed_steps(
         while len(some) < count:
             some = some + shuffle_batches(data.longest[data.train], batch_size, rng)
         steps += [Step(k, data.train[batch]) for batch in some[:count]]
-    return [steps[k] for k in rng.permutation(len(steps))]
+    # The batches of a single task are in random order already.
+    return [steps[k] for k in rng.permutation(len(steps))] if len(tasks) > 1 else steps
 
 
-def _backward_parts(
-    parts: Sequence[NDArray[np.intp]],
-    loss_of: Callable[[NDArray[np.intp]], Tensor],
-    n_texts: int,
-) -> float:
-    total = 0.0
-    for part in parts:
-        loss = loss_of(part) / n_texts
-        torch.autograd.backward(loss)
-        total += float(loss.detach())
-    return total
+def _identify(
+    tasks: Mapping[str, Examples],
+    learner: Learner,
+    recipe: Recipe,
+    temperature: float,
+    rng: np.random.Generator,
+) -> str:
+    """Return a digest of everything that decides what is learned, except the device and batches."""
+    # The initial values of parameters follow from the rest up to rounding, which depends on the
+    # number of threads. So only shapes enter.
+    shapes = [tuple(parameter.shape) for some, _ in learner.groups for parameter in some]
+    shares = [share for _, share in learner.groups]
+    content = [
+        (data.objective.name, data.tokens, data.counts, data.targets, data.weights, data.train,
+         data.valid)
+        for data in tasks.values()
+    ]  # fmt: skip
+    training = (shapes, shares, learner.identity, recipe, temperature, rng.bit_generator.state)
+    # Another version may train differently, and write other facts.
+    return joblib.hash((__version__, list(tasks), content, training))
 
 
-def _validate(data: Examples, head: nn.Linear, learner: Learner, budget: int) -> dict[str, float]:
-    rows = data.valid
-    tokens = data.tokens.take(data.texts(rows))
-    vectors = torch.from_numpy(learner.embed(tokens, budget))
-    with torch.no_grad():
-        logits = head(vectors.to(head.weight.device)).cpu()
-    weights, counts = data.weights[rows], data.counts[rows]
-    predicted = data.objective.predict(
-        logits.double().numpy(), np.arange(data.targets.n_outputs), counts
-    )
-    truth = data.objective.take(data.targets.values, rows)
-    return {
-        "valid_loss": float(data.losses(logits, rows).sum() / weights.sum()),
-        f"valid_{data.objective.metric}": data.objective.score(truth, predicted, weights),
-    }
+def check_can_resume(checkpoint_dir: Any, random_state: Any) -> None:
+    """Check that a run with checkpoints draws the same numbers when it is started again.
+
+    Parameters
+    ----------
+    checkpoint_dir : str, path-like or None
+        Folder for checkpoints.
+    random_state : int, RandomState instance or None
+        Seed of the run.
+
+    Raises
+    ------
+    ValueError
+        If there are checkpoints and no seed.
+    """
+    if checkpoint_dir is not None and random_state is None:
+        raise ValueError(
+            "random_state must be an int where there is a checkpoint_dir, got random_state=None "
+            f"and checkpoint_dir={os.fspath(checkpoint_dir)!r}: a run continues from its "
+            "checkpoint only if it draws the same numbers again"
+        )
 
 
-def warn_if_stuck(history: History, data: Examples, learning_rate: float) -> None:
-    """Warn if the loss says that nothing was learned."""
+def warn_if_stuck(history: History, examples: Examples, learning_rate: float) -> None:
+    """Warn if the training loss shows that nothing was learned.
+
+    Parameters
+    ----------
+    history : dict of str to list of float
+        History of training.
+    examples : Examples
+        Examples of the task.
+    learning_rate : float
+        Learning rate, for the message.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the lowest training loss is about as high as at chance.
+    """
     loss = min(history["train_loss"])
-    if loss > _STUCK * data.chance:
+    if loss > _STUCK * examples.chance:
         warn(
-            f"the training loss is stuck at chance or above ({loss:.3g}, and the best guess that "
-            f"looks at no text gives {data.chance:.3g}): try another learning_rate than "
-            f"{learning_rate}, more max_epochs, or init='text'",
+            f"the training loss is stuck at chance or above ({loss:.3g}, and the best prediction "
+            f"that does not depend on the text has {examples.chance:.3g}): try another "
+            f"learning_rate than {learning_rate}, more max_epochs, or init='text'",
             ConvergenceWarning,
         )
 
 
-def training_facts(data: Examples, recipe: Recipe, history: History) -> dict[str, Any]:
-    """Tell how a prefix was trained, as its file will say."""
+def training_facts(examples: Examples, recipe: Recipe, history: History) -> dict[str, Any]:
+    """Return the facts about training that a prefix records.
+
+    Parameters
+    ----------
+    examples : Examples
+        Examples of the task.
+    recipe : Recipe
+        Hyperparameters.
+    history : dict of str to list of float
+        History of training.
+
+    Returns
+    -------
+    facts : dict of str to object
+        As JSON types. Losses are those of the epoch whose state was kept.
+    """
     facts: dict[str, Any] = {
-        "n_texts": len(data.train),
-        "n_validation_texts": len(data.valid),
-        "n_truncated": int(data.tokens.truncated.sum()),
-        "learning_rate": float(recipe.learning_rate),
-        "batch_size": int(recipe.batch_size),
+        "n_texts": len(examples.train),
+        "n_validation_texts": len(examples.valid),
+        "n_truncated": int(examples.tokens.truncated.sum()),
+        "learning_rate": recipe.learning_rate,
+        "batch_size": recipe.batch_size,
         "n_epochs": len(history["epoch"]),
         "seconds": history["seconds"][-1],
     }
-    # Of the epoch whose state was kept.
     kept = int(np.argmin(history["valid_loss"])) if "valid_loss" in history else -1
-    figures = ("train_loss", "valid_loss", f"valid_{data.objective.metric}")
+    figures = ("train_loss", "valid_loss", f"valid_{examples.objective.metric}")
     return facts | {name: history[name][kept] for name in figures if name in history}

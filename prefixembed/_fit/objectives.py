@@ -1,7 +1,7 @@
-"""What a source task asks for: how its labels are read, what is lost, what is predicted.
+"""Objectives: how the labels of a source task are read, learned and predicted.
 
-A row has one unit or more that the head scores: the text itself, each of its choices, or each of
-its words. `counts` tells how many units each row has.
+A unit is what the head scores: a text, one of the choices of a row, or a word. `counts` holds the
+number of units of each row.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels of a source task as its loss wants them.
+    """Labels of a source task, encoded for its loss.
 
     Parameters
     ----------
     values : sequence of length n_rows
-        One entry a row.
+        One entry per row.
     classes : ndarray of shape (n_classes,) or None
-        Labels by the number that stands for them in `values`.
+        Labels that the integers in `values` stand for.
     n_outputs : int
-        What the head gives a unit.
+        Number of outputs of the head per unit.
     mean, scale : float, default=0, 1
-        What was taken off numbers, and what they were divided by.
+        What was subtracted from numbers, and what they were then divided by.
     """
 
     values: Any
@@ -47,70 +47,70 @@ class Targets:
 
 
 class Objective(ABC):
-    """A kind of source task; :data:`OBJECTIVES` has one of each."""
+    """A kind of source task; :data:`OBJECTIVES` holds one instance of each."""
 
-    #: What a row is: "text", "choices" or "words".
-    row: ClassVar[str] = "text"
+    name: ClassVar[str]
+    row: ClassVar[str] = "text"  # or "choices" or "words"; see check_rows
     metric: ClassVar[str] = "accuracy"
 
     @abstractmethod
     def read(self, y: ArrayLike, counts: Array) -> Targets:
-        """Check labels; `counts` has the units of each row."""
+        """Check labels and encode them."""
 
     def scaled(self, targets: Targets, weights: Array) -> Targets:
-        """Bring values to the scale that they are learned on."""
+        """Return targets on the scale that they are learned on."""
         return targets
 
     def take(self, values: Any, rows: Array) -> Any:
-        """Give the values of some rows."""
+        """Return the values of some rows."""
         return values[rows]
 
     def flat(self, values: Any) -> Array:
-        """Lay values behind each other, unit by unit where each unit has one."""
+        """Return the values of all rows as one array, with one entry per row or per unit."""
         return values
 
     def split(
         self, values: Any, fraction: float, rng: np.random.Generator
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Set a share of the rows aside: sorted positions to train on, and to validate on."""
+        """Return sorted positions of the rows to train on, and of those to validate on."""
         return stratified_split(np.zeros(len(values), dtype=np.int64), fraction, rng)
 
     @abstractmethod
     def losses(self, logits: Tensor, values: Tensor, counts: Array) -> Tensor:
-        """Give the loss of each row, of shape (row,), from logits of shape (unit, output)."""
+        """Return the loss of each row, (row,), given logits of shape (unit, output)."""
 
     @abstractmethod
     def chance(self, values: Any, counts: Array, weights: Array) -> float:
-        """Give the mean loss of the best guess that does not look at a text."""
+        """Return the mean loss of the best prediction that does not depend on the text."""
 
     @abstractmethod
     def predict(self, logits: Array, classes: Array | None, counts: Array) -> Any:
-        """Turn logits of shape (unit, output) into what y would hold."""
+        """Return predicted labels in the form of y, given logits of shape (unit, output)."""
 
     @abstractmethod
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        """Turn logits into probabilities."""
+        """Return the probabilities that ``predict_proba`` returns."""
 
     def decision(self, logits: Array, counts: Array) -> Any:
-        """Turn logits into what ``decision_function`` gives."""
+        """Return the scores that ``decision_function`` returns."""
         return logits
 
     def finish(self, weight: Array, bias: Array, targets: Targets) -> tuple[Array, Array]:
-        """Make of a trained head one that gives what y held."""
+        """Return weight and bias of a head that predicts on the scale of y."""
         return weight, bias
 
     def score(self, y: Any, predicted: Any, sample_weight: ArrayLike | None) -> float:
-        """Compare predictions with labels: higher is better."""
+        """Return the score of predictions; higher is better."""
         return float(accuracy_score(y, predicted, sample_weight=sample_weight))
 
 
 class Classification(Objective):
-    """One class a text: softmax and cross-entropy."""
+    """One class per text: softmax and cross-entropy."""
+
+    name = "classification"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
-        labels, classes = check_labels(y)
-        if len(classes) < 2:
-            raise ValueError(f"y must have two classes or more, got {len(classes)} class")
+        labels, classes = _check_classes(y)
         return Targets(labels, classes, len(classes))
 
     def split(
@@ -136,8 +136,9 @@ class Classification(Objective):
 
 
 class Regression(Objective):
-    """One number a text: squared error of standardised numbers."""
+    """One number per text: squared error of standardized numbers."""
 
+    name = "regression"
     metric = "r2"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
@@ -175,14 +176,16 @@ class Regression(Objective):
 
 
 class MultiLabel(Objective):
-    """Any number of labels a text: a sigmoid and cross-entropy each, averaged over labels."""
+    """Any number of labels per text: sigmoid and cross-entropy, averaged over labels."""
+
+    name = "multilabel"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
         array = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
         if array.ndim != 2 or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
             raise ValueError(
                 "y must be an indicator matrix of zeros and ones of shape (n_texts, n_labels), as "
-                f"MultiLabelBinarizer gives it, got {array.dtype} of shape {array.shape}"
+                f"MultiLabelBinarizer returns it, got {array.dtype} of shape {array.shape}"
             )
         return Targets(array.astype(np.float32), np.arange(array.shape[1]), array.shape[1])
 
@@ -202,8 +205,9 @@ class MultiLabel(Objective):
 
 
 class MultipleChoice(Objective):
-    """The right one of a row's choices: one score a choice, softmax over the row's own."""
+    """The right choice of each row: one score per choice, and softmax over the choices of a row."""
 
+    name = "multiple_choice"
     row = "choices"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
@@ -243,15 +247,13 @@ class MultipleChoice(Objective):
 
 
 class TokenClassification(Objective):
-    """One class a word: softmax and cross-entropy, averaged over the words of each row."""
+    """One class per word: softmax and cross-entropy, averaged over the words of each row."""
 
+    name = "token_classification"
     row = "words"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
-        flat = check_sequences(y, counts)
-        labels, classes = check_labels(flat)
-        if len(classes) < 2:
-            raise ValueError(f"y must have two classes or more, got {len(classes)} class")
+        labels, classes = _check_classes(check_sequences(y, counts))
         values = np.split(labels, np.cumsum(counts)[:-1])
         return Targets(values, classes, len(classes))
 
@@ -295,13 +297,15 @@ class TokenClassification(Objective):
         )
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "classification": Classification(),
-    "regression": Regression(),
-    "multilabel": MultiLabel(),
-    "multiple_choice": MultipleChoice(),
-    "token_classification": TokenClassification(),
-}
+_ALL = (Classification(), Regression(), MultiLabel(), MultipleChoice(), TokenClassification())
+OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
+
+
+def _check_classes(y: Any) -> tuple[NDArray[np.int64], Array]:
+    labels, classes = check_labels(y)
+    if len(classes) < 2:
+        raise ValueError(f"y must have two classes or more, got {len(classes)} class")
+    return labels, classes
 
 
 def _entropy(mass: Array) -> float:

@@ -1,10 +1,13 @@
-"""One optimisation loop; it knows nothing of what it trains."""
+"""The training loop. All that it knows of what it trains is a :class:`Problem`."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,10 +18,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from prefixembed._fit.checkpoints import Checkpoints, State
+from prefixembed._utils.warnings import warn
 
 WARMUP_FRACTION = 0.1
 MAX_GRADIENT_NORM = 1.0
-# What AdamW can still multiply by in float32; sensible rates are far below.
+# AdamW can still multiply by this in float32; sensible rates are far below.
 MAX_RATE = 1e6
 
 History = dict[str, list[float]]
@@ -26,21 +30,22 @@ History = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to optimise.
+    """Hyperparameters of the training loop.
 
     Parameters
     ----------
     max_epochs : int
-        Passes over the training texts.
+        Maximum number of epochs.
     batch_size : int
-        Texts a step.
+        Number of rows per step.
     learning_rate : float
-        Peak of AdamW's rate: linear warm-up over the first tenth of the steps, then linear
-        decay to zero.
+        Peak learning rate of AdamW. It rises linearly over the first tenth of the steps, then
+        falls linearly to zero.
     weight_decay : float
-        AdamW's.
+        Weight decay of AdamW.
     patience : int or None
-        Epochs without a better validation loss before training stops. None: never.
+        Number of epochs without a lower validation loss after which training stops. None to
+        never stop early.
     """
 
     max_epochs: int
@@ -50,7 +55,7 @@ class Recipe:
     patience: int | None
 
     def __post_init__(self) -> None:
-        # What numpy gives is neither JSON nor the same content as Python's own.
+        # Scalars of numpy are not JSON, and hash differently from equal numbers of Python.
         for name, kind in (
             ("max_epochs", int),
             ("batch_size", int),
@@ -64,186 +69,227 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step learns from.
+    """The rows that one step learns from.
 
     Parameters
     ----------
     task : int
-        Which of the tasks.
+        Index of the task.
     rows : ndarray of shape (batch,)
-        Positions of some of its rows.
+        Positions of rows of that task.
     """
 
     task: int
     rows: NDArray[np.intp]
 
 
+class Problem(ABC):
+    """What the loop optimizes.
+
+    Attributes
+    ----------
+    groups : sequence of (sequence of Tensor, float)
+        Groups of parameters, each with its share of the learning rate.
+    """
+
+    groups: Sequence[tuple[Sequence[Tensor], float]]
+
+    @abstractmethod
+    def draw_steps(self, rng: np.random.Generator) -> list[Step]:
+        """Return the steps of an epoch. Each epoch has the same number of steps."""
+
+    @abstractmethod
+    def backward(self, step: Step) -> float:
+        """Add the gradient of the mean loss of a step to the parameters; return that loss."""
+
+    def validate(self) -> dict[str, float]:
+        """Return figures that include ``"valid_loss"``, or none if there is no validation set."""
+        return {}
+
+    def state(self) -> State:
+        """Return what steps depend on besides the parameters, such as random states."""
+        return State({}, {})
+
+    def restore(self, state: State) -> None:
+        """Restore what :meth:`state` returned, possibly in an earlier process."""
+        del state
+
+
 @dataclass(frozen=True)
-class Surroundings:
-    """State of what a step depends on beside the parameters, such as a random generator.
+class Outcome:
+    """The result of a training run.
 
     Parameters
     ----------
-    get : callable
-        Gives it.
-    put : callable
-        Takes what the other gave, perhaps in an earlier process.
+    history : dict of str to list of float
+        One entry per epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and the
+        figures of validation. If Ctrl-C stops the first epoch, it has an entry too.
+    error : BaseException or None
+        Error that stopped training. None if training ended by itself.
     """
 
-    get: Callable[[], State]
-    put: Callable[[State], None]
+    history: History
+    error: BaseException | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the parameters hold something worth keeping.
+
+        An error may have left anything in the parameters if validation has seen no state. After
+        Ctrl-C, they hold the last state.
+        """
+        if self.error is None or "valid_loss" in self.history:
+            return True
+        return bool(self.history) and isinstance(self.error, KeyboardInterrupt)
+
+    def reraise(self, checkpoint_dir: str | os.PathLike[str] | None) -> None:
+        """Raise the error that stopped training, if there was one.
+
+        Parameters
+        ----------
+        checkpoint_dir : str, path-like or None
+            Folder of the checkpoints of the run.
+
+        Warns
+        -----
+        UserWarning
+            If there was an error: what the estimator holds, and how to continue.
+        """
+        if self.error is None:
+            return
+        parts = []
+        if self.is_usable:
+            which = "best" if "valid_loss" in self.history else "last"
+            n_epochs = len(self.history["epoch"])
+            parts.append(f"the estimator holds the {which} state of {n_epochs} epoch(s)")
+        if checkpoint_dir is not None:
+            where = os.fspath(checkpoint_dir)
+            parts.append(f"the same call continues from the last checkpoint in {where!r}, if any")
+        if parts:
+            # Where warnings are errors, this one must not replace the original error.
+            with suppress(UserWarning):
+                warn(f"fit was stopped ({type(self.error).__name__}): {'; '.join(parts)}")
+        raise self.error
 
 
-def optimise(
-    groups: Sequence[tuple[Sequence[Tensor], float]],
-    backward: Callable[[Step], float],
-    draw: Callable[[np.random.Generator], list[Step]],
+def optimize(
+    problem: Problem,
     recipe: Recipe,
-    validate: Callable[[], dict[str, float]] | None,
     rng: np.random.Generator,
-    history: History,
     *,
     progress: bool = False,
     checkpoints: Checkpoints | None = None,
-    surroundings: Surroundings | None = None,
-) -> None:
-    """Train parameters in place, and leave in them the best state that validation saw.
+) -> Outcome:
+    """Train parameters in place, and leave the best state that validation has seen in them.
 
-    So it is too where an error or Ctrl-C ends it. With checkpoints, the same call again goes on
-    where the last one was written, and ends where it would have ended without a break, in every
-    bit.
+    The best state is also left if an error or Ctrl-C stops training. Without validation, the last
+    state stays.
 
     Parameters
     ----------
-    groups : sequence of (sequence of Tensor, float)
-        Leaves that require gradients, and the share of the learning rate that they get.
-    backward : callable
-        Adds the gradient of a step's mean loss to the parameters and returns that loss.
-    draw : callable
-        Gives the steps of an epoch, always as many.
+    problem : Problem
+        Parameters, steps and validation.
     recipe : Recipe
-        How.
-    validate : callable or None
-        Gives figures, among them ``"valid_loss"``. None: the last state stays.
+        Hyperparameters.
     rng : numpy.random.Generator
-        Order of the texts.
-    history : dict of str to list of float
-        Empty. It gets one entry an epoch: ``epoch``, ``train_loss``, ``learning_rate``,
-        ``seconds`` and what `validate` gives; and one of the first epoch if Ctrl-C ends it there.
+        Source of randomness for the steps.
     progress : bool, default=False
-        Show a progress bar.
+        Whether to show a progress bar.
     checkpoints : Checkpoints, default=None
-        Where states are kept, and where one may be from before. None: nowhere.
-    surroundings : Surroundings, default=None
-        What is to be kept and put back with them.
+        Where states are written. If it has a state of the same run, training continues from
+        there and ends in the same state, bit for bit, as without a break. None for no
+        checkpoints.
 
-    Raises
-    ------
-    FloatingPointError
-        If a loss or a gradient is not finite.
-    OSError
-        If a checkpoint cannot be written.
+    Returns
+    -------
+    outcome : Outcome
+        History, and the error that stopped training. That is a FloatingPointError if a loss or a
+        gradient is not finite, and an OSError if a checkpoint cannot be written.
     """
-    run = _Run(groups, recipe, rng, history, surroundings)
+    run = _Run(problem, recipe, rng)
+    error: BaseException | None = None
     try:
         if checkpoints is not None and (state := checkpoints.load()) is not None:
             run.restore(state)
         while not run.finished:
-            _run_epoch(run, backward, draw, recipe, validate, progress, checkpoints)
-    except KeyboardInterrupt:
-        if not history and run.n_rows:
+            run.run_epoch(progress, checkpoints)
+    except BaseException as caught:
+        error = caught
+        if isinstance(error, KeyboardInterrupt) and not run.history and run.n_rows:
             run.record({"train_loss": run.loss / run.n_rows})
-        raise
-    finally:
-        run.leave_best()
-
-
-def _run_epoch(
-    run: _Run,
-    backward: Callable[[Step], float],
-    draw: Callable[[np.random.Generator], list[Step]],
-    recipe: Recipe,
-    validate: Callable[[], dict[str, float]] | None,
-    progress: bool,
-    checkpoints: Checkpoints | None,
-) -> None:
-    steps = run.draw(draw)
-    n_steps = len(steps) * recipe.max_epochs
-    before = len(steps) * (run.epoch - 1)
-    with tqdm(
-        total=len(steps),
-        initial=run.taken,
-        desc=f"fit, epoch {run.epoch} of {recipe.max_epochs}",
-        unit="step",
-        disable=not progress,
-    ) as bar:
-        for step in steps[run.taken :]:
-            run.step(backward, step, _rate(before + run.taken, n_steps))
-            bar.update()
-            if checkpoints is not None and checkpoints.is_due() and run.taken < len(steps):
-                checkpoints.save(before + run.taken, run.state())
-        run.check_finite()
-        figures = {"train_loss": run.loss / run.n_rows}
-        if validate is not None:
-            figures |= validate()
-        bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items() if k.endswith("loss")})
-    run.end_epoch(figures)
-    if checkpoints is not None:
-        checkpoints.save(before + len(steps), run.state())
+    run.leave_best()
+    return Outcome(run.history, error)
 
 
 class _Run:
-    """All that changes while optimising: it can be written down and taken up again."""
+    """Everything that changes during training. It can be written down and restored."""
 
-    def __init__(
-        self,
-        groups: Sequence[tuple[Sequence[Tensor], float]],
-        recipe: Recipe,
-        rng: np.random.Generator,
-        history: History,
-        surroundings: Surroundings | None,
-    ) -> None:
-        self.parameters = [parameter for some, _ in groups for parameter in some]
-        self.shares = [share for _, share in groups]
+    # The history comes last: a run that has one has something to keep.
+    _FACTS = (
+        "epoch", "finished", "taken", "loss", "n_rows", "rate", "best_loss", "best_epoch",
+        "drawn_from", "seconds", "history",
+    )  # fmt: skip
+
+    def __init__(self, problem: Problem, recipe: Recipe, rng: np.random.Generator) -> None:
+        self.problem, self.recipe, self.rng = problem, recipe, rng
+        self.parameters = [parameter for some, _ in problem.groups for parameter in some]
         self.optimizer = torch.optim.AdamW(
-            [{"params": list(some)} for some, _ in groups], weight_decay=recipe.weight_decay
+            [{"params": list(some)} for some, _ in problem.groups],
+            weight_decay=recipe.weight_decay,
         )
-        self.recipe, self.rng, self.history = recipe, rng, history
-        self.surroundings = surroundings
+        self.history: History = {}
         self.epoch, self.finished = 1, False
-        # Of this epoch: steps taken, sum of their losses over rows, and the rows.
+        # Of this epoch: number of steps, sum of losses over rows, and number of rows.
         self.taken, self.loss, self.n_rows = 0, 0.0, 0
         self.rate = 0.0
         self.best_loss, self.best_epoch = math.inf, 0
         self.best: list[Tensor] | None = None
+        # The random state that the steps of this epoch are drawn from.
         self.drawn_from: Mapping[str, Any] = rng.bit_generator.state
         self.seconds, self.started = 0.0, time.perf_counter()
 
-    def draw(self, draw: Callable[[np.random.Generator], list[Step]]) -> list[Step]:
-        """Give all steps of this epoch, those included that were taken before a break."""
+    def run_epoch(self, progress: bool, checkpoints: Checkpoints | None) -> None:
+        """Take the steps of this epoch that are left, and validate."""
         self.drawn_from = self.rng.bit_generator.state
-        return draw(self.rng)
+        steps = self.problem.draw_steps(self.rng)
+        n_steps = len(steps) * self.recipe.max_epochs
+        before = len(steps) * (self.epoch - 1)
+        with tqdm(
+            total=len(steps),
+            initial=self.taken,
+            desc=f"fit, epoch {self.epoch} of {self.recipe.max_epochs}",
+            unit="step",
+            disable=not progress,
+        ) as bar:
+            for step in steps[self.taken :]:
+                self.step(step, _rate(before + self.taken, n_steps))
+                bar.update()
+                if checkpoints is not None and checkpoints.is_due() and self.taken < len(steps):
+                    checkpoints.save(before + self.taken, self.state())
+            # After another step, the loss would show it.
+            if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+                self._give_up("a parameter became infinite or NaN")
+            figures = {"train_loss": self.loss / self.n_rows, **self.problem.validate()}
+            bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items() if k.endswith("loss")})
+        self.end_epoch(figures)
+        if checkpoints is not None:
+            checkpoints.save(before + len(steps), self.state())
 
-    def step(self, backward: Callable[[Step], float], step: Step, share: float) -> None:
-        """Take a step at a share of the peak rate."""
+    def step(self, step: Step, share: float) -> None:
+        """Take a step at a share of the peak learning rate."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = backward(step)
+        loss = self.problem.backward(step)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
-        for what, value in (("loss", loss), ("gradient's norm", float(norm))):
+        for what, value in (("loss", loss), ("norm of the gradient", float(norm))):
             if not math.isfinite(value):
                 self._give_up(f"the {what} became {value}")
         self.rate = self.recipe.learning_rate * share
-        for group, own in zip(self.optimizer.param_groups, self.shares, strict=True):
+        for group, (_, own) in zip(self.optimizer.param_groups, self.problem.groups, strict=True):
             group["lr"] = own * self.rate
         self.optimizer.step()
         self.loss += loss * len(step.rows)
         self.n_rows += len(step.rows)
         self.taken += 1
-
-    def check_finite(self) -> None:
-        """Refuse what the last step may have left; the next step would notice by its loss."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
-            self._give_up("what is learned became infinite or NaN")
 
     def _give_up(self, what: str) -> NoReturn:
         raise FloatingPointError(
@@ -251,97 +297,81 @@ class _Run:
             "rate may help"
         )
 
-    def record(self, figures: Mapping[str, float]) -> None:
-        """Write figures of this epoch into the history."""
-        entry = {"epoch": self.epoch, **figures, "learning_rate": self.rate}
-        entry["seconds"] = self.seconds + time.perf_counter() - self.started
-        for name, figure in entry.items():
-            self.history.setdefault(name, []).append(figure)
-
     def end_epoch(self, figures: Mapping[str, float]) -> None:
-        """Record the epoch, keep its state if it is the best, and see whether it is the last."""
-        stops = False
-        better = figures.get("valid_loss", math.inf) < self.best_loss
-        best = [p.detach().clone() for p in self.parameters] if better else self.best
+        """Record the epoch, keep its state if it is the best, and decide whether to stop."""
+        valid_loss = figures.get("valid_loss")
+        is_best = valid_loss is not None and valid_loss < self.best_loss
+        best = [p.detach().clone() for p in self.parameters] if is_best else self.best
         self.record(figures)
-        if "valid_loss" in figures:
-            if better:
-                self.best_loss, self.best_epoch, self.best = (
-                    figures["valid_loss"], self.epoch, best,
-                )  # fmt: skip
-            patience = self.recipe.patience
-            stops = patience is not None and self.epoch - self.best_epoch >= patience
-        self.finished = stops or self.epoch == self.recipe.max_epochs
+        if valid_loss is not None and is_best:
+            self.best_loss, self.best_epoch, self.best = valid_loss, self.epoch, best
+        patience = self.recipe.patience
+        self.finished = self.epoch == self.recipe.max_epochs or (
+            valid_loss is not None
+            and patience is not None
+            and self.epoch - self.best_epoch >= patience
+        )
         self.epoch += 1
         self.taken, self.loss, self.n_rows = 0, 0.0, 0
         self.drawn_from = self.rng.bit_generator.state
 
+    def record(self, figures: Mapping[str, float]) -> None:
+        """Append figures of this epoch to the history."""
+        entry = {"epoch": self.epoch, **figures, "learning_rate": self.rate}
+        entry["seconds"] = self._elapsed()
+        # Built anew, so that Ctrl-C cannot leave it half written.
+        self.history = {k: [*self.history.get(k, []), value] for k, value in entry.items()}
+
     def leave_best(self) -> None:
-        """Put the best state that validation saw into the parameters."""
+        """Put the best state that validation has seen into the parameters."""
         if self.best is not None:
             with torch.no_grad():
                 for parameter, best in zip(self.parameters, self.best, strict=True):
                     parameter.copy_(best)
 
-    _FACTS = (
-        "epoch", "finished", "taken", "loss", "n_rows", "rate", "best_loss", "best_epoch",
-        "drawn_from", "history",
-    )  # fmt: skip
-
     def state(self) -> State:
-        """Write everything down."""
-        facts: dict[str, Any] = {name: getattr(self, name) for name in self._FACTS}
-        facts["seconds"] = self.seconds + time.perf_counter() - self.started
-        tensors: dict[str, Tensor] = {}
+        """Return everything that changes."""
+        own = self.problem.state()
+        facts = {name: getattr(self, name) for name in self._FACTS}
+        facts |= {"seconds": self._elapsed(), "problem": dict(own.facts)}
+        tensors = {f"problem.{name}": value for name, value in own.tensors.items()}
         for k, parameter in enumerate(self.parameters):
             tensors[f"parameter.{k}"] = parameter.detach()
             if self.best is not None:
                 tensors[f"best.{k}"] = self.best[k]
             for name, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{k}.{name}"] = value
-        if self.surroundings is not None:
-            around = self.surroundings.get()
-            facts["surroundings"] = dict(around.facts)
-            tensors |= {f"surroundings.{name}": value for name, value in around.tensors.items()}
         return State(facts, tensors)
 
     def restore(self, state: State) -> None:
-        """Take up what was written down."""
-        facts, by_kind = dict(state.facts), _nested(state.tensors)
-        around = State(facts.pop("surroundings", {}), by_kind.get("surroundings", {}))
-        history = facts.pop("history")
+        """Continue from what :meth:`state` returned."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.tensors.items():
+            kind, _, rest = name.partition(".")
+            parts.setdefault(kind, {})[rest] = value
+        best = parts.get("best")
         with torch.no_grad():
-            for name, value in by_kind["parameter"].items():
-                self.parameters[int(name)].copy_(value)
-        if "best" in by_kind:
-            self.best = [
-                by_kind["best"][str(k)].to(parameter.device)
-                for k, parameter in enumerate(self.parameters)
-            ]
-        for name, value in by_kind.get("optimizer", {}).items():
+            for k, parameter in enumerate(self.parameters):
+                parameter.copy_(parts["parameter"][str(k)])
+        if best is not None:
+            self.best = [best[str(k)].to(p.device) for k, p in enumerate(self.parameters)]
+        for name, value in parts.get("optimizer", {}).items():
             position, _, field = name.partition(".")
             parameter = self.parameters[int(position)]
-            # The count of steps stays on the CPU, as AdamW has it.
+            # AdamW keeps its count of steps on the CPU.
             where = parameter.device if value.ndim else value.device
             self.optimizer.state[parameter][field] = value.to(where)
-        if self.surroundings is not None:
-            self.surroundings.put(around)
-        for name, value in facts.items():
-            setattr(self, name, value)
-        self.rng.bit_generator.state = self.drawn_from
-        # Last: with a history, there is something to keep.
-        self.history.update(history)
+        self.problem.restore(State(state.facts["problem"], parts.get("problem", {})))
+        self.rng.bit_generator.state = state.facts["drawn_from"]
+        for name in self._FACTS:
+            setattr(self, name, state.facts[name])
 
-
-def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        found.setdefault(kind, {})[rest] = tensor
-    return found
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.started
 
 
 def _rate(step: int, n_steps: int) -> float:
+    """Return the share of the peak learning rate at a step."""
     warmup = max(1, round(WARMUP_FRACTION * n_steps))
     if step < warmup:
         return (step + 1) / warmup

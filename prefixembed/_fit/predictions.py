@@ -1,8 +1,9 @@
-"""What a fitted encoder's own head says: predictions of its source task."""
+"""Predictions of a source task by its own head."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,111 +13,189 @@ from sklearn.utils import ClassifierTags, RegressorTags, Tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from prefixembed._embed.texts import check_rows
+from prefixembed._embed.texts import Text, check_rows, check_texts, is_pairs
 from prefixembed._fit.objectives import OBJECTIVES
+from prefixembed.head import Head
 
 if TYPE_CHECKING:
     from prefixembed.prefix import Prefix
 
+_KINDS = {False: "single texts", True: "pairs of texts"}
 
-def _objective_is_not(name: str) -> Callable[[Any], bool]:
-    return lambda encoder: encoder.objective != name
+
+def check_same_kind(texts: Sequence[Text], of_pairs: bool, name: str) -> None:
+    """Check that a head is given texts of the kind that it was fitted on.
+
+    Parameters
+    ----------
+    texts : sequence of str, of (str, str) or of Words
+        Checked texts. If there are none, nothing is checked.
+    of_pairs : bool
+        Whether the head was fitted on pairs of texts.
+    name : str
+        What the error message calls the owner of the head.
+
+    Raises
+    ------
+    ValueError
+        If there are pairs where the head was fitted on single texts, or the other way round.
+    """
+    if len(texts) and is_pairs(texts) != of_pairs:
+        raise ValueError(f"{name} was fitted on {_KINDS[of_pairs]}, got {_KINDS[not of_pairs]}")
+
+
+def score_units(
+    head: Head,
+    X: Any,
+    of_pairs: bool,
+    embed: Callable[[Any, bool], NDArray[np.float32]],
+    name: str,
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Score each unit of each row by a head.
+
+    Parameters
+    ----------
+    head : Head
+        Head of the source task.
+    X : array-like or iterator
+        Rows of the objective of the head. If they are texts, an iterator is accepted.
+    of_pairs : bool
+        Whether the head was fitted on pairs of texts.
+    embed : callable
+        Takes rows, and whether they are sentences in words. Returns the vectors of all units.
+    name : str
+        What error messages call the owner of the head.
+
+    Returns
+    -------
+    logits : ndarray of shape (n_units, n_outputs)
+        Outputs of the head.
+    counts : ndarray of shape (n_rows,)
+        Number of units of each row.
+
+    Raises
+    ------
+    ValueError
+        If a row does not fit the objective, or is not of the kind that the head was fitted on.
+    """
+    row = OBJECTIVES[head.objective].row
+    counts = None
+    if row == "text" and isinstance(X, Iterator):
+        first = list(itertools.islice(X, 1))
+        check_same_kind(check_texts(first), of_pairs, name)
+        X = itertools.chain(first, X)
+    else:
+        X, counts = check_rows(X, row)
+        check_same_kind(X, of_pairs, name)
+    vectors = embed(X, row == "words")
+    if counts is None:
+        counts = np.ones(len(vectors), dtype=np.intp)
+    if not len(vectors):
+        return np.zeros((0, len(head.bias))), counts
+    return head.decision_function(vectors), counts
+
+
+def _has_no_regression(encoder: Any) -> bool:
+    return bool(encoder.objective != "regression")
 
 
 class SourceHeadMixin(ClassifierMixin):
-    """Predictions by the head of a prefix, whatever its objective."""
+    """Predictions of an encoder for its source task, by the head of its prefix."""
 
     objective: str
     prefix_: Prefix
+    #: Returns the float32 vectors of rows; the class that this is mixed into provides it.
+    _vectors: Callable[..., NDArray[np.float32]]
 
-    @available_if(_objective_is_not("regression"))
+    @available_if(_has_no_regression)
     def decision_function(self, X: Any) -> Any:
-        """Score the classes of the source task.
+        """Return the scores of the classes of the source task.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else :meth:`fit` took.
+            Texts or pairs of texts, or the other rows that :meth:`fit` was given.
 
         Returns
         -------
         scores : ndarray of shape (n_texts,) or (n_texts, n_classes)
-            Logits of the head; of two classes, how far the second is ahead. For multiple
-            choice one column a choice, minus infinity where a row has fewer; for token
-            classification a list of one array of shape (n_words, n_classes) a sentence.
-        """
-        logits, counts = self._logits(X)
-        return OBJECTIVES[self.prefix_.objective].decision(logits, counts)
+            Depending on the objective:
 
-    @available_if(_objective_is_not("regression"))
+            - two classes: the logit of the second class minus that of the first;
+            - more classes, or several labels: one logit per class;
+            - multiple choice: one column per choice, minus infinity where a row has fewer;
+            - token classification: a list of one array of shape (n_words, n_classes) per
+              sentence.
+        """
+        head, logits, counts = self._logits(X)
+        return OBJECTIVES[head.objective].decision(logits, counts)
+
+    @available_if(_has_no_regression)
     def predict_proba(self, X: Any) -> Any:
-        """Give the probability of each class of the source task.
+        """Return the probabilities of the classes of the source task.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else :meth:`fit` took.
+            Texts or pairs of texts, or the other rows that :meth:`fit` was given.
 
         Returns
         -------
         probabilities : ndarray of shape (n_texts, n_classes)
-            In the order of ``classes_``. For multiple choice one column a choice, zero where a
-            row has fewer; for token classification a list of one array of shape (n_words,
-            n_classes) a sentence.
+            In the order of ``classes_``. For multiple choice, one column per choice, zero where a
+            row has fewer. For token classification, a list of one array of shape (n_words,
+            n_classes) per sentence.
         """
-        logits, counts = self._logits(X)
-        return OBJECTIVES[self.prefix_.objective].probabilities(logits, counts)
+        head, logits, counts = self._logits(X)
+        return OBJECTIVES[head.objective].probabilities(logits, counts)
 
     def predict(self, X: Any) -> Any:
-        """Predict what the source task asks for.
+        """Predict the labels of the source task.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else :meth:`fit` took.
+            Texts or pairs of texts, or the other rows that :meth:`fit` was given.
 
         Returns
         -------
         labels : ndarray of shape (n_texts,)
-            Of the type that y had: of shape (n_texts, n_labels) where a text has several
-            labels, and a list of one array a sentence for token classification.
+            In the type of the labels that :meth:`fit` was given. Shape (n_texts, n_labels) for
+            multilabel, and a list of one array per sentence for token classification.
         """
-        logits, counts = self._logits(X)
-        prefix = self.prefix_
-        return OBJECTIVES[prefix.objective].predict(logits, prefix.classes, counts)
+        head, logits, counts = self._logits(X)
+        return OBJECTIVES[head.objective].predict(logits, head.classes, counts)
 
     def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-        """Compare predictions with labels.
+        """Return the score of the predictions for the source task.
 
         Parameters
         ----------
         X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts; or what else :meth:`fit` took.
+            Texts or pairs of texts, or the other rows that :meth:`fit` was given.
         y : array-like of shape (n_texts,)
-            Labels, as :meth:`fit` takes them.
+            Labels, as for :meth:`fit`.
         sample_weight : array-like of shape (n_texts,), default=None
-            Weights of texts.
+            Weights of texts. None for equal weights.
 
         Returns
         -------
         score : float
-            Accuracy: of whole sets of labels where a text has several, of words for token
-            classification. The coefficient of determination for regression.
+            The accuracy: of whole sets of labels for multilabel, and of words for token
+            classification. For regression, the coefficient of determination.
         """
-        predicted = self.predict(X)
-        return OBJECTIVES[self.prefix_.objective].score(y, predicted, sample_weight)
+        head, logits, counts = self._logits(X)
+        objective = OBJECTIVES[head.objective]
+        predicted = objective.predict(logits, head.classes, counts)
+        return objective.score(y, predicted, sample_weight)
 
-    def _logits(self, X: Any) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-        """Score every unit of each row, and tell how many units each has."""
+    def _logits(self, X: Any) -> tuple[Head, NDArray[np.float64], NDArray[np.intp]]:
         check_is_fitted(self)
-        row = OBJECTIVES[self.prefix_.objective].row
-        counts: NDArray[np.intp] | None = None
-        if row != "text":
-            X, counts = check_rows(X, row)
-        vectors = self._vectors(X, words=row == "words")
-        if counts is None:
-            counts = np.ones(len(vectors), dtype=np.intp)
-        return self.prefix_.decision_function(vectors), counts
+        head = self.prefix_.head
+        if head is None:
+            raise ValueError(f"{self.prefix_!r} has no head: it gives vectors, but no predictions")
+        name = f"this {type(self).__name__}"
+        return head, *score_units(head, X, self.prefix_.of_pairs, self._vectors, name)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -124,7 +203,7 @@ class SourceHeadMixin(ClassifierMixin):
             tags.estimator_type = "regressor"
             tags.classifier_tags, tags.regressor_tags = None, RegressorTags()
         elif self.objective in ("multiple_choice", "token_classification"):
-            # Their rows have no label that folds could be stratified by.
+            # Rows have no label that folds could be stratified by.
             tags.estimator_type, tags.classifier_tags = None, None
         elif self.objective == "multilabel":
             tags.classifier_tags = ClassifierTags(multi_class=False, multi_label=True)

@@ -1,6 +1,7 @@
-"""Attention over prefixes and tokens: what one layer computes, and how prefixes are combined.
+"""Attention to prefixes and tokens: what one layer computes, and how prefixes are combined.
 
-Positions are not shifted: a prefix has none. ``_hook.py`` brings it into transformers' models.
+A prefix has no position, so the positions of tokens are not shifted. ``hook.py`` connects this to
+the layers of transformers' models.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-# Prefix positions from which attending to prefixes once for the whole batch, and to tokens by
-# themselves, takes less time on a CPU than copying prefixes beside each text's tokens.
-_SHARED_FROM = 100
+# Number of prefix positions from which it is faster on a CPU to attend to the prefixes once for the
+# whole batch, and to the tokens separately, than to copy the prefixes for each text.
+_MIN_SHARED_LENGTH = 100
 
 
 class Attend(Protocol):
-    """What a forward call may attend by: attention of one layer."""
+    """Attention of one layer, as a forward call of a backbone uses it."""
 
     def __call__(
         self,
@@ -31,63 +32,80 @@ class Attend(Protocol):
         mask: Tensor | None,
         scaling: float,
     ) -> Tensor:
-        """Attend; every tensor but the mask has shape (batch, head, position, head_dim).
+        """Attend to prefixes and tokens.
 
-        There are as many heads as keys have. Where several heads of queries share one, there are
-        that many times more positions of queries than of keys.
+        Parameters
+        ----------
+        layer : int
+            Number of the layer.
+        query : Tensor of shape (batch, head, n_groups * position, head_dim)
+            Queries. ``n_groups`` is the number of query heads that share a key head.
+        key, value : Tensor of shape (batch, head, position, head_dim)
+            Keys and values of the tokens.
+        mask : Tensor of shape (batch, 1 or head, 1 or n_groups * position, position) or None
+            Boolean (True: attend) or additive. None if each token sees all tokens.
+        scaling : float
+            Factor on the products of queries and keys.
+
+        Returns
+        -------
+        output : Tensor of shape (batch, head, n_groups * position, head_dim)
+            In the dtype of the queries.
         """
 
 
 def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Give the dtype that attention is computed in.
+    """Return the dtype that attention is computed in.
 
-    SDPA on a CPU is slower in bfloat16 than in float32: forward by a tenth to a half, backward
-    five times.
+    On a CPU this is float32, since SDPA in bfloat16 is slower there: by 10 to 50% forward, and
+    five times backward.
     """
     return torch.float32 if device.type == "cpu" else dtype
 
 
-def for_attention(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Give tensors in the dtype that attention is computed in."""
+def to_attention_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Convert tensors to the dtype that attention is computed in."""
     return tuple(tensor.to(attention_dtype(tensor.device, tensor.dtype)) for tensor in tensors)
 
 
 @dataclass
-class OnceACall:
-    """Keeps what was made of a mask.
+class MaskCache:
+    """Convert the mask of a forward call once rather than in each layer.
 
-    The layers of a forward call share one mask object (two, where some layers see a window only):
-    each is worked on once a call. Assigning a tuple is atomic, so threads may race here.
+    All layers are given the same mask object, or one of two objects in models where some layers
+    see a window only. The cache is replaced in one assignment, so threads may share it.
     """
 
     _recent: tuple[tuple[Tensor | None, int, Tensor | None], ...] = ()
 
     def __call__(
-        self, mask: Tensor | None, n_tokens: int, make: Callable[[], Tensor | None]
+        self, mask: Tensor | None, n_tokens: int, convert: Callable[[], Tensor | None]
     ) -> Tensor | None:
-        for known, length, made in self._recent:
+        """Return the converted mask, from the cache if `mask` is one of the last two."""
+        for known, length, converted in self._recent:
             if known is mask and length == n_tokens:
-                return made
-        made = make()
-        self._recent = ((mask, n_tokens, made), *self._recent[:1])
-        return made
+                return converted
+        converted = convert()
+        self._recent = ((mask, n_tokens, converted), *self._recent[:1])
+        return converted
 
 
 @dataclass
 class ConcatAttention:
-    """One softmax over the positions of all prefixes and the tokens (arXiv 2305.13499).
+    """Attend to all prefixes and the tokens in one softmax (arXiv 2305.13499).
 
     Parameters
     ----------
     keys_values : Tensor of shape (layer, 2, head, prefix position, head_dim)
-        Prefixes behind each other.
+        Concatenated prefixes.
     log_weights : Tensor of shape (prefix position,) or None
-        Added to the logits of prefix keys: the logarithm of the factor on their attention mass.
+        Logarithm of the factor on each prefix position's attention mass, added to its logits.
+        None if all factors are 1.
     """
 
     keys_values: Tensor
     log_weights: Tensor | None = None
-    _masks: OnceACall = field(default_factory=OnceACall)
+    _masks: MaskCache = field(default_factory=MaskCache)
 
     def __call__(
         self,
@@ -98,41 +116,45 @@ class ConcatAttention:
         mask: Tensor | None,
         scaling: float,
     ) -> Tensor:
-        """Attend to prefixes and tokens alike."""
+        """Attend to prefixes and tokens."""
         dtype = query.dtype
-        query, key, value = for_attention(query, key, value)
+        query, key, value = to_attention_dtype(query, key, value)
         keys, values = self.keys_values[layer].to(key.dtype)  # (head, prefix position, head_dim)
-        if keys.shape[1] >= _SHARED_FROM and key.device.type == "cpu" and not keys.requires_grad:
-            mask = self._masks(mask, key.shape[2], lambda: _additive(mask, query.dtype))
-            tokens = _attention_with_mass(query, key, value, mask, scaling)
-            return _merge(*tokens, *self._of_prefixes(query, keys, values, scaling)).to(dtype)
+        length, n_tokens = keys.shape[1], key.shape[2]
+        shared = length >= _MIN_SHARED_LENGTH and not keys.requires_grad
+        if shared and key.device.type == "cpu":
+            additive = self._masks(mask, n_tokens, lambda: _to_additive(mask, query.dtype))
+            output, mass = _attention_with_mass(query, key, value, additive, scaling)
+            merged = _merge(output, mass, *self._attend_to_prefixes(query, keys, values, scaling))
+            return merged.to(dtype)
+        widened = self._masks(
+            mask,
+            n_tokens,
+            lambda: widen_mask(mask, self.log_weights, length, n_tokens, query.dtype),
+        )
         rows = key.shape[0], -1, -1, -1
         return scaled_dot_product_attention(
             query,
             torch.cat([keys.expand(rows), key], dim=2),
             torch.cat([values.expand(rows), value], dim=2),
-            attn_mask=self._masks(mask, key.shape[2], lambda: self._widen(mask, query, key)),
+            attn_mask=widened,
             scale=scaling,
         ).to(dtype)
 
-    def _of_prefixes(
+    def _attend_to_prefixes(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: float
     ) -> tuple[Tensor, Tensor]:
-        # Prefixes are the same for every text: all queries of the batch are one long sequence.
+        # All texts share the prefixes, so the queries of the batch form one long sequence.
         batch, head, position, head_dim = query.shape
         queries = query.transpose(1, 2).reshape(1, batch * position, head, head_dim)
-        bias = (
-            None if self.log_weights is None else self.log_weights.to(keys.dtype)[None, None, None]
-        )
+        bias = None
+        if self.log_weights is not None:
+            bias = self.log_weights.to(keys.dtype)[None, None, None]  # (1, 1, 1, prefix position)
         output, mass = _attention_with_mass(
             queries.transpose(1, 2), keys[None], values[None], bias, scaling
         )
         output = output.transpose(1, 2).view(batch, position, head, head_dim).transpose(1, 2)
         return output, mass.view(head, batch, position).transpose(0, 1)
-
-    def _widen(self, mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
-        length = self.keys_values.shape[3]
-        return widen_mask(mask, self.log_weights, length, key.shape[2], query.dtype)
 
 
 def widen_mask(
@@ -142,25 +164,25 @@ def widen_mask(
     n_tokens: int,
     dtype: torch.dtype,
 ) -> Tensor | None:
-    """Put columns for prefix positions before a mask's token columns.
+    """Insert columns for prefix positions before the token columns of a mask.
 
     Parameters
     ----------
     mask : Tensor of shape (batch, 1 or head, 1 or position, position) or None
-        Boolean (True: attend), additive, or None where nothing is hidden.
+        Boolean (True: attend) or additive. None if each token sees all tokens.
     log_weights : Tensor of shape (length,) or None
-        Additive columns of the prefix; None for zeros.
+        What is added to the logits of prefix positions. None for zeros.
     length : int
         Number of prefix positions.
     n_tokens : int
         Number of token positions.
     dtype : torch.dtype
-        Of the queries; an additive mask must have it.
+        Dtype of an additive mask: that of the queries.
 
     Returns
     -------
     mask : Tensor of shape (batch, 1 or head, 1 or position, length + position) or None
-        Of the kind that was given, additive if there are weights.
+        Additive if `log_weights` is given, otherwise of the same kind as `mask`.
     """
     if mask is None:
         if log_weights is None:
@@ -178,23 +200,24 @@ def widen_mask(
 
 @dataclass
 class MeanAttention:
-    """Mean over prefixes of the attention to that prefix and the tokens, layer by layer.
+    """Attend to each prefix together with the tokens, and average the outputs in each layer.
 
-    With softmax mass ``Z_x`` over the tokens and ``Z_t`` over prefix t, and ``o_x``, ``o_t`` the
-    attention to either alone, a layer's output is the mean over t of
-    ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)``; ``o_x`` and each ``o_t`` are computed once.
+    Let ``o_x`` be the attention to the tokens alone and ``Z_x`` its softmax mass, and ``o_t`` and
+    ``Z_t`` those of prefix t alone. The output of a layer is the mean over t of
+    ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)``. ``o_x`` and each ``o_t`` are computed once.
 
     Parameters
     ----------
     keys_values : Tensor of shape (layer, 2, head, prefix, longest, head_dim)
-        Prefixes side by side, shorter ones filled up.
+        Stacked prefixes; shorter ones are padded.
     log_weights : Tensor of shape (prefix, longest)
-        Added to the logits of prefix keys; minus infinity where a prefix is filled up.
+        Logarithm of the factor on each prefix position's attention mass; minus infinity for
+        padding.
     """
 
     keys_values: Tensor
     log_weights: Tensor
-    _masks: OnceACall = field(default_factory=OnceACall)
+    _masks: MaskCache = field(default_factory=MaskCache)
 
     def __call__(
         self,
@@ -207,50 +230,51 @@ class MeanAttention:
     ) -> Tensor:
         """Attend to each prefix with the tokens, and average."""
         dtype = query.dtype
-        query, key, value = for_attention(query, key, value)
+        query, key, value = to_attention_dtype(query, key, value)
         n_prefixes, longest = self.log_weights.shape
         batch, head, position, head_dim = query.shape
-        mask = self._masks(mask, key.shape[2], lambda: _additive(mask, query.dtype))
-        output, mass = _attention_with_mass(query, key, value, mask, scaling)
-        output, mass = _tokens_last(output), _tokens_last(mass.unsqueeze(-1))
+        additive = self._masks(mask, key.shape[2], lambda: _to_additive(mask, query.dtype))
+        output, mass = _attention_with_mass(query, key, value, additive, scaling)
+        output, mass = _queries_last(output), _queries_last(mass.unsqueeze(-1))
 
-        # Prefixes are the same for every text: one product a head for all queries of the batch,
-        # with queries in the last dimension, along which all that follows is contiguous.
-        keys, values = self.keys_values[layer].to(key.dtype).flatten(2, 3)  # (head, slot, head_dim)
-        bias = self.log_weights.flatten()[:, None]  # (slot, 1)
-        slots = torch.baddbmm(bias, keys.float(), _tokens_last(query).float(), alpha=scaling)
-        slots = slots.unflatten(1, (n_prefixes, longest))  # (head, prefix, slot, query)
-        largest = torch.maximum(slots.amax(2), mass)  # (head, prefix, query)
-        slots = slots.sub_(largest.unsqueeze(2)).exp_()
-        tokens = (mass - largest).exp_()
-        whole = (tokens + slots.sum(2)).mul_(n_prefixes)
-        slots = slots.div_(whole.unsqueeze(2)).flatten(1, 2)  # weights of values: (head, slot, q)
-        tokens = (tokens / whole).sum(1, keepdim=True)  # (head, 1, query)
+        # All texts share the prefixes, so one product per head serves the queries of the whole
+        # batch. The queries are the last dimension: what follows runs along contiguous memory.
+        keys, values = self.keys_values[layer].to(key.dtype).flatten(2, 3)
+        bias = self.log_weights.flatten()[:, None]  # (prefix * longest, 1)
+        logits = torch.baddbmm(bias, keys.float(), _queries_last(query).float(), alpha=scaling)
+        logits = logits.unflatten(1, (n_prefixes, longest))  # (head, prefix, longest, query)
+        largest = torch.maximum(logits.amax(2), mass)  # (head, prefix, query)
+        prefix_weights = logits.sub_(largest.unsqueeze(2)).exp_()
+        token_weights = (mass - largest).exp_()
+        total = (token_weights + prefix_weights.sum(2)).mul_(n_prefixes)
+        # (head, prefix * longest, query)
+        prefix_weights = prefix_weights.div_(total.unsqueeze(2)).flatten(1, 2)
+        token_weights = (token_weights / total).sum(1, keepdim=True)  # (head, 1, query)
         output = torch.baddbmm(
-            (output * tokens).to(value.dtype).transpose(1, 2),
-            slots.to(value.dtype).transpose(1, 2),
+            (output * token_weights).to(value.dtype).transpose(1, 2),
+            prefix_weights.to(value.dtype).transpose(1, 2),
             values,
         )  # (head, query, head_dim)
         return output.view(head, batch, position, head_dim).transpose(0, 1).to(dtype)
 
 
-def _tokens_last(tensor: Tensor) -> Tensor:
-    # From (batch, head, position, dim) to (head, dim, batch * position): no copy where the
-    # backbone has split its heads from (batch, position, feature).
+def _queries_last(tensor: Tensor) -> Tensor:
+    # From (batch, head, position, dim) to (head, dim, batch * position). Nothing is copied where
+    # the backbone has split its heads from (batch, position, feature).
     return tensor.transpose(1, 2).flatten(0, 1).permute(1, 2, 0)
 
 
-def _merge(one: Tensor, one_mass: Tensor, other: Tensor, other_mass: Tensor) -> Tensor:
-    """Make of attention to two sets of keys, with the logarithms of their masses, that to both."""
-    return torch.lerp(one, other, torch.sigmoid(other_mass - one_mass).unsqueeze(-1))
+def _merge(first: Tensor, first_mass: Tensor, second: Tensor, second_mass: Tensor) -> Tensor:
+    """Combine the outputs of attention to two sets of keys, given the logs of their masses."""
+    return torch.lerp(first, second, torch.sigmoid(second_mass - first_mass).unsqueeze(-1))
 
 
 def _attention_with_mass(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """Attend, and give the logarithm of the softmax mass too: (batch, head, position)."""
+    """Return the output and the logarithm of the softmax mass, (batch, head, position)."""
     if query.device.type == "cpu":
-        # What scaled_dot_product_attention calls, which keeps the mass to itself.
+        # The kernel behind scaled_dot_product_attention, which does not return the mass.
         output, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=mask, scale=scaling
         )
@@ -261,22 +285,22 @@ def _attention_with_mass(
 
 
 def attention_mass(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Give the logarithm of the softmax mass of keys: (batch, head, position)."""
-    return _logits(query, key, _additive(mask, torch.float32), scaling).logsumexp(-1)
+    """Return the logarithm of the softmax mass of the keys, (batch, head, position)."""
+    return _logits(query, key, _to_additive(mask, torch.float32), scaling).logsumexp(-1)
 
 
 def _logits(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    # In float32, as the kernels keep them: rounded logits cost a percent of the output.
+    # In float32, as the kernels compute them: rounded logits change the output by a percent.
     logits = query.float() @ key.float().transpose(-1, -2) * scaling  # (batch, head, q, token)
     if mask is None:
         return logits
     return (logits + mask).clamp_(min=torch.finfo(logits.dtype).min)
 
 
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _to_additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if mask is None:
         return None
-    # The lowest finite number: a row that sees no token stays finite.
+    # The lowest finite number, so that a row that sees no token stays finite.
     lowest = torch.finfo(dtype).min
     if mask.dtype == torch.bool:
         return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, lowest)
@@ -284,13 +308,15 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 @dataclass
-class Record:
-    """Plain attention that keeps the keys and values of chosen tokens.
+class RecordedAttention:
+    """Attend to the tokens alone, and keep the keys and values of chosen tokens.
 
     Parameters
     ----------
     rows, positions : Tensor of shape (chosen,)
-        Which tokens of the batch.
+        Row and position in the batch of each chosen token.
+    layers : dict of int to Tensor
+        Keys and values by layer, filled by each call.
     """
 
     rows: Tensor
@@ -306,7 +332,7 @@ class Record:
         mask: Tensor | None,
         scaling: float,
     ) -> Tensor:
-        """Attend to the tokens, and keep what was asked for."""
+        """Attend to the tokens, and keep keys and values of the chosen ones."""
         chosen = [t[self.rows, :, self.positions] for t in (key, value)]  # (chosen, head, head_dim)
         self.layers[layer] = torch.stack(chosen).transpose(1, 2).float()  # (2, head, chosen, dim)
         if mask is not None and mask.dtype != torch.bool:
@@ -314,57 +340,59 @@ class Record:
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
     def keys_values(self) -> Tensor:
-        """Give what was kept, of shape (layer, 2, head, chosen, head_dim)."""
+        """Return the recorded keys and values, (layer, 2, head, chosen, head_dim)."""
         return torch.stack([self.layers[layer] for layer in sorted(self.layers)])
 
 
 def combined_attention(
     parts: Sequence[Tensor], weights: Sequence[float], combine: str
 ) -> Attend | None:
-    """Make of prefixes what forward calls attend by.
+    """Return the attention to several prefixes.
 
     Parameters
     ----------
     parts : sequence of Tensor of shape (layer, 2, head, position, head_dim)
-        One a prefix, on the backbone's device. None at all: the bare backbone.
+        Prefixes, on the backbone's device.
     weights : sequence of float
         Factor on each prefix's attention mass.
     combine : {"concat", "mean"}
-        One softmax over all, or the mean over prefixes.
+        How prefixes are combined:
+
+        - ``"concat"``: one softmax over all prefixes and the tokens;
+        - ``"mean"``: the mean over prefixes of the attention to that prefix and the tokens.
 
     Returns
     -------
     attend : Attend or None
-        Good for any number of forward calls, from any number of threads.
+        For any number of forward calls in any number of threads. None without prefixes: the
+        bare backbone.
     """
     if not parts:
         return None
     if combine == "mean" and len(parts) > 1:
-        return MeanAttention(*side_by_side(parts, weights))
-    return ConcatAttention(*behind_each_other(parts, weights))
+        return MeanAttention(*stacked(parts, weights))
+    return ConcatAttention(*concatenated(parts, weights))
 
 
-def behind_each_other(
-    parts: Sequence[Tensor], weights: Sequence[float]
-) -> tuple[Tensor, Tensor | None]:
-    """Arrange prefixes for :class:`ConcatAttention`: its two parameters."""
-    combined = torch.cat(list(parts), dim=3)
+def concatenated(parts: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor | None]:
+    """Return the parameters of :class:`ConcatAttention` for several prefixes."""
+    keys_values = torch.cat(list(parts), dim=3)
     if all(weight == 1 for weight in weights):
-        return combined, None
-    logs = [
+        return keys_values, None
+    log_weights = [
         torch.full((part.shape[3],), math.log(weight), device=part.device)
         for part, weight in zip(parts, weights, strict=True)
     ]
-    return combined, torch.cat(logs)
+    return keys_values, torch.cat(log_weights)
 
 
-def side_by_side(parts: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Arrange prefixes for :class:`MeanAttention`: its two parameters."""
+def stacked(parts: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return the parameters of :class:`MeanAttention` for several prefixes."""
     longest = max(part.shape[3] for part in parts)
     layer, two, head, _, head_dim = parts[0].shape
-    combined = parts[0].new_zeros(layer, two, head, len(parts), longest, head_dim)
-    logs = torch.full((len(parts), longest), -torch.inf, device=parts[0].device)
+    keys_values = parts[0].new_zeros(layer, two, head, len(parts), longest, head_dim)
+    log_weights = torch.full((len(parts), longest), -torch.inf, device=parts[0].device)
     for k, (part, weight) in enumerate(zip(parts, weights, strict=True)):
-        combined[:, :, :, k, : part.shape[3]] = part
-        logs[k, : part.shape[3]] = math.log(weight)
-    return combined, logs
+        keys_values[:, :, :, k, : part.shape[3]] = part
+        log_weights[k, : part.shape[3]] = math.log(weight)
+    return keys_values, log_weights

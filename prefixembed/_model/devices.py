@@ -1,4 +1,4 @@
-"""Which device and which dtype a name means here."""
+"""Devices, dtypes and random states of torch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The threads that OpenMP works with are the parent's: a forked child that waits for them waits for
-# ever. torch's own data loader has its workers do the same.
+# A forked child does not have the OpenMP threads of its parent, and would wait for them forever.
+# The workers of torch's data loader are limited to one thread too.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
@@ -20,7 +20,13 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(device: str) -> torch.device:
-    """Give the device of a name; ``"auto"`` takes CUDA, then MPS, then the CPU."""
+    """Return the device of a name; ``"auto"`` picks CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the name is not that of a device, or torch does not find the device.
+    """
     if device == "auto":
         if torch.cuda.is_available():
             device = "cuda"
@@ -31,30 +37,33 @@ def resolve_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"device must be 'auto' or a torch device, got {device!r}") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no CUDA device here")
+        raise ValueError(f"device is {device!r}, but torch finds no CUDA device")
     if resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device is {device!r}, but torch finds no MPS device here")
+        raise ValueError(f"device is {device!r}, but torch finds no MPS device")
     if resolved.type == "cuda" and resolved.index is None:
         return torch.device("cuda", _own_cuda_index())
-    # Tensors on "mps" say that they are on "mps:0", which is the same device.
+    # "mps:0" is the same device as "mps".
     return torch.device("mps") if resolved.type == "mps" else resolved
 
 
 def _own_cuda_index() -> int:
-    """Give each worker process of a machine with several CUDA devices one of them, in turns.
+    """Return the CUDA device of this process: worker processes take the devices in turns.
 
-    Engines that share devices out themselves show each worker its own, which is then the only one.
+    Engines that assign devices themselves show each worker only its own.
     """
     index, n_devices = torch.cuda.current_device(), torch.cuda.device_count()
     if index or n_devices == 1 or multiprocessing.parent_process() is None:
         return index
-    # Processes are numbered by their names: LokyProcess-1, SpawnPoolWorker-2.
+    # Names of worker processes end in their number: LokyProcess-1, SpawnPoolWorker-2.
     number = multiprocessing.current_process().name.rpartition("-")[2]
     return (int(number) - 1) % n_devices if number.isdecimal() else index
 
 
-def is_here(device: Any) -> bool:
-    """Tell whether this machine has a device, without a context on it; what is no name passes."""
+def device_exists(device: Any) -> bool:
+    """Return whether this machine has a device, without creating a CUDA context.
+
+    What is not the name of a device counts as existing: :func:`resolve_device` refuses it.
+    """
     kind, _, index = str(device).partition(":")
     if kind == "cuda":
         n_devices = torch.cuda.device_count()
@@ -63,7 +72,16 @@ def is_here(device: Any) -> bool:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Give the dtype of a name; ``"auto"`` takes bfloat16 where the hardware multiplies in it."""
+    """Return the dtype of a name.
+
+    ``"auto"`` picks bfloat16 if the hardware multiplies in it (CUDA compute capability 8 and
+    higher, CPUs with AVX512-BF16 or AMX), and float32 otherwise.
+
+    Raises
+    ------
+    ValueError
+        If the name is not that of a supported dtype.
+    """
     if dtype in _DTYPES:
         return _DTYPES[dtype]
     if dtype != "auto":
@@ -71,15 +89,15 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        able = torch.cpu.get_capabilities()
-        fast = bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+        capabilities = torch.cpu.get_capabilities()
+        fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     else:
         fast = False
     return torch.bfloat16 if fast else torch.float32
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Give the states of torch's generators of the CPU and of a device, by their names."""
+    """Return the states of torch's random generators for the CPU and for a device, by name."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -89,7 +107,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(device: torch.device, states: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`random_state` gave; of another device's generator nothing is used."""
+    """Restore what :func:`random_state` returned; states of other devices are ignored."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
@@ -99,9 +117,9 @@ def set_random_state(device: torch.device, states: Mapping[str, Tensor]) -> None
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seed torch's generators of the CPU and of a device, and put their states back afterwards."""
-    kept = random_state(device)
-    torch.default_generator.manual_seed(seed)  # of the CPU alone, unlike torch.manual_seed
+    """Seed torch's random generators for the CPU and for a device; restore their states after."""
+    before = random_state(device)
+    torch.default_generator.manual_seed(seed)  # unlike torch.manual_seed, for the CPU only
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
@@ -110,4 +128,4 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
     try:
         yield
     finally:
-        set_random_state(device, kept)
+        set_random_state(device, before)

@@ -1,7 +1,7 @@
-"""How attention to prefixes gets into transformers' models, and which layer is asking.
+"""How attention to prefixes enters transformers' models, and which layer is running.
 
-What a forward call attends to stands in a context variable while it runs, and its layers are
-counted as they come. The model keeps no state, so threads share it.
+A forward call keeps what it attends to in a context variable, and counts its layers as they run.
+The model holds no state, so threads share it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,19 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefixembed._model.attention import Attend, OnceACall, for_attention
+from prefixembed._model.attention import Attend, MaskCache, to_attention_dtype
 
 ATTENTION = "prefixembed"
 
 
-def prefix_attention_forward(
+def register() -> None:
+    """Register ``attn_implementation="prefixembed"`` with transformers."""
+    AttentionInterface.register(ATTENTION, _attention_forward)
+    # Without a mask function of the same name, the mask silently becomes None.
+    AttentionMaskInterface.register(ATTENTION, _mask)
+
+
+def _attention_forward(
     module: torch.nn.Module,
     query: Tensor,  # (batch, head, position, head_dim)
     key: Tensor,  # (batch, key head, position, head_dim)
@@ -32,102 +39,89 @@ def prefix_attention_forward(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function registered with transformers; without a prefix it is plain SDPA."""
-    running = _running.get()
-    if running is None:
+    """Attend as the current forward call says, or to the tokens alone by plain SDPA."""
+    call = _current_call.get()
+    if call is None:
         dtype = query.dtype
-        query, key, value = for_attention(query, key, value)
+        query, key, value = to_attention_dtype(query, key, value)
         output, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return output.to(dtype), None
     if scaling is None:
         scaling = query.shape[-1] ** -0.5
-    output = running.attend_layer(query, key, value, attention_mask, scaling)
+    output = call.attend_next_layer(query, key, value, attention_mask, scaling)
     return output.transpose(1, 2).contiguous(), None  # (batch, position, head, head_dim)
 
 
-def register() -> None:
-    """Make ``attn_implementation="prefixembed"`` known to transformers."""
-    AttentionInterface.register(ATTENTION, prefix_attention_forward)
-    # Without a mask function of the same name the mask silently becomes None.
-    AttentionMaskInterface.register(ATTENTION, _mask)
-
-
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # A causal mask is always made: that SDPA would make its own does not hold beside a prefix.
+    # A causal mask is always built: SDPA's own causal mask is wrong beside a prefix.
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
 
 
 @dataclass
-class _Running:
-    """A forward call on its way through the layers.
-
-    Parameters
-    ----------
-    attend : Attend
-        What every layer attends by.
-    """
+class _ForwardCall:
+    """What one forward call attends to, and how many of its layers have run."""
 
     attend: Attend
-    _n_done: int = 0
-    _masks: OnceACall = field(default_factory=OnceACall)
+    _n_layers_done: int = 0
+    _masks: MaskCache = field(default_factory=MaskCache)
 
-    def attend_layer(
+    def attend_next_layer(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
     ) -> Tensor:
-        """Attend in the layer whose turn it is.
-
-        Heads of queries may be a multiple of those of keys: each group of them shares one. Its
-        queries are taken as further positions of that head, so that prefixes have as many heads as
-        the keys.
-        """
-        # Counted, since not every family numbers its layers, and ALBERT's are all the same one.
-        layer, self._n_done = self._n_done, self._n_done + 1
-        heads, n_groups = query.shape[1], query.shape[1] // key.shape[1]
+        # Layers are counted, since not every family numbers them and ALBERT runs one repeatedly.
+        layer, self._n_layers_done = self._n_layers_done, self._n_layers_done + 1
+        n_heads, n_groups = query.shape[1], query.shape[1] // key.shape[1]
         if n_groups == 1:
             return self.attend(layer, query, key, value, mask, scaling)
+        # Several query heads share a key head. Their queries become further positions of that
+        # head, so that prefixes need only as many heads as the keys have.
         query = query.unflatten(1, (-1, n_groups)).flatten(2, 3)
         if mask is not None and mask.shape[2] > 1:
             given = mask
             mask = self._masks(mask, key.shape[2], lambda: given.repeat(1, 1, n_groups, 1))
         output = self.attend(layer, query, key, value, mask, scaling)
-        return output.unflatten(2, (n_groups, -1)).reshape(output.shape[0], heads, -1, key.shape[3])
+        return output.unflatten(2, (n_groups, -1)).reshape(len(output), n_heads, -1, key.shape[3])
 
 
-_running: ContextVar[_Running | None] = ContextVar("_running", default=None)
+_current_call: ContextVar[_ForwardCall | None] = ContextVar("_current_call", default=None)
 
 
 @contextmanager
 def attending(attend: Attend | None) -> Iterator[None]:
-    """Have one forward call of a backbone in this thread attend to prefixes.
+    """Let one forward call of a backbone in this thread attend to prefixes.
 
     Parameters
     ----------
     attend : Attend or None
-        What its layers attend by; None for tokens alone.
+        Attention of the layers. None for attention to the tokens alone.
     """
-    token = _running.set(None if attend is None else _Running(attend))
+    token = _current_call.set(None if attend is None else _ForwardCall(attend))
     try:
         yield
     finally:
-        _running.reset(token)
+        _current_call.reset(token)
 
 
 def is_attending() -> bool:
-    """Tell whether the forward call that runs in this thread attends to more than tokens."""
-    return _running.get() is not None
+    """Return True if the forward call running in this thread has an :class:`Attend`."""
+    return _current_call.get() is not None
 
 
-def attend_here(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Attend in a layer that transformers gives no attention function, where one runs.
+def attend_current_layer(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> Tensor:
+    """Attend in a layer whose attention function transformers does not let us replace.
+
+    It may be called only where :func:`is_attending` returns True.
 
     Parameters
     ----------
     query, key, value : Tensor of shape (batch, head, position, head_dim)
-        Of the tokens.
+        Queries, keys and values of the tokens.
     mask : Tensor of shape (batch, 1 or head, position, position)
-        Added to the logits of tokens.
+        Added to the logits.
     scaling : float
         Factor on the products of queries and keys.
 
@@ -136,7 +130,7 @@ def attend_here(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling
     output : Tensor of shape (batch, position, head * head_dim)
         In the dtype of the queries.
     """
-    running = _running.get()
-    assert running is not None
-    output = running.attend_layer(query, key, value, mask, scaling)
+    call = _current_call.get()
+    assert call is not None
+    output = call.attend_next_layer(query, key, value, mask, scaling)
     return output.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""The pooling that a backbone was trained with, as sentence-transformers writes it down."""
+"""How a backbone was trained to read texts, as files beside its weights say."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from typing import Any
 from transformers.utils import cached_file
 
 from prefixembed._utils.warnings import warn
+from prefixembed.reading import Reading
 
+# Written by MultiTaskEncoder.save: a whole reading, which the files below cannot express.
+_OWN = "prefixembed.json"
 _MODULES, _POOLING_CONFIG = "modules.json", "1_Pooling/config.json"
-# Their names of ours. What else they have (several at once, weighted means) has no name here.
+_LENGTH_CONFIG = "sentence_bert_config.json"
+_PROMPT_CONFIG = "config_sentence_transformers.json"
+# From their names to ours. Other modes, such as several at once or weighted means, have no name
+# here.
 _NAMES = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
 _OLD_NAMES = {
     "pooling_mode_cls_token": "cls",
@@ -21,12 +27,12 @@ _OLD_NAMES = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-# What changes no direction is left to whoever compares vectors.
-_SILENT = ("Transformer", "Pooling", "Normalize")
+# Modules that change no direction are left to whoever compares vectors.
+_IGNORED = ("Transformer", "Pooling", "Normalize")
 
 
-def own_pooling(name: str, revision: str | None, default: str) -> str:
-    """Tell how a backbone makes one vector of token vectors.
+def own_reading(name: str, revision: str | None, default_pooling: str, longest: int) -> Reading:
+    """Return how a backbone was trained to read texts.
 
     Parameters
     ----------
@@ -34,78 +40,120 @@ def own_pooling(name: str, revision: str | None, default: str) -> str:
         Hub name or folder.
     revision : str or None
         Revision on the Hub.
-    default : str
-        What to take where the backbone does not say.
+    default_pooling : str
+        Pooling where the backbone does not say.
+    longest : int
+        Largest number of tokens that the backbone can take.
 
     Returns
     -------
-    pooling : {"mean", "cls", "max", "last"}
-        As its ``modules.json`` has it.
+    reading : Reading
+        Pairs are read apart if ``modules.json`` says that the backbone embeds sentences, and
+        jointly otherwise.
 
     Warns
     -----
     UserWarning
-        If it has modules, or a pooling, that there is none of here.
+        If the backbone has modules, or a pooling, that this library does not have.
     """
+    own = _read(name, revision, _OWN)
+    if isinstance(own, dict):
+        try:
+            return Reading(**own["reading"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{_OWN} of backbone {name!r} cannot be read: {error}") from error
     modules = _read(name, revision, _MODULES)
     if not isinstance(modules, list):
-        return default
-    known = [module for module in modules if isinstance(module, dict)]
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in known]
-    further = [kind for kind in kinds if kind not in _SILENT]
-    if further:
+        return Reading(default_pooling, longest, pairs="joint")
+    modules = [module for module in modules if isinstance(module, dict)]
+    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    paths = {kind: str(module.get("path", "")) for kind, module in zip(kinds, modules, strict=True)}
+    if unknown := [kind for kind in kinds if kind not in _IGNORED]:
         warn(
-            f"modules.json of backbone {name!r} has {', '.join(further)} behind the transformer, "
+            f"modules.json of backbone {name!r} has {', '.join(unknown)} behind the transformer, "
             "which is not used here: vectors are pooled token vectors"
         )
-    if "Pooling" not in kinds:
-        return default
-    folder = PurePosixPath(str(known[kinds.index("Pooling")].get("path", "")))
-    config = _read(name, revision, str(folder / "config.json"))
-    modes = _modes(config if isinstance(config, dict) else {})
-    if len(modes) == 1 and modes[0] in _NAMES:
-        return _NAMES[modes[0]]
-    warn(
-        f"backbone {name!r} was trained with pooling {' and '.join(modes) or 'unknown'}, which is "
-        f"none of {', '.join(_NAMES.values())}: {default!r} is taken in its place"
+    pooling = default_pooling
+    if "Pooling" in paths:
+        config = _read_dict(name, revision, str(PurePosixPath(paths["Pooling"]) / "config.json"))
+        pooling = _pooling(name, config, default_pooling)
+    limits = _read_dict(
+        name, revision, str(PurePosixPath(paths.get("Transformer", "")) / _LENGTH_CONFIG)
     )
-    return default
+    limit = limits.get("max_seq_length")
+    return Reading(
+        pooling=pooling,
+        max_length=min(longest, limit) if isinstance(limit, int) and limit >= 8 else longest,
+        pairs="apart" if "Pooling" in paths else "joint",
+        prompt=_default_prompt(_read_dict(name, revision, _PROMPT_CONFIG)),
+    )
 
 
-def pooling_files(pooling: str, n_features: int) -> dict[str, bytes]:
-    """Write down how a backbone makes one vector, as :func:`own_pooling` reads it.
+def reading_files(reading: Reading, n_features: int) -> dict[str, bytes]:
+    """Return the files that record how a backbone reads texts.
 
     Parameters
     ----------
-    pooling : {"mean", "cls", "max", "last"}
-        How.
+    reading : Reading
+        How the backbone reads texts.
     n_features : int
         Length of a vector.
 
     Returns
     -------
     files : dict of str to bytes
-        Their content by path.
+        Content by path: all of the reading for :func:`own_reading`, and what
+        sentence-transformers knows of it.
     """
-    theirs = {ours: name for name, ours in _NAMES.items()}[pooling]
+    theirs = {ours: name for name, ours in _NAMES.items()}[reading.pooling]
     modules = [
         {"idx": k, "name": str(k), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for k, (kind, path) in enumerate([("Transformer", ""), ("Pooling", "1_Pooling")])
     ]
     config: dict[str, Any] = {"word_embedding_dimension": n_features}
     config |= {old: name == theirs for old, name in _OLD_NAMES.items()}
-    files = {_MODULES: modules, _POOLING_CONFIG: config}
+    files: dict[str, Any] = {
+        _OWN: {"reading": reading.to_dict()},
+        _MODULES: modules,
+        _POOLING_CONFIG: config,
+        _LENGTH_CONFIG: {"max_seq_length": reading.max_length, "do_lower_case": False},
+    }
+    if reading.prompt:
+        files[_PROMPT_CONFIG] = {
+            "prompts": {"default": reading.prompt},
+            "default_prompt_name": "default",
+        }
     return {path: json.dumps(content, indent=2).encode() for path, content in files.items()}
 
 
-def _modes(config: dict[str, Any]) -> list[str]:
+def _pooling(name: str, config: dict[str, Any], default: str) -> str:
     mode = config.get("pooling_mode")
     if mode is None:
-        return [name for old, name in _OLD_NAMES.items() if config.get(old)]
-    return [str(one) for one in mode] if isinstance(mode, list) else [str(mode)]
+        modes = [known for old, known in _OLD_NAMES.items() if config.get(old)]
+    else:
+        modes = [str(one) for one in mode] if isinstance(mode, list) else [str(mode)]
+    if len(modes) == 1 and modes[0] in _NAMES:
+        return _NAMES[modes[0]]
+    warn(
+        f"backbone {name!r} was trained with pooling {' and '.join(modes) or 'unknown'}, which is "
+        f"not one of {', '.join(_NAMES.values())}: {default!r} is used instead"
+    )
+    return default
+
+
+def _default_prompt(config: dict[str, Any]) -> str:
+    prompts, name = config.get("prompts"), config.get("default_prompt_name")
+    prompt = prompts.get(name, "") if isinstance(prompts, dict) and name is not None else ""
+    return prompt if isinstance(prompt, str) else ""
+
+
+def _read_dict(name: str, revision: str | None, path: str) -> dict[str, Any]:
+    content = _read(name, revision, path)
+    return content if isinstance(content, dict) else {}
 
 
 def _read(name: str, revision: str | None, path: str) -> Any:
+    """Return the content of a JSON file, or None if the backbone does not have it."""
     found = cached_file(
         name,
         path,

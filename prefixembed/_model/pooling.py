@@ -1,57 +1,35 @@
-"""Pooling: from one vector a token to one vector a text, and from two of them to a pair's."""
+"""Pooling: from token vectors to one vector per text, word or pair."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Mask = Tensor | None
 
-
-@dataclass(frozen=True)
-class Reading:
-    """How the backbone reads a text, and how one vector is made of its token vectors.
-
-    Parameters
-    ----------
-    pooling : {"cls", "mean", "max", "last"}
-        As :func:`pool` has it.
-    layers : int, default=1
-        Number of last layers whose token vectors are averaged first.
-    first_position : int, default=0
-        Position of the first token.
-    """
-
-    pooling: str
-    layers: int = 1
-    first_position: int = 0
-
-
-def _cls(hidden: Tensor, mask: Mask) -> Tensor:
+def _cls(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden[:, 0].float()
     return _take(hidden, mask.int().argmax(dim=1))
 
 
-def _last(hidden: Tensor, mask: Mask) -> Tensor:
+def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden[:, -1].float()
     return _take(hidden, mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1))
 
 
-def _mean(hidden: Tensor, mask: Mask) -> Tensor:
+def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden.float().mean(dim=1)
     kept = mask.unsqueeze(-1)  # (batch, position, 1)
     return hidden.float().masked_fill(~kept, 0.0).sum(dim=1) / kept.sum(dim=1)
 
 
-def _max(hidden: Tensor, mask: Mask) -> Tensor:
+def _max(hidden: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return hidden.float().amax(dim=1)
     return hidden.float().masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
@@ -61,7 +39,7 @@ def _take(hidden: Tensor, position: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), position].float()
 
 
-_POOLINGS: dict[str, Callable[[Tensor, Mask], Tensor]] = {
+_POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
     "cls": _cls,
     "mean": _mean,
     "max": _max,
@@ -70,16 +48,20 @@ _POOLINGS: dict[str, Callable[[Tensor, Mask], Tensor]] = {
 
 
 def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """Reduce token vectors to one float32 vector a text; padding may stand on either side.
+    """Pool the token vectors of each text into one vector.
 
     Parameters
     ----------
     hidden : Tensor of shape (batch, position, feature)
-        The backbone's last layer.
+        Token vectors.
     mask : bool Tensor of shape (batch, position) or None
-        True where there is a token; None where nothing is padded.
+        True for tokens, False for padding on either side. None if nothing is padded.
     pooling : {"cls", "mean", "max", "last"}
-        First token, mean or maximum over all tokens (special ones too), last token.
+        How token vectors become one:
+
+        - ``"cls"`` or ``"last"``: the vector of the first or the last token;
+        - ``"mean"`` or ``"max"``: the mean or the maximum over all tokens, special tokens
+          included.
 
     Returns
     -------
@@ -95,37 +77,38 @@ def pool_words(hidden: Tensor, slots: Tensor, n_words: int) -> Tensor:
     Parameters
     ----------
     hidden : Tensor of shape (batch, position, feature)
-        The backbone's last layer.
+        Token vectors.
     slots : int64 Tensor of shape (batch, position)
-        Number of each token's word in the batch; -1 for none.
+        Index of the word that each token belongs to, counted over the batch; -1 if it belongs to
+        no word.
     n_words : int
-        Words of the batch.
+        Number of words in the batch.
 
     Returns
     -------
     vectors : Tensor of shape (n_words, feature)
-        In float32; zeros for a word that has no token.
+        In float32. Zeros for a word without tokens.
     """
-    belongs = slots >= 0
-    slot = slots[belongs]  # (token,)
+    in_word = slots >= 0
+    words = slots[in_word]  # (token,)
     sums = hidden.new_zeros((n_words, hidden.shape[-1]), dtype=torch.float32)
-    sums = sums.index_add(0, slot, hidden[belongs].float())
-    sizes = torch.bincount(slot, minlength=n_words).clamp(min=1)
-    return sums / sizes.unsqueeze(-1)
+    sums = sums.index_add(0, words, hidden[in_word].float())
+    n_tokens = torch.bincount(words, minlength=n_words).clamp(min=1)
+    return sums / n_tokens.unsqueeze(-1)
 
 
 def pair_vectors(first: Tensor, second: Tensor) -> Tensor:
-    """Make one vector of the two of a pair whose texts were read apart.
+    """Return the vectors of pairs whose texts were read apart.
 
     Parameters
     ----------
     first, second : Tensor of shape (batch, feature)
-        Vectors of the first and of the second texts.
+        Vectors u of the first texts and v of the second texts.
 
     Returns
     -------
     vectors : Tensor of shape (batch, 3 * feature)
-        Both, and the absolute value of their difference, beside each other.
+        ``[u, v, |u - v|]`` [1]_.
 
     References
     ----------
@@ -141,24 +124,25 @@ def pool_windows(
     n_windows: NDArray[np.intp],
     pooling: str,
 ) -> NDArray[np.float32]:
-    """Make one vector a text of those of its windows.
+    """Pool the vectors of the windows of each text into one vector.
 
     Parameters
     ----------
-    vectors : ndarray of shape (n_windows, n_features)
-        Text by text.
-    lengths : ndarray of shape (n_windows,)
-        Tokens of each window.
+    vectors : ndarray of shape (total, n_features)
+        Vectors of all windows, text by text.
+    lengths : ndarray of shape (total,)
+        Number of tokens of each window.
     n_windows : ndarray of shape (n_texts,)
-        How many windows each text has, at least one.
+        Number of windows of each text, at least one.
     pooling : {"cls", "mean", "max", "last"}
-        What made a window's vector of those of its tokens.
+        How the token vectors of a window were pooled.
 
     Returns
     -------
     vectors : ndarray of shape (n_texts, n_features)
-        The largest of each feature for ``"max"``, and otherwise the mean of windows by their
-        number of tokens: with ``"max"`` and ``"mean"`` what pooling all their tokens would give.
+        For ``"max"``, the maximum over windows. Otherwise the mean over windows, weighted by
+        their number of tokens. With ``"max"`` and ``"mean"`` this equals pooling the tokens of
+        all windows at once.
     """
     if not len(vectors):
         return vectors
@@ -168,7 +152,7 @@ def pool_windows(
     weights = lengths.astype(np.float32)[:, None]
     totals = np.add.reduceat(weights, starts, axis=0)
     return np.where(
-        n_windows[:, None] == 1,  # bit for bit as without windows
+        n_windows[:, None] == 1,  # bit-identical to reading without windows
         vectors[starts],
         np.add.reduceat(vectors * weights, starts, axis=0) / totals,
     )

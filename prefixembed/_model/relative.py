@@ -1,8 +1,9 @@
-"""Families that compute attention with terms of their own for the distance of two tokens.
+"""Families whose attention depends on the distance between two tokens: MPNet and DeBERTa.
 
-transformers gives MPNet and DeBERTa no attention function to replace. Their attention modules are
-made such that the terms become an additive mask, and attention itself is that of all others. A
-prefix has no position, and so no distance: its logits are products of queries and keys alone.
+transformers does not let us replace their attention function, so their attention modules are
+patched: the terms for distance become an additive mask, and attention is computed as in other
+families. A prefix has no position and thus no distance, so its logits are products of queries and
+keys alone.
 """
 
 from __future__ import annotations
@@ -14,22 +15,23 @@ from torch import Tensor
 from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
-from prefixembed._model.hook import attend_here, is_attending
+from prefixembed._model.hook import attend_current_layer, is_attending
 
 RELATIVE = ("deberta-v2", "mpnet")
 
 
-def adopt(model: torch.nn.Module) -> None:
-    """Make a model's attention such that it can attend to prefixes.
+def patch_relative_attention(model: torch.nn.Module) -> None:
+    """Patch the attention modules of MPNet and DeBERTa, so that they can attend to prefixes.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Of transformers. What it computes without a prefix stays the same, bit by bit.
+        Model of transformers, patched in place. Its output without prefixes stays bit-identical;
+        other families are left as they are.
     """
     for module in model.modules():
-        if type(module) in _OWN:
-            module.__class__ = _OWN[type(module)]
+        if type(module) in _PATCHED:
+            module.__class__ = _PATCHED[type(module)]
 
 
 class _MPNetAttention(MPNetSelfAttention):
@@ -51,7 +53,7 @@ class _MPNetAttention(MPNetSelfAttention):
         mask = position_bias.float()  # (batch, head, position, position)
         if attention_mask is not None:
             mask = mask + attention_mask.float()
-        return (self.o(attend_here(query, key, value, mask, query.shape[-1] ** -0.5)),)
+        return (self.o(attend_current_layer(query, key, value, mask, query.shape[-1] ** -0.5)),)
 
 
 class _DebertaAttention(DisentangledSelfAttention):
@@ -73,29 +75,30 @@ class _DebertaAttention(DisentangledSelfAttention):
                 relative_pos,
                 rel_embeddings,
             )
-        asking = hidden_states if query_states is None else query_states
+        queried = hidden_states if query_states is None else query_states
         n_heads = self.num_attention_heads
         query, key, value = (
             self.transpose_for_scores(project(states), n_heads)  # (batch * head, position, dim)
             for project, states in (
-                (self.query_proj, asking),
+                (self.query_proj, queried),
                 (self.key_proj, hidden_states),
                 (self.value_proj, hidden_states),
             )
         )
         n_terms = 1 + sum(term in self.pos_att_type for term in ("c2p", "p2c"))
-        shown = attention_mask.bool()  # (batch, 1, position, position); given as any number
-        mask = torch.zeros_like(shown, dtype=torch.float32).masked_fill_(~shown, -torch.inf)
+        visible = attention_mask.bool()  # (batch, 1, position, position), from numbers
+        mask = torch.zeros_like(visible, dtype=torch.float32).masked_fill_(~visible, -torch.inf)
         if self.relative_attention:
             terms = self.disentangled_attention_bias(
                 query, key, relative_pos, rel_embeddings, n_terms
             )
             mask = mask + terms.float().unflatten(0, (-1, n_heads))
         query, key, value = (part.unflatten(0, (-1, n_heads)) for part in (query, key, value))
-        return attend_here(query, key, value, mask, (query.shape[-1] * n_terms) ** -0.5), None
+        scaling = (query.shape[-1] * n_terms) ** -0.5
+        return attend_current_layer(query, key, value, mask, scaling), None
 
 
-_OWN: dict[type, type[torch.nn.Module]] = {
+_PATCHED: dict[type, type[torch.nn.Module]] = {
     MPNetSelfAttention: _MPNetAttention,
     DisentangledSelfAttention: _DebertaAttention,
 }

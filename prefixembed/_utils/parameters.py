@@ -1,12 +1,13 @@
-"""Parameters of public functions, checked as those of estimators are."""
+"""Constraints on the parameters of estimators and public functions."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
+import numpy as np
 from sklearn.utils._param_validation import Interval, validate_params
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -15,35 +16,50 @@ PATH: list[Any] = [str, os.PathLike]
 
 
 class Count(Interval):
-    """A whole number of at least so many; True and False are none.
+    """Accept an integer that is at least `minimum`; booleans are rejected.
 
     Parameters
     ----------
-    least : int
-        The smallest that is allowed.
+    minimum : int
+        Smallest accepted value.
     """
 
-    def __init__(self, least: int) -> None:
-        super().__init__(Integral, least, None, closed="left")
+    def __init__(self, minimum: int) -> None:
+        super().__init__(Integral, minimum, None, closed="left")
 
     def is_satisfied_by(self, val: Any) -> bool:
-        """Tell whether a value is one."""
+        """Return whether a value is accepted."""
         return not isinstance(val, bool) and super().is_satisfied_by(val)
 
 
 def checked(**constraints: Any) -> Callable[[Function], Function]:
-    """Have a function refuse wrong parameters, with their name and value.
+    """Check the parameters of a function when it is called.
 
     Parameters
     ----------
     **constraints : list or "no_validation"
-        Of each parameter, in the form that ``_parameter_constraints`` have.
+        Constraints by parameter, in the form of ``_parameter_constraints`` of estimators.
 
     Returns
     -------
     decorator : callable
-        The function that it gives raises scikit-learn's ``InvalidParameterError``, which is a
-        ValueError and a TypeError.
+        Decorator. The decorated function raises scikit-learn's ``InvalidParameterError``, a
+        subclass of ValueError and TypeError, which names the parameter and its value.
     """
     decorator = validate_params(constraints, prefer_skip_nested_validation=True)
     return cast("Callable[[Function], Function]", decorator)
+
+
+def to_json(value: Any) -> Any:
+    """Return the value of a parameter as JSON types; numbers may be those of numpy."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, dict):
+        return {key: to_json(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(one) for one in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else value

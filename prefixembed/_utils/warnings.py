@@ -1,4 +1,4 @@
-"""Warnings that point at the line of the user."""
+"""Warnings that point at the user's code."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import sys
 import warnings
 from pathlib import Path
 
-_HERE = Path(__file__).parent
-# Calls go through their code on the way to ours.
+_PACKAGE = Path(__file__).parents[1]
+# Libraries that call this package on behalf of the user.
 _CALLERS = {"sentence_transformers", "sklearn", "torch"}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the first frame outside this package and the libraries that call it.
+    """Issue a warning at the innermost line outside this package and the libraries that call it.
 
     Parameters
     ----------
     message : str
-        What to say.
+        Text of the warning.
     category : type, default=UserWarning
-        Of the warning.
+        Class of the warning.
     """
     level = 2
     frame = sys._getframe(1)
@@ -31,4 +31,4 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
 
 def _is_inside(filename: str) -> bool:
     path = Path(filename)
-    return path.is_relative_to(_HERE) or not _CALLERS.isdisjoint(path.parts)
+    return path.is_relative_to(_PACKAGE) or not _CALLERS.isdisjoint(path.parts)

@@ -1,4 +1,4 @@
-"""Embed corpora that do not fit into memory, shard by shard."""
+"""Embed corpora that are larger than memory, shard by shard."""
 
 from prefixembed.corpus.embedding import EmbeddedCorpus, embed_dataset
 

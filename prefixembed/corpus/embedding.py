@@ -1,69 +1,60 @@
-"""Corpora that outgrow memory, one process or one machine: embedded shard by shard."""
+"""Embed a corpus that is larger than memory, into a folder of shards."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import joblib
-import pyarrow as pa
-import torch
-import transformers
 from filelock import FileLock, Timeout
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._embed.transformer import TextTransformer
+from prefixembed._embed.truncation import report_truncated
 from prefixembed._utils.parameters import PATH, Count, checked
-from prefixembed._utils.warnings import warn
-from prefixembed._version import __version__
-from prefixembed.corpus.jobs import BACKBONE, Worker, run, to_send
-from prefixembed.corpus.shards import (
-    DIGESTS,
-    FORMATS,
-    open_source,
-    pack,
-    shard_name,
-)
-from prefixembed.prefix import write_atomically
+from prefixembed.corpus.jobs import BACKBONE_FOLDER, ShardJob, bank_for_jobs, run_jobs
+from prefixembed.corpus.recipe import check_recipe, make_recipe
+from prefixembed.corpus.shards import DIGEST_FOLDER, FILE_FORMATS, shard_name
+from prefixembed.corpus.sources import open_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_RECIPE = ".corpus.json"  # hidden from what reads all files of a folder
-_MADE_WITH = "made_with"  # told, and not compared
-
 
 @dataclass(frozen=True)
 class EmbeddedCorpus:
-    """What :func:`embed_dataset` has written.
+    """Files that :func:`embed_dataset` has written.
+
+    Read more in the :doc:`user guide </guide/corpus>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     folder : Path
-        Where the shards are.
+        Folder of the files.
     n_rows : int
-        Rows of all shards.
+        Number of rows in all files.
     n_shards : int
-        Files.
+        Number of files.
     n_made : int
-        How many of them this call made; the others were there.
+        Number of files that this call made. The others were already there.
     n_truncated : int
-        Rows of all shards whose text was longer than ``max_length`` and cut.
+        Number of rows, in all files, whose text was longer than `max_length` and was cut.
     seconds : float
-        What this call took.
+        Duration of the call.
     file_format : {"parquet", "arrow"}
-        What the files are.
+        Format of the files.
     """
+
+    __module__ = "prefixembed.corpus"  # pickles refer to the public name
 
     folder: Path
     n_rows: int
@@ -74,13 +65,13 @@ class EmbeddedCorpus:
     file_format: str
 
     def load(self) -> Dataset:
-        """Open the shards.
+        """Open the files as one dataset.
 
         Returns
         -------
         dataset : datasets.Dataset
-            Mapped into memory: Arrow files themselves, and of Parquet files what the datasets
-            library keeps of them in its own cache.
+            Rows in order, mapped into memory. Arrow files are mapped themselves. Of Parquet
+            files, the datasets library maps a copy that it keeps in its cache.
         """
         from datasets import Dataset, concatenate_datasets, load_dataset
 
@@ -98,7 +89,7 @@ class EmbeddedCorpus:
     out=PATH,
     vector_column=[str],
     shard_size=[Count(1)],
-    file_format=[StrOptions(set(FORMATS))],
+    file_format=[StrOptions(set(FILE_FORMATS))],
     n_jobs=[Integral, None],
     verbose=["verbose"],
 )
@@ -114,62 +105,76 @@ def embed_dataset(
     n_jobs: int | None = None,
     verbose: bool = False,
 ) -> EmbeddedCorpus:
-    """Add the vector of each row's text to a corpus, as Parquet or Arrow files.
+    """Embed the texts of a dataset, and write all of its columns and the vectors to files.
 
-    Memory holds a few shards, however long the corpus is. The same call again goes on where one was
-    stopped, by an error, Ctrl-C or a kill, and ends in the same rows.
+    Memory holds a few shards at a time, however long the dataset is. After an error, Ctrl-C or a
+    kill, the same call makes only the files that are missing.
+
+    Read more in the :doc:`user guide </guide/corpus>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     encoder : PrefixBank, PrefixEncoder or MultiTaskEncoder
-        Fitted. It is copied; its cache has no part in this.
+        Fitted encoder. Its cache is neither read nor filled.
     dataset : datasets.Dataset, datasets.IterableDataset, str, path-like or list of them
-        Rows; or Parquet, CSV, JSON or JSONL files, by path or by a pattern such as
-        ``"logs/*.parquet"``, which are read as a stream in the order of their names.
+        Rows to embed:
+
+        - a dataset or a stream of the datasets library;
+        - Parquet, CSV, JSON or JSONL files, as a path, a pattern such as ``"logs/*.parquet"``, or
+          a list of them. Files are streamed. Those that match a pattern are read in the order of
+          their names.
     column : str or sequence of two str
-        The column of texts, or the two columns of pairs. With ``output="words"`` of the encoder, a
+        Column of texts, or the two columns of pairs. If the encoder has ``output="words"``, a
         column of lists of words.
     out : str or path-like
-        Folder; made where there is none. ``part-000000.parquet`` and so on; hidden beside them
-        their digests, and ``.corpus.json``, which says how vectors were made.
+        Folder to write to. It is created if it does not exist. It gets ``part-000000.parquet``
+        and so on, their digests in a hidden folder, and a hidden file ``.corpus.json`` that
+        records what decides the vectors.
     vector_column : str, default="vector"
-        Name of the column of vectors: lists of one fixed size in the encoder's `output_dtype`,
-        or with ``output="words"`` a list of such, one a word.
+        Name of the column of vectors. It holds lists of a fixed size in the `output_dtype` of the
+        encoder; with ``output="words"``, a list of such lists per row, one per word.
     shard_size : int, default=10_000
-        Rows of a file: what is held at once, and what a kill loses at most.
+        Number of rows per file. A kill loses the work on as many rows per worker.
     file_format : {"parquet", "arrow"}, default="parquet"
-        Parquet is smaller and read by more programs; Arrow is mapped into memory as it is.
+        Format of the files:
+
+        - ``"parquet"`` is smaller, and more programs read it;
+        - ``"arrow"`` is mapped into memory without a copy.
     n_jobs : int, default=None
-        Workers, as joblib has it, on the backend that the user picks with
-        :class:`joblib.parallel_config`: processes, Dask, Ray and others, which must all see the
-        folder `out`. Each loads a backbone of its own. None is one, in this process, unless in
-        such a context.
+        Number of workers. :class:`joblib.parallel_config` selects what they are: threads,
+        processes, or workers of Dask, Ray or Spark. All of them must see the folder `out`, and
+        each process loads its own backbone. None means 1, unless in a
+        :class:`joblib.parallel_config` context.
     verbose : bool, default=False
-        Show a progress bar of rows, with their number a second and the time left.
+        Whether to show a progress bar with the number of rows per second and the time left.
 
     Returns
     -------
     corpus : EmbeddedCorpus
-        What was written. :meth:`EmbeddedCorpus.load` opens it.
+        The files. :meth:`EmbeddedCorpus.load` opens them.
 
     Raises
     ------
     FileNotFoundError
-        If no file has such a name.
+        If a path or pattern matches no file.
     ValueError
-        If there are no rows, or no such column, or one that is named as that of the vectors; if a
-        text is none, where the error tells its row; if the folder holds vectors of another
-        encoder, of other settings or of other texts; or if another call is at work in it.
+        If `dataset` has no rows, lacks `column`, or already has `vector_column`; if a row holds
+        something else than text, which the message names by its position; if the folder holds
+        vectors of another encoder, of other settings or of other texts; or if another call is
+        writing to the folder.
 
     Warns
     -----
     UserWarning
-        Once, if texts were cut; and if a file was damaged and is made again.
+        Once per call if texts were cut, and once for each damaged file, which is made again.
 
     Notes
     -----
-    A file holds a digest of its texts. Where they have changed, the call is refused rather than
-    mixing old and new; what the other columns hold is not looked at.
+    Each file records a digest of its texts. If the texts of the dataset have changed since, the
+    call is refused, so that old and new vectors are never mixed. Changes in other columns are not
+    detected.
 
     Examples
     --------
@@ -185,140 +190,97 @@ def embed_dataset(
     (3, 2, 2)
     """
     started = time.perf_counter()
-    check_is_fitted(encoder)
+    bank = encoder.as_bank()
     columns = [column] if isinstance(column, str) else list(column)
-    _check_columns(columns, encoder)
+    _check_columns(columns, bank.output)
     source = open_source(dataset)
     tables = source.tables(shard_size)
-    head = next(tables, None)
-    if head is None:
+    first = next(tables, None)
+    if first is None:
         raise ValueError("dataset has no rows")
-    _check_table(head, columns, vector_column)
-    folder = Path(out).absolute()  # workers may have another current folder
-    (folder / DIGESTS).mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        recipe = _recipe(encoder, columns, vector_column, shard_size, file_format)
-        _check_recipe(folder, recipe | {"types": _types(head)})
-        _remove_left(folder)
-        with to_send(encoder, folder, n_jobs) as own:
-            worker = Worker(own, folder, columns, vector_column, source.features, file_format)
-            jobs = enumerate(itertools.chain([head], tables))
-            del head
-            shards = run(
-                (joblib.delayed(worker)(k, k * shard_size, pack(table)) for k, table in jobs),
-                source.n_rows, n_jobs, verbose,
-            )  # fmt: skip
-        _check_complete(folder, len(shards), file_format)
-    done = EmbeddedCorpus(
+    schema = first[1].schema
+    _check_names(schema.names, columns, vector_column)
+    representation = bank.representation()
+    if len(columns) == 2:
+        representation = replace(representation, reading=bank.combination().pairs_reading())
+    recipe = make_recipe(
+        representation,
+        output=bank.output,
+        output_dtype=bank.output_dtype,
+        column=columns,
+        vector_column=vector_column,
+        shard_size=int(shard_size),
+        file_format=file_format,
+        types={field.name: str(field.type) for field in schema},
+    )
+    folder = Path(out).absolute()  # workers may have another working directory
+    (folder / DIGEST_FOLDER).mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        check_recipe(folder, recipe)
+        _remove_leftovers(folder)
+        with bank_for_jobs(encoder, bank, folder, n_jobs) as own:
+            job = ShardJob(own, folder, columns, vector_column, source.features, file_format)
+            tables = itertools.chain([first], tables)
+            reports = run_jobs(job, tables, source.n_rows, n_jobs, verbose)
+        _check_no_other_shards(folder, len(reports), file_format)
+    corpus = EmbeddedCorpus(
         folder,
-        n_rows=sum(shard.n_rows for shard in shards),
-        n_shards=len(shards),
-        n_made=sum(shard.is_new for shard in shards),
-        n_truncated=sum(shard.n_truncated for shard in shards),
+        n_rows=sum(report.n_rows for report in reports),
+        n_shards=len(reports),
+        n_made=sum(report.state_before != "intact" for report in reports),
+        n_truncated=sum(report.n_truncated for report in reports),
         seconds=time.perf_counter() - started,
         file_format=file_format,
     )
-    if done.n_truncated and encoder.on_truncate == "warn":
-        max_length = encoder._representation().max_length
-        warn(
-            f"{done.n_truncated} of {done.n_rows} texts are longer than max_length={max_length} "
-            "tokens and were cut"
-        )
-    return done
-
-
-def _remove_left(folder: Path) -> None:
-    """Remove what a call that was killed had not finished."""
-    for left in [*folder.glob(".part-*"), *(folder / DIGESTS).glob(".part-*")]:
-        left.unlink()
-    for left in folder.glob(f"{BACKBONE}*"):
-        shutil.rmtree(left)
+    max_length = representation.reading.max_length
+    report_truncated(corpus.n_truncated, corpus.n_rows, max_length, bank.on_truncate)
+    return corpus
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / ".corpus.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"another embed_dataset is at work in {os.fspath(folder)!r}") from None
+        raise ValueError(
+            f"another call of embed_dataset is writing to {os.fspath(folder)!r}"
+        ) from None
     try:
         yield
     finally:
         lock.release()
 
 
-def _check_columns(columns: list[str], encoder: TextTransformer) -> None:
+def _remove_leftovers(folder: Path) -> None:
+    """Remove temporary files and folders of a call that was killed."""
+    for file in [*folder.glob(".part-*"), *(folder / DIGEST_FOLDER).glob(".part-*")]:
+        file.unlink()
+    for backbone in folder.glob(f"{BACKBONE_FOLDER}*"):
+        shutil.rmtree(backbone)
+
+
+def _check_columns(columns: list[Any], output: str) -> None:
     if not 1 <= len(columns) <= 2 or not all(isinstance(name, str) for name in columns):
-        raise ValueError(f"column must be a name, or two of pairs, got {columns!r}")
-    if len(columns) == 2 and encoder.output == "words":
-        raise ValueError(f"column must be one of lists of words with output='words', got {columns}")
+        raise ValueError(f"column must be one name, or two names for pairs, got {columns!r}")
+    if len(columns) == 2 and output == "words":
+        raise ValueError(f"column must be one name if output is 'words', got {columns!r}")
 
 
-def _check_table(table: pa.Table, columns: list[str], vector_column: str) -> None:
+def _check_names(names: list[str], columns: list[str], vector_column: str) -> None:
     for name in columns:
-        if name not in table.column_names:
-            raise ValueError(f"column must be one of {table.column_names}, got {name!r}")
-    if vector_column in table.column_names:
-        raise ValueError(f"vector_column is {vector_column!r}, and the dataset has such a column")
-
-
-def _recipe(
-    encoder: TextTransformer,
-    columns: list[str],
-    vector_column: str,
-    shard_size: int,
-    file_format: str,
-) -> dict[str, Any]:
-    """Tell what decides the files, as JSON knows it."""
-    how = encoder._representation()
-    recipe = {field.name: getattr(how, field.name) for field in fields(how) if field.init}
-    recipe |= {"output": encoder.output, "output_dtype": encoder.output_dtype}
-    recipe |= {"column": columns, "vector_column": vector_column, "shard_size": int(shard_size)}
-    recipe["file_format"] = file_format
-    return json.loads(json.dumps(recipe))
-
-
-def _types(table: pa.Table) -> dict[str, str]:
-    return {field.name: str(field.type) for field in table.schema}
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "prefixembed": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pyarrow": pa.__version__,
-    }
-
-
-def _check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
-    path = folder / _RECIPE
-    if not path.exists():
-        if any(folder.glob("part-*")):
-            raise ValueError(f"{os.fspath(folder)!r} holds files of something else: no {_RECIPE}")
-        content = json.dumps({_MADE_WITH: _versions(), **recipe}, indent=1)
-        write_atomically(path, lambda file: Path(file).write_text(content))
-        return
-    try:
-        there = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(there, dict):
-        raise ValueError(f"{path} is damaged: it holds a {type(there).__name__}")
-    there.pop(_MADE_WITH, None)
-    differ = [key for key in {**recipe, **there} if recipe.get(key) != there.get(key)]
-    if differ:
-        told = "; ".join(
-            f"{key} {there.get(key)!r} there, {recipe.get(key)!r} here" for key in differ
-        )
-        raise ValueError(f"{os.fspath(folder)!r} holds vectors that were made otherwise: {told}")
-
-
-def _check_complete(folder: Path, n_shards: int, file_format: str) -> None:
-    n_beyond = len(list(folder.glob(f"part-*.{file_format}"))) - n_shards
-    if n_beyond:
+        if name not in names:
+            raise ValueError(f"column must be one of {names}, got {name!r}")
+    if vector_column in names:
         raise ValueError(
-            f"{os.fspath(folder)!r} holds {n_beyond} files beyond the {n_shards} of this dataset, "
-            "which has become shorter: take another folder, or remove them"
+            f"vector_column={vector_column!r} must not be a column of the dataset, got {names}"
+        )
+
+
+def _check_no_other_shards(folder: Path, n_shards: int, file_format: str) -> None:
+    n_others = len(list(folder.glob(f"part-*.{file_format}"))) - n_shards
+    if n_others:
+        raise ValueError(
+            f"{os.fspath(folder)!r} holds {n_others} files beyond the {n_shards} of this dataset, "
+            "which has become shorter: use another folder, or delete the files"
         )

@@ -1,4 +1,4 @@
-"""The work on a corpus: one shard a job, on whatever joblib works on."""
+"""The work on a corpus: one job per shard, on any backend of joblib."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
+import pyarrow as pa
 from joblib.parallel import get_active_backend
+from sklearn.base import clone
 from tqdm.auto import tqdm
 
-from prefixembed._embed.encoding import count_truncated
 from prefixembed._embed.texts import Text, check_texts, check_words
 from prefixembed._embed.transformer import TextTransformer
+from prefixembed._embed.truncation import count_truncated
 from prefixembed._utils.warnings import warn
 from prefixembed.bank import PrefixBank
 from prefixembed.corpus.shards import (
+    ShardFacts,
     digest_texts,
-    look_at,
     read_facts,
     shard_name,
-    unpack,
+    shard_state,
     write_shard,
 )
 from prefixembed.multitask import MultiTaskEncoder
@@ -33,194 +35,217 @@ from prefixembed.multitask import MultiTaskEncoder
 if TYPE_CHECKING:
     from datasets import Features
 
-BACKBONE = ".backbone-"  # folder, while others work
-_SAME_IN_BANK = ("batch_tokens", "on_truncate", "device", "dtype", "output", "output_dtype")
+BACKBONE_FOLDER = ".backbone-"  # prefix of the folder of a fine-tuned backbone during a call
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What became of a shard.
+class ShardReport:
+    """The outcome of one job.
 
     Parameters
     ----------
     path : Path
-        Of its file.
+        File of the shard.
     n_rows : int
-        Its rows.
+        Number of rows.
     n_truncated : int
-        Rows whose text was cut.
-    before : {"missing", "damaged", "whole"}
-        What :func:`look_at` found.
+        Number of rows whose text was cut.
+    state_before : {"missing", "damaged", "intact"}
+        State of the file when the job began.
     """
 
     path: Path
     n_rows: int
     n_truncated: int
-    before: str
-
-    @property
-    def is_new(self) -> bool:
-        """Tell whether it was made now."""
-        return self.before != "whole"
+    state_before: str
 
 
-@dataclass(frozen=True, eq=False)  # engines hash what they send
-class Worker:
-    """Makes one shard, wherever it is sent to.
+@dataclass(frozen=True, eq=False)  # hashed by identity, since some backends hash what they send
+class ShardJob:
+    """The job that makes a shard; it is called in a worker.
 
     Parameters
     ----------
-    encoder : TextTransformer
-        As :func:`to_send` gives it.
+    bank : PrefixBank
+        Embeds the texts. :func:`bank_for_jobs` returns it.
     folder : Path
-        Where shards are.
+        Folder of the shards.
     columns : list of str
-        One of texts, or two of pairs.
+        One column of texts, or two columns of pairs.
     vector_column : str
-        Name of the column that is added.
+        Name of the column of vectors.
     features : datasets.Features or None
-        Types of the others, where they are known.
-    file_format : str
-        One of :data:`FORMATS`.
+        Types of the columns of the dataset, if it declares them.
+    file_format : {"parquet", "arrow"}
+        Format of the file.
     """
 
-    encoder: TextTransformer
+    bank: PrefixBank
     folder: Path
     columns: list[str]
     vector_column: str
     features: Features | None
     file_format: str
 
-    def __call__(self, index: int, start: int, packed: bytes) -> Shard:
-        table = unpack(packed)
+    def __call__(self, index: int, start: int, rows: bytes) -> ShardReport:
+        """Make shard `index`, whose first row is row `start` of the dataset, if it is missing."""
+        table = table_from_bytes(rows)
         texts: list[Any] = table.column(self.columns[0]).to_pylist()
         if len(self.columns) == 2:
             texts = list(zip(texts, table.column(self.columns[1]).to_pylist(), strict=True))
         path = self.folder / shard_name(index, self.file_format)
+        where = f"rows {start} to {start + len(texts) - 1} of the dataset"
         digest = digest_texts(texts)
-        rows = f"rows {start} to {start + len(texts) - 1}"
-        state = look_at(path)
-        if state == "whole":
+        state = shard_state(path)
+        if state == "intact":
             facts = read_facts(path)
-            if facts["texts"] != digest:
+            if facts.texts != digest:
                 raise ValueError(
-                    f"{path} was made of other texts than {rows} now have: take another folder, "
-                    "or remove the files"
+                    f"{path} holds vectors of other texts than {where} now: use another folder, "
+                    "or delete the files"
                 )
-            return Shard(path, len(texts), facts["n_truncated"], state)
+            return ShardReport(path, len(texts), facts.n_truncated, state)
         checked_texts = self._checked(texts, start)
-        with count_truncated() as tally:
+        with count_truncated() as n_truncated:
             try:
-                vectors = np.asarray(self.encoder.transform(checked_texts))
+                vectors = np.asarray(self.bank.transform(checked_texts))
             except (ValueError, FloatingPointError) as error:
                 kind = ValueError if isinstance(error, ValueError) else FloatingPointError
-                raise kind(f"{error} ({rows} of the dataset)") from error
-        words = self.encoder.output == "words"
-        counts = np.array([len(words) for words in texts], dtype=np.intp) if words else None
-        facts = {"texts": digest, "n_truncated": sum(tally)}
+                raise kind(f"{error} ({where})") from error
+        in_words = self.bank.output == "words"
+        counts = np.array([len(words) for words in texts], dtype=np.intp) if in_words else None
+        facts = ShardFacts(digest, sum(n_truncated))
         write_shard(path, table, self.features, self.vector_column, vectors, counts, facts)
-        return Shard(path, len(texts), sum(tally), state)
+        return ShardReport(path, len(texts), facts.n_truncated, state)
 
     def _checked(self, texts: list[Any], start: int) -> Sequence[Text]:
-        """Refuse what is no text by the name that it has in the dataset."""
+        """Check texts under the names that they have in the dataset."""
         column = self.columns[0] if len(self.columns) == 1 else self.columns
         name = f"dataset[{column!r}]"
-        if self.encoder.output == "words":
+        if self.bank.output == "words":
             return check_words(texts, name, start)
         return check_texts(texts, name, start)
 
 
-def run(jobs: Iterator[Any], n_rows: int | None, n_jobs: int | None, verbose: bool) -> list[Shard]:
-    """Do jobs, in bounded number at a time, by what the user has joblib work on.
+def run_jobs(
+    job: ShardJob,
+    tables: Iterator[tuple[int, pa.Table]],
+    n_rows: int | None,
+    n_jobs: int | None,
+    verbose: bool,
+) -> list[ShardReport]:
+    """Make all shards on the backend that is active in joblib.
 
     Parameters
     ----------
-    jobs : iterator of delayed calls
-        Made as they are needed.
+    job : ShardJob
+        Called for each table.
+    tables : iterator of (int, pyarrow.Table)
+        Rows of each shard, with the number of the first one. They are read as they are needed, a
+        bounded number at a time.
     n_rows : int or None
-        Of all of them, if that is known.
+        Number of rows of all tables, if it is known.
     n_jobs : int or None
-        As joblib has it.
+        Number of workers; see :class:`joblib.Parallel`.
     verbose : bool
-        Show a progress bar.
+        Whether to show a progress bar.
 
     Returns
     -------
-    shards : list of Shard
-        In any order.
+    reports : list of ShardReport
+        One per shard, in any order.
 
     Warns
     -----
     UserWarning
-        Of each file that was damaged: here, since what workers say is not heard.
+        For each file that was damaged. Warnings of workers would not reach the user.
     """
-    backend, is_joblibs = _backend()
-    # Of other backends than joblib's own, some cannot give results as they come, and Dask's never
-    # comes to an end where a job fails.
-    gives = is_joblibs and backend.supports_return_generator
-    # One shard a job: joblib would send more and more together of those that are there already, and
-    # hold them all.
+    backend, is_joblibs_own = _active_backend()
+    # Some backends of other libraries cannot return results one by one, and Dask's hangs if a job
+    # fails.
+    one_by_one = is_joblibs_own and backend.supports_return_generator
+    # A fixed batch size: joblib would send more and more shards at once while it finds them
+    # made already, and hold all of them in memory.
     parallel = joblib.Parallel(
-        n_jobs, batch_size=1, return_as="generator_unordered" if gives else "list"
+        n_jobs, batch_size=1, return_as="generator_unordered" if one_by_one else "list"
     )
-    shards = []
+    calls = (
+        joblib.delayed(job)(index, start, table_to_bytes(table))
+        for index, (start, table) in enumerate(tables)
+    )
+    reports = []
     with tqdm(total=n_rows, desc="embed_dataset", unit="row", disable=not verbose) as bar:
-        for shard in parallel(jobs):
-            shards.append(shard)
-            bar.update(shard.n_rows)
-            if shard.before == "damaged":
-                warn(f"{shard.path} was damaged, and was made again")
-    return shards
-
-
-def _backend() -> tuple[Any, bool]:
-    """Give what joblib works on, and whether it is of joblib itself."""
-    backend = get_active_backend()[0]
-    return backend, type(backend).__module__ == "joblib._parallel_backends"
+        for report in parallel(calls):
+            reports.append(report)
+            bar.update(report.n_rows)
+            if report.state_before == "damaged":
+                warn(f"{report.path} was damaged and has been made again")
+    return reports
 
 
 @contextmanager
-def to_send(
-    encoder: TextTransformer, folder: Path, n_jobs: int | None
-) -> Iterator[TextTransformer]:
-    """Give the encoder that goes with every job.
+def bank_for_jobs(
+    encoder: TextTransformer, bank: PrefixBank, folder: Path, n_jobs: int | None
+) -> Iterator[PrefixBank]:
+    """Provide the bank that travels with each job.
 
     Parameters
     ----------
     encoder : TextTransformer
-        The user's; it is left as it is.
+        Encoder of the user.
+    bank : PrefixBank
+        Its ``as_bank()``, which is left as it is.
     folder : Path
-        That all workers see.
+        Folder that all workers see. A fine-tuned backbone lies in it during the call, if workers
+        are other processes.
     n_jobs : int or None
-        As joblib has it.
+        Number of workers; see :class:`joblib.Parallel`.
 
     Yields
     ------
-    own : TextTransformer
-        Of the same vectors.
+    bank : PrefixBank
+        A copy that returns the same vectors as arrays.
     """
-    own = object.__new__(type(encoder))
-    own.__dict__.update(encoder.__dict__)  # what it has loaded, too
-    own.__dict__.pop("_sklearn_output_config", None)
-    # Each text goes by once: a cache would only grow.
-    own.set_params(cache=None, verbose=False).set_output(transform="default")
-    backend, is_joblibs = _backend()
-    here = getattr(backend, "supports_sharedmem", False) or (
-        is_joblibs and joblib.effective_n_jobs(n_jobs) == 1
-    )
-    if here or not isinstance(own, MultiTaskEncoder):
-        yield own
+    # Most corpora hold each text once: a cache would only grow.
+    bank = clone(bank).set_params(cache=None, verbose=False).set_output(transform="default")
+    if not isinstance(encoder, MultiTaskEncoder) or _stays_in_process(n_jobs):
+        yield bank
         return
-    # A whole backbone would travel with every job and be loaded for each: it is put where workers
-    # load it by name, once each. The name tells it from others, which they may still hold.
-    known = own._representation()
-    place = folder / f"{BACKBONE}{known.fingerprint[:16]}"
-    own.save(place)
-    parameters = {name: value for name, value in own.get_params().items() if name in _SAME_IN_BANK}
-    parameters |= {"pooling": known.pooling, "pooled_layers": known.pooled_layers}
-    parameters |= {"pairs": known.pairs, "max_length": known.max_length}
-    parameters["prompt"] = known.prompt
+    # The bank names a temporary folder of this machine. Workers load a backbone by its name, once
+    # each; the fingerprint keeps it apart from others that they have loaded.
+    place = folder / f"{BACKBONE_FOLDER}{bank.representation().fingerprint[:16]}"
+    encoder.save(place)
     try:
-        yield PrefixBank({}, backbone=os.fspath(place), cache=None, **parameters)
+        yield bank.set_params(backbone=os.fspath(place))
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def table_to_bytes(table: pa.Table) -> bytes:
+    """Return rows as bytes, which every backend can send.
+
+    A pickled slice of a table would carry all of that table.
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as stream:
+        stream.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def table_from_bytes(rows: bytes) -> pa.Table:
+    """Return the rows that :func:`table_to_bytes` made bytes of."""
+    with pa.ipc.open_stream(rows) as stream:
+        return stream.read_all()
+
+
+def _stays_in_process(n_jobs: int | None) -> bool:
+    backend, is_joblibs_own = _active_backend()
+    return getattr(backend, "supports_sharedmem", False) or (
+        is_joblibs_own and joblib.effective_n_jobs(n_jobs) == 1
+    )
+
+
+def _active_backend() -> tuple[Any, bool]:
+    """Return the backend that joblib will use, and whether it belongs to joblib itself."""
+    backend = get_active_backend()[0]
+    return backend, type(backend).__module__ == "joblib._parallel_backends"

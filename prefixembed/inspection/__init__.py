@@ -1,18 +1,15 @@
-"""What prefixes do: to a target task's score, to attention, to vectors; and plots of it."""
+"""Inspect what prefixes do to scores, to attention and to vectors, and plot it."""
 
+from prefixembed.inspection.ablation import prefix_ablation
+from prefixembed.inspection.attention import attention_share
 from prefixembed.inspection.displays import (
     AttentionShareDisplay,
     EmbeddingMapDisplay,
     PrefixAblationDisplay,
     PrefixSimilarityDisplay,
-    TrainingCurveDisplay,
 )
-from prefixembed.inspection.functions import (
-    attention_share,
-    embedding_map,
-    prefix_ablation,
-    prefix_similarity,
-)
+from prefixembed.inspection.training_curve import TrainingCurveDisplay
+from prefixembed.inspection.vectors import embedding_map, prefix_similarity
 
 __all__ = [
     "AttentionShareDisplay",

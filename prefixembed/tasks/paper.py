@@ -1,4 +1,4 @@
-"""The tasks of the paper, from the Hub or from a folder, and demo tasks that need neither."""
+"""The paper's tasks, fetched from the Hub or read from a folder."""
 
 from __future__ import annotations
 
@@ -17,38 +17,32 @@ from sklearn.utils._param_validation import StrOptions
 
 from prefixembed._fit.objectives import OBJECTIVES
 from prefixembed._utils.parameters import PATH, Count, checked
-from prefixembed.tasks.demo import DOCSTRING_TASKS, Task, demo_backbone, load_docstring_task
 from prefixembed.tasks.table import CONVERTED, TASKS, Example, Reader, Row, TaskInfo
-
-__all__ = [
-    "DOCSTRING_TASKS",
-    "Task",
-    "TaskInfo",
-    "TaskSplit",
-    "demo_backbone",
-    "fetch_task",
-    "list_tasks",
-    "load_docstring_task",
-]
 
 
 @dataclass(frozen=True, eq=False)
 class TaskSplit:
-    """Labelled rows of one split of a task.
+    """Hold the labelled rows of one split of a task.
+
+    Read more in the :doc:`user guide </guide/tasks>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     info : TaskInfo
-        Of which task.
+        Description of the task.
     split : {"train", "test"}
-        Which part of it.
+        Which split this is.
     X : list
-        Texts, pairs of texts, or rows of a context and its choices: what
-        :meth:`PrefixEncoder.fit <prefixembed.PrefixEncoder.fit>` takes with ``info.objective``.
+        Texts, pairs of texts, or rows of a context and its choices, as
+        :meth:`PrefixEncoder.fit <prefixembed.PrefixEncoder.fit>` takes them with
+        ``objective=info.objective``.
     y : ndarray of shape (n_rows,)
         Labels.
     groups : ndarray of shape (n_rows,), default=None
-        What is scored together: in MultiRC, the question that an answer belongs to.
+        Group of each row, for metrics that score rows together. In MultiRC, a group holds the
+        answers to one question.
     """
 
     info: TaskInfo
@@ -58,24 +52,37 @@ class TaskSplit:
     groups: NDArray[Any] | None = None
 
     def score(self, predicted: ArrayLike) -> dict[str, float]:
-        """Score predictions for all rows, as the literature does.
+        """Score predictions by the metrics that the literature reports.
 
         Parameters
         ----------
         predicted : array-like of shape (n_rows,)
-            What was predicted for `X`.
+            Prediction for each row of `X`.
 
         Returns
         -------
         scores : dict of str to float
-            One entry for each of ``info.metrics``. ``"f1"`` is that of class 1; ``"f1a"`` is
-            the same over all answers of MultiRC, and ``"exact_match"`` the share of its questions
-            of which every answer is right.
+            Score by each of ``info.metrics``:
+
+            - ``"accuracy"``, ``"matthews"``, ``"pearson"``, ``"spearman"``: as in scikit-learn
+              and SciPy;
+            - ``"f1"``: the F1 score of class 1;
+            - ``"f1a"``: the F1 score of class 1 over all answers of MultiRC;
+            - ``"exact_match"``: the share of questions in MultiRC whose answers are all
+              classified correctly.
 
         Raises
         ------
         ValueError
-            If there are more predictions than rows, or fewer.
+            If the number of predictions differs from the number of rows.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from prefixembed.tasks import TaskSplit, list_tasks
+        >>> split = TaskSplit(list_tasks()[0], "test", ["a", "b"], np.array([0, 1]))
+        >>> split.score([0, 0])
+        {'accuracy': 0.5}
         """
         y_pred = np.asarray(predicted)
         if y_pred.shape != self.y.shape:
@@ -112,24 +119,32 @@ _METRICS: dict[str, Callable[[Any, Any, Any], float]] = {
     objective=[StrOptions(set(OBJECTIVES)), None],
 )
 def list_tasks(role: str | None = None, objective: str | None = None) -> list[TaskInfo]:
-    """List the tasks that :func:`fetch_task` knows.
+    """List the tasks that :func:`fetch_task` can fetch.
+
+    Read more in the :doc:`user guide </guide/tasks>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     role : {"source", "target", "further"}, default=None
-        Those that the paper learns prefixes on, those that it trains heads on, or others. None
-        for all.
+        Which tasks to list. None for all.
+
+        - ``"source"``: the seven tasks that the paper [1]_ learns prefixes on;
+        - ``"target"``: the eight tasks that it trains heads on;
+        - ``"further"``: three tasks that it does not use.
     objective : str, default=None
-        Those of one kind. None for all.
+        List only tasks of this kind, such as ``"regression"``. None for all.
 
     Returns
     -------
     tasks : list of TaskInfo
-        The paper's seven source tasks, its eight target tasks, and three more.
+        Descriptions of the tasks.
 
     References
     ----------
-    .. [1] K.-H. Huang et al., arXiv 2305.13499, section 4.
+    .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
+       Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, section 4.
 
     Examples
     --------
@@ -158,35 +173,44 @@ def fetch_task(
     data_dir: str | os.PathLike[str] | None = None,
     random_state: int | np.random.RandomState | None = None,
 ) -> TaskSplit:
-    """Fetch a split of a task, from the Hub or from a folder.
+    """Fetch a split of a task from the Hub or from a folder.
+
+    Read more in the :doc:`user guide </guide/tasks>`.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
     name : str
-        One of :func:`list_tasks`.
+        Name of one of the tasks in :func:`list_tasks`.
     split : {"train", "test"}, default="train"
-        Which part.
+        Which split to fetch.
     limit : int, default=None
-        Most rows, drawn at random; of rows that are scored together, all or none. None for all,
-        in their own order.
+        Largest number of rows. They are drawn at random, and rows that are scored together are
+        drawn together. None for all rows in their original order.
     data_dir : str or path-like, default=None
-        Folder with ``<name>.<split>.jsonl``, a row a line: ``text``, ``text_b`` of pairs,
-        ``choices`` of multiple choice, ``group`` and ``label``; ReCoRD may have SuperGLUE's own
-        form. None for the Hub, through ``datasets``.
+        Folder that holds a file ``<name>.<split>.jsonl`` with one JSON object per line. Its keys
+        are ``text``, ``text_b`` for pairs, ``choices`` for multiple choice, ``group`` if rows are
+        scored together, and ``label``. A file of ReCoRD may have the format of SuperGLUE
+        instead. None to fetch the task from the Hub with ``datasets``.
     random_state : int, RandomState instance or None, default=None
-        Which rows `limit` takes.
+        Seed for the rows that are drawn if `limit` is given.
 
     Returns
     -------
     split : TaskSplit
-        Rows with labels; those that have none are left out.
+        Rows with labels. Rows without a label are left out.
 
     Raises
     ------
     ValueError
-        If there is no such task or split, or a line of a file is no row.
+        If there is no such task or split, or a line of the file is not a row of the task.
     OSError
-        If the Hub cannot be reached, or there is no such file.
+        If the Hub cannot be reached, or the file does not exist.
+
+    See Also
+    --------
+    load_docstring_task : Demo tasks that need no download.
 
     Examples
     --------
@@ -201,9 +225,9 @@ def fetch_task(
         examples = list(_folder_examples(info, split, Path(data_dir), read))
     groups = None if not examples or examples[0][2] is None else [g for *_, g in examples]
     if limit is not None:
-        chosen = _sample(len(examples), groups, limit, check_random_state(random_state))
-        examples = [examples[k] for k in chosen]
-        groups = None if groups is None else [groups[k] for k in chosen]
+        drawn = _sample(len(examples), groups, limit, check_random_state(random_state))
+        examples = [examples[k] for k in drawn]
+        groups = None if groups is None else [groups[k] for k in drawn]
     labels = np.array([label for _, label, _ in examples])
     return TaskSplit(
         info=info,
@@ -217,19 +241,19 @@ def fetch_task(
 def _hub_rows(info: TaskInfo, split: str) -> Iterable[Row]:
     import datasets
 
+    # A converted dataset has one folder per configuration, and no card that names them.
+    config = {"data_dir" if info.revision == CONVERTED else "name": info.config}
     try:
-        # What was converted has a folder a configuration, and no card that would name them.
-        where = "data_dir" if info.revision == CONVERTED else "name"
         return datasets.load_dataset(
             info.hub,
-            split=info.splits[split],
+            split=info.test_split if split == "test" else "train",
             revision=info.revision,
-            **{where: info.config},
+            **config,
         )
     except (OSError, ValueError) as error:
         raise OSError(
-            f"task {info.name!r} could not be fetched from the Hub ({info.hub}): {error}. Either "
-            f"run where the Hub can be reached, or pass as data_dir a folder that has "
+            f"task {info.name!r} could not be fetched from {info.hub!r} on the Hub: {error}. "
+            "Check the connection, or set data_dir to a folder that holds "
             f"{info.name}.{split}.jsonl"
         ) from error
 
@@ -238,7 +262,8 @@ def _folder_examples(info: TaskInfo, split: str, folder: Path, read: Reader) -> 
     path = folder / f"{info.name}.{split}.jsonl"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no file {os.fspath(path)!r}: data_dir must have it, or be None for the Hub"
+            f"data_dir has no file {path.name}: {os.fspath(path)!r} does not exist. Set data_dir "
+            "to None to fetch the task from the Hub"
         )
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
@@ -248,7 +273,8 @@ def _folder_examples(info: TaskInfo, split: str, folder: Path, read: Reader) -> 
                 yield from [example for example in found if _is_labelled(example, info)]
             except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(
-                    f"line {number} of {os.fspath(path)!r} is no row of {info.name}: {error!r}"
+                    f"line {number} of {os.fspath(path)!r} is not a row of task {info.name!r}: "
+                    f"{error!r}"
                 ) from error
 
 
@@ -261,23 +287,23 @@ def _plain_row(row: Row) -> Example:
 
 
 def _is_labelled(example: Example, info: TaskInfo) -> bool:
-    """Tell whether a row has a label, and refuse one that is none."""
+    """Return whether a row has a label; raise ValueError if the label is not a number."""
     label = example[1]
-    whole = info.objective != "regression"
     if label is None:
         return False
-    # Bounds keep out infinity and NaN, and numbers that int64 cannot hold.
+    kind = "a number" if info.objective == "regression" else "an integer"
+    # The bounds exclude infinity, NaN and numbers too large for int64.
     is_number = isinstance(label, (int, float)) and -(2**53) < label < 2**53
-    if not is_number or (whole and label != int(label)):
-        kind = " whole" if whole else ""
-        raise ValueError(f"label must be a{kind} number below 2**53, got {repr(label)[:80]}")
-    # The Hub marks rows of unknown label by -1; scores are never negative.
+    if not is_number or (kind == "an integer" and label != int(label)):
+        raise ValueError(f"label must be {kind} below 2**53, got {repr(label)[:80]}")
+    # The Hub marks unknown labels by -1. Scores of regression tasks are never negative.
     return bool(label >= 0)
 
 
 def _sample(
     n_rows: int, groups: list[Any] | None, limit: int, random: np.random.RandomState
 ) -> NDArray[np.intp]:
+    """Draw at most `limit` rows, with whole groups in random order."""
     units = np.arange(n_rows) if groups is None else np.unique(groups, return_inverse=True)[1]
     order = random.permutation(units.max(initial=-1) + 1)
     sizes = np.bincount(units)[order]

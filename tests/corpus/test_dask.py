@@ -1,4 +1,4 @@
-"""The same work on a cluster of Dask, through joblib."""
+"""Dask as a backend of joblib."""
 
 import os
 import signal
@@ -8,35 +8,35 @@ import time
 import joblib
 import numpy as np
 import pytest
-from datasets import Dataset
-from engines import (
+from backend_checks import (
     CPU,
     TEXTS,
     check_corpus,
     check_error,
     check_learning,
-    check_one_backbone_a_process,
+    check_one_backbone_per_process,
     check_search,
-    read,
+    read_vectors,
 )
+from datasets import Dataset
 
 from prefixembed import PrefixBank, embed_dataset
 
-distributed = pytest.importorskip("distributed", reason="needs dask: pip install '.[dask]'")
+distributed = pytest.importorskip("distributed", reason="needs Dask: pip install '.[dask]'")
 
-# Of Dask's own, while workers come and go.
+# Dask itself leaves resources open while workers come and go.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    """Two worker processes, as a cluster has them."""
+    """A cluster of two worker processes."""
     folder = tmp_path_factory.mktemp("dask")
     with (
         distributed.LocalCluster(
             n_workers=2,
             threads_per_worker=1,
-            dashboard_address=":0",  # any port: several of these tests may run at once
+            dashboard_address=":0",  # any free port: several test runs may share a machine
             local_directory=str(folder),
             silence_logs=50,
         ) as cluster,
@@ -50,7 +50,7 @@ def bank(tiny, random_prefix):
     return PrefixBank({"a": random_prefix(tiny())}, **CPU)
 
 
-def test_dask_loses_a_worker_and_no_row(client, bank, tmp_path):
+def test_no_row_is_lost_with_a_worker(client, bank, tmp_path):
     out = tmp_path / "out"
     pid = next(iter(client.run(os.getpid).values()))
     n_when_killed = []
@@ -66,17 +66,17 @@ def test_dask_loses_a_worker_and_no_row(client, bank, tmp_path):
     rows = Dataset.from_dict({"text": TEXTS})
     with joblib.parallel_config(backend="dask"):
         done = embed_dataset(bank, rows, "text", out, shard_size=2)
-    assert n_when_killed[0] < 200, "in the middle of the work"
+    assert n_when_killed[0] < 200, "the worker was killed before the end"
     assert (done.n_rows, done.n_shards) == (400, 200)
-    np.testing.assert_allclose(read(out), bank.transform(TEXTS), atol=1e-5)
+    np.testing.assert_allclose(read_vectors(out), bank.transform(TEXTS), atol=1e-5)
 
 
-def test_dask_gives_what_one_process_gives(client, tiny, bank, tmp_path):
+def test_results_are_those_of_one_process(client, tiny, bank, tmp_path):
     check_corpus(bank, tmp_path / "out", backend="dask")
     check_learning(tiny(), backend="dask")
     check_search(bank, backend="dask")
-    check_one_backbone_a_process(bank, backend="dask")
+    check_one_backbone_per_process(bank, backend="dask")
 
 
-def test_an_error_at_dask_comes_back(client, bank, tmp_path):
+def test_errors_of_workers_are_raised(client, bank, tmp_path):
     check_error(bank, tmp_path / "out", backend="dask")

@@ -1,4 +1,4 @@
-"""The same work on a Ray of this machine, through joblib and through Ray Data."""
+"""Ray on one machine, as a backend of joblib and through Ray Data."""
 
 import os
 import runpy
@@ -11,23 +11,23 @@ import joblib
 import numpy as np
 import psutil
 import pytest
-from datasets import Dataset
-from engines import (
+from backend_checks import (
     CPU,
     TEXTS,
     check_corpus,
     check_error,
     check_learning,
-    check_one_backbone_a_process,
+    check_one_backbone_per_process,
     check_search,
-    read,
+    read_vectors,
 )
+from datasets import Dataset
 
 from prefixembed import PrefixBank, embed_dataset
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'prefixembed[ray]'")
 
-# Of Ray's own.
+# Warnings of Ray itself.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
@@ -40,7 +40,7 @@ BACKEND = {"backend": "ray", "n_jobs": 2}
 def local_ray():
     from ray.util.joblib import register_ray
 
-    # Workers find what the tests share by the path, as they do everything else.
+    # Workers import backend_checks from this folder.
     paths = {"PYTHONPATH": os.path.dirname(__file__), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     ray.init(
         num_cpus=2,
@@ -59,19 +59,19 @@ def bank(tiny, random_prefix):
     return PrefixBank({"a": random_prefix(tiny())}, **CPU)
 
 
-def test_ray_gives_what_one_process_gives(tiny, bank, tmp_path):
+def test_results_are_those_of_one_process(tiny, bank, tmp_path):
     check_corpus(bank, tmp_path / "out", **BACKEND)
     check_learning(tiny(), **BACKEND)
     check_search(bank, **BACKEND)
-    check_one_backbone_a_process(bank, **BACKEND)
+    check_one_backbone_per_process(bank, **BACKEND)
 
 
-def test_an_error_at_ray_comes_back(bank, tmp_path):
+def test_errors_of_workers_are_raised(bank, tmp_path):
     check_error(bank, tmp_path / "out", **BACKEND)
 
 
-def test_a_worker_of_ray_dies_and_the_same_call_makes_the_rest(bank, tmp_path):
-    # Ray's pool starts no other worker: an error comes, and what is made is made.
+def test_same_call_makes_the_rest_after_a_worker_died(bank, tmp_path):
+    # Ray's pool does not replace a worker that died: the call fails, and finished files stay.
     out = tmp_path / "out"
     n_when_killed = []
 
@@ -89,15 +89,15 @@ def test_a_worker_of_ray_dies_and_the_same_call_makes_the_rest(bank, tmp_path):
     with joblib.parallel_config(**BACKEND), pytest.raises(ray.exceptions.RayError):
         embed_dataset(bank, rows, "text", out, shard_size=2)
     thread.join()
-    assert n_when_killed[0] < 200, "in the middle of the work"
-    n_there = len(list(out.glob("part-*.parquet")))
+    assert n_when_killed[0] < 200, "the worker was killed before the end"
+    n_before = len(list(out.glob("part-*.parquet")))
     with joblib.parallel_config(**BACKEND):
         done = embed_dataset(bank, rows, "text", out, shard_size=2)
-    assert (done.n_rows, done.n_made) == (400, 200 - n_there)
-    np.testing.assert_allclose(read(out), bank.transform(TEXTS), atol=1e-5)
+    assert (done.n_rows, done.n_made) == (400, 200 - n_before)
+    np.testing.assert_allclose(read_vectors(out), bank.transform(TEXTS), atol=1e-5)
 
 
-def test_ray_data_gives_what_transform_gives(bank, tmp_path):
+def test_ray_data_gives_the_vectors_of_transform(bank, tmp_path):
     import pyarrow.parquet as pq
 
     example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "ray_data.py"))

@@ -1,15 +1,15 @@
-"""The same work on Spark in local mode, through joblib."""
+"""Spark in local mode, as a backend of joblib."""
 
 import os
 import shutil
 
 import pytest
-from engines import (
+from backend_checks import (
     CPU,
     check_corpus,
     check_error,
     check_learning,
-    check_one_backbone_a_process,
+    check_one_backbone_per_process,
     check_search,
 )
 
@@ -18,7 +18,7 @@ from prefixembed import PrefixBank
 pytest.importorskip("joblibspark", reason="needs Spark: pip install 'prefixembed[spark]'")
 pytestmark = [
     pytest.mark.skipif(not shutil.which("java"), reason="Spark needs Java"),
-    # Of Spark's own.
+    # Warnings of Spark itself.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:(joblibspark|pyspark).*"),
 ]
@@ -30,6 +30,7 @@ def local_spark():
     from joblibspark import register_spark
     from pyspark.sql import SparkSession
 
+    # Workers import backend_checks from this folder.
     paths = {"PYTHONPATH": os.path.dirname(__file__), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
     builder = builder.config("spark.driver.host", "127.0.0.1")
@@ -46,13 +47,13 @@ def bank(tiny, random_prefix):
     return PrefixBank({"a": random_prefix(tiny())}, **CPU)
 
 
-def test_spark_gives_what_one_process_gives(tiny, bank, tmp_path):
+def test_results_are_those_of_one_process(tiny, bank, tmp_path):
     check_corpus(bank, tmp_path / "out", **BACKEND)
     check_learning(tiny(), **BACKEND)
     check_search(bank, **BACKEND)
-    check_one_backbone_a_process(bank, **BACKEND)
+    check_one_backbone_per_process(bank, **BACKEND)
 
 
-def test_an_error_at_spark_comes_back(bank, tmp_path):
-    # joblibspark 0.6 loses what it says on the way; Spark's log has it.
+def test_errors_of_workers_are_raised(bank, tmp_path):
+    # joblibspark 0.6 loses the message of the error on the way. Spark's log has it.
     check_error(bank, tmp_path / "out", "_ExceptionWithTraceback|dataset", **BACKEND)

@@ -1,4 +1,4 @@
-"""Ten thousand texts of every odd kind, through every dtype and way in."""
+"""Ten thousand odd texts: control characters, surrogates, scripts, emoji, markup."""
 
 import itertools
 
@@ -26,7 +26,7 @@ BASES = [
 
 
 def odd_texts(n):
-    """Give n texts, all different but for some: each base in ever new company."""
+    """Return n texts, most of them different: combinations of two bases."""
     rng = np.random.default_rng(0)
     texts = list(BASES)
     while len(texts) < n:
@@ -50,11 +50,11 @@ def bank(tiny, random_prefix):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_ten_thousand_go_through_in_order(bank, texts, dtype):
+def test_vectors_are_finite_and_in_order(bank, texts, dtype):
     vectors = bank(dtype=dtype, cache=None).transform(texts)
     assert vectors.shape == (10_000, 32)
     assert np.isfinite(vectors).all()
-    # In order: some of them by themselves, which is the same to rounding.
+    # Some texts are embedded by themselves too. The vectors must be equal up to rounding.
     some = np.random.default_rng(1).choice(10_000, 60, replace=False)
     alone = np.concatenate([bank(dtype=dtype, cache=None).transform([texts[k]]) for k in some])
     tolerance = 1e-5 if dtype == "float32" else 0.1
@@ -62,13 +62,13 @@ def test_ten_thousand_go_through_in_order(bank, texts, dtype):
 
 
 @pytest.mark.parametrize("output_dtype", ["float16", "int8", "binary"])
-def test_what_is_stored_is_finite(bank, texts, output_dtype):
+def test_small_dtypes_are_finite(bank, texts, output_dtype):
     stored = bank(output_dtype=output_dtype, cache=None).transform(texts[:1000])
     assert len(stored) == 1000 and np.isfinite(stored.astype(np.float64)).all()
 
 
 @pytest.mark.parametrize("pairs", ["joint", "apart"])
-def test_pairs_of_them(bank, texts, pairs):
+def test_pairs_of_odd_texts(bank, texts, pairs):
     rows = list(itertools.pairwise(texts[:1501]))
     vectors = bank(pairs=pairs, cache=None).transform(rows)
     assert np.isfinite(vectors).all()
@@ -77,7 +77,7 @@ def test_pairs_of_them(bank, texts, pairs):
     np.testing.assert_allclose(vectors[some], alone, atol=1e-5)
 
 
-def test_words_of_them(bank):
+def test_words_of_odd_texts(bank):
     sentences = [BASES[k : k + 3] for k in range(len(BASES))]
     vectors = bank(output="words", cache=None).transform(sentences)
     assert len(vectors) == sum(map(len, sentences))
@@ -85,7 +85,7 @@ def test_words_of_them(bank):
 
 
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_a_cache_tells_them_apart(bank, texts, tmp_path, on_disk):
+def test_cache_keeps_odd_texts_apart(bank, texts, tmp_path, on_disk):
     cache = VectorCache(tmp_path / "vectors.db" if on_disk else None)
     expected = bank(cache=None).transform(texts[:2000])
     for _ in range(2):
@@ -93,17 +93,17 @@ def test_a_cache_tells_them_apart(bank, texts, tmp_path, on_disk):
     assert cache.stats().n_vectors == len(set(texts[:2000]))
 
 
-def test_a_megabyte_in_one_text_is_cut_and_said(bank):
+def test_texts_of_a_megabyte_are_cut_with_a_warning(bank):
     huge = ["word " * (MB // 5), "\U0001f600" * (MB // 4), "x" * MB]
-    encoder = bank(on_truncate="warn", cache=None)
+    warning = bank(on_truncate="warn", cache=None)
     with pytest.warns(UserWarning, match="3 of 4 texts are longer than max_length=64 tokens"):
-        vectors = encoder.transform([*huge, "short"])
+        vectors = warning.transform([*huge, "short"])
     assert np.isfinite(vectors).all()
-    short = encoder.transform(["short"])
+    short = warning.transform(["short"])
     np.testing.assert_allclose(vectors[3:], short, atol=1e-5)
 
 
-def test_a_hundred_thousand_of_one_text_are_encoded_once(bank, encoded):
+def test_repeated_texts_are_encoded_once(bank, encoded):
     vectors = bank(cache=None).transform(["the same"] * 100_000)
     assert len(encoded) == 1
     assert vectors.shape == (100_000, 32)

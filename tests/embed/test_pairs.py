@@ -1,4 +1,4 @@
-"""Pairs whose texts are read apart: vectors, cache, training, files, frames."""
+"""Pairs whose texts are read apart: vectors, cache, training, files, containers."""
 
 import numpy as np
 import pytest
@@ -20,17 +20,18 @@ from prefixembed import (
     fill_cache,
     load_backbone,
 )
-from prefixembed._embed import embedder as _embedding
-from prefixembed._embed.batching import tokenize
+from prefixembed._embed import embedder
 from prefixembed._embed.encoding import embed_tokens, encode_batch
-from prefixembed._model.pooling import Reading
+from prefixembed._embed.tokens import tokenize
+from prefixembed.head import Head
+from prefixembed.reading import Reading
 
 CPU = {"dtype": "float32", "device": "cpu", "cache": None}
 PAIRS = [("a film", "of joy"), ("", "b"), ("a film", "a film"), ("b", "it is long " * 4)]
 
 
 def naive(bank, pairs):
-    """Encode every text by itself, and put u, v and |u - v| beside each other."""
+    """Encode each text by itself, and return [u, v, |u - v|] for each pair."""
     rows = []
     for pair in pairs:
         u, v = (bank.transform([text])[0] for text in pair)
@@ -39,7 +40,7 @@ def naive(bank, pairs):
 
 
 def same_words(n=60, seed=0):
-    """Give pairs whose label is whether both texts have the same word."""
+    """Return pairs, labelled by whether both texts have the same word."""
     rng = np.random.default_rng(seed)
     first, second = rng.choice(GOOD, n), rng.choice(GOOD, n)
     pairs = [(f"{a} {rng.integers(9)}", f"{b} {rng.integers(9)}")
@@ -68,8 +69,8 @@ def bank(tiny, random_prefix):
 
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("kind", ["list", "iterator", "out"])
-def test_a_pair_is_both_vectors_and_how_far_they_are_apart(bank, kind, cached, monkeypatch):
-    monkeypatch.setattr(_embedding, "CHUNK", 4)  # two pairs at a time
+def test_vector_of_a_pair_is_both_vectors_and_their_difference(bank, kind, cached, monkeypatch):
+    monkeypatch.setattr(embedder, "CHUNK", 4)  # two pairs at a time
     expected = naive(bank, PAIRS)
     bank.set_params(cache=VectorCache() if cached else None)
     out = np.zeros_like(expected) if kind == "out" else None
@@ -82,13 +83,13 @@ def test_a_pair_is_both_vectors_and_how_far_they_are_apart(bank, kind, cached, m
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=8), st.text(max_size=8)), min_size=1, max_size=6))
-def test_any_pairs_give_what_their_texts_give(tiny, pairs):
+def test_any_pairs_equal_their_texts(tiny, pairs):
     bank = PrefixBank({}, backbone=tiny(), pairs="apart", max_length=32, **CPU)
     np.testing.assert_allclose(bank.transform(pairs), naive(bank, pairs), atol=1e-5)
 
 
 @pytest.mark.parametrize("output_dtype", ["float16", "int8", "binary"])
-def test_small_vectors_of_pairs(bank, output_dtype):
+def test_small_dtypes_of_pairs(bank, output_dtype):
     whole = bank.transform(PAIRS)
     small = bank.set_params(output_dtype=output_dtype).transform(PAIRS)
     if output_dtype == "binary":
@@ -100,7 +101,7 @@ def test_small_vectors_of_pairs(bank, output_dtype):
     assert small.dtype == {"binary": np.uint8}.get(output_dtype, output_dtype)
 
 
-def test_every_text_is_encoded_once_whatever_pairs_it_is_in(bank, encoded):
+def test_texts_in_several_pairs_are_encoded_once(bank, encoded):
     bank.set_params(cache=VectorCache())
     bank.transform(PAIRS)
     n = len({text for pair in PAIRS for text in pair})
@@ -114,24 +115,25 @@ def test_every_text_is_encoded_once_whatever_pairs_it_is_in(bank, encoded):
 
 def test_training_reads_pairs_as_transform_does(tiny):
     backbone = load_backbone(tiny(), dtype="float32", device="cpu")
-    tokens = tokenize(backbone.tokenizer(64), PAIRS, "apart")
+    reading = Reading("mean", 64, pairs="apart")
+    tokens = tokenize(backbone, PAIRS, reading)
     expected = naive(PrefixBank({}, backbone=tiny(), **CPU), PAIRS)
     positions = np.array([3, 0, 1, 2])
-    vectors = encode_batch(backbone, tokens, positions, None, Reading("mean"))
+    vectors = encode_batch(backbone, tokens, positions, None, reading)
     np.testing.assert_allclose(vectors.detach().numpy(), expected[positions], atol=1e-5)
-    np.testing.assert_allclose(
-        embed_tokens(backbone, tokens, None, Reading("mean"), 16), expected, atol=1e-5
-    )
+    embedded = embed_tokens(backbone, tokens, None, reading, 16)
+    np.testing.assert_allclose(embedded, expected, atol=1e-5)
     alone = tokens.sequences()
     assert len(alone.ids) == 2 * len(PAIRS) and alone.sequences() is alone
     assert tokens.lengths.tolist() == (alone.lengths[:4] + alone.lengths[4:]).tolist()
 
 
-def test_learns_what_only_a_comparison_tells(fitted, tiny, tmp_path):
+def test_learns_to_compare_two_texts(fitted, tiny, tmp_path):
     pairs, labels = same_words(seed=1)
     assert fitted.score(pairs, labels) > 0.9
     prefix = fitted.prefix_
-    assert prefix.pairs == "apart" and prefix.head_weight.shape == (2, 3 * prefix.n_features)
+    assert prefix.reading.pairs == "apart"
+    assert prefix.head.weight.shape == (2, 3 * prefix.n_features)
     assert fitted.n_features_out_ == prefix.width == 96
     assert len(fitted.get_feature_names_out()) == fitted.transform(pairs).shape[1] == 96
     prefix.save(tmp_path / "p.safetensors")
@@ -140,11 +142,11 @@ def test_learns_what_only_a_comparison_tells(fitted, tiny, tmp_path):
     np.testing.assert_array_equal(again.predict_proba(pairs), fitted.predict_proba(pairs))
     with pytest.raises(ValueError, match="pairs is 'apart' in the prefix, got pairs='joint'"):
         PrefixEncoder.from_prefix(prefix, pairs="joint")
-    with pytest.raises(ValueError, match="reads vectors of pairs read apart, of width 96"):
+    with pytest.raises(ValueError, match="was fitted on pairs of texts, got single texts"):
         fitted.predict(["a text"])
 
 
-def test_reading_enters_the_digest_and_single_texts_have_none(tiny):
+def test_pairs_parameter_does_not_affect_prefixes_of_single_texts(tiny):
     texts, labels = [first for first, _ in same_words(24)[0]], [0, 1] * 12
     params = {"max_epochs": 1, "early_stopping": False}
     with pytest.warns(UserWarning, match="stuck"):
@@ -152,15 +154,18 @@ def test_reading_enters_the_digest_and_single_texts_have_none(tiny):
             make(tiny(), pairs=pairs, **params).fit(texts, labels).prefix_
             for pairs in ("apart", "joint")
         )
-    assert apart == joint and apart.pairs is None
+    assert apart == joint and apart.reading.pairs is None
+
+
+def test_wrong_readings_and_heads_of_pairs_are_refused(random_prefix, tiny):
     with pytest.raises(ValueError, match="pairs must be one of joint, apart, got 'both'"):
-        Prefix(apart.keys_values, "b", "f", "mean", 64, 32, pairs="both")
-    with pytest.raises(ValueError, match=r"head_weight must have shape \(2, 96\)"):
-        Prefix(apart.keys_values, "b", "f", "mean", 64, 32, pairs="apart",
-               head_weight=apart.head_weight, head_bias=apart.head_bias)  # fmt: skip
+        Reading("mean", 64, pairs="both")
+    narrow = Head("classification", np.array([0, 1]), np.zeros((2, 32)), np.zeros(2))
+    with pytest.raises(ValueError, match="head_weight must have 96 columns, got 32"):
+        random_prefix(tiny(), pairs="apart", head=narrow)
 
 
-def test_a_bank_reads_pairs_as_its_prefixes_were_learned(tiny, fitted, random_prefix):
+def test_bank_reads_pairs_as_its_active_prefixes_were_learned(tiny, fitted, random_prefix):
     pairs = same_words(4)[0]
     plain, joint = random_prefix(tiny()), random_prefix(tiny(), seed=1, pairs="joint")
     assert PrefixBank({"plain": plain}, **CPU).transform(pairs).shape == (4, 32)
@@ -170,27 +175,30 @@ def test_a_bank_reads_pairs_as_its_prefixes_were_learned(tiny, fitted, random_pr
     one = PrefixBank({"same": fitted}, **CPU)
     np.testing.assert_array_equal(one.transform(pairs), fitted.transform(pairs))
     bank.add("joint", joint)
-    with pytest.raises(ValueError, match="got None, which takes .* 'joint' with 'joint'.* 'same'"):
+    message = "'joint' was learned with 'joint', 'same' was learned with 'apart'"
+    with pytest.raises(ValueError, match=message):
         bank.transform(pairs)
+    assert bank.transform(["one"]).shape == (1, 32)
+    assert bank.set_params(active=["plain", "same"]).transform(pairs).shape == (4, 96)
+    assert bank.set_params(active=["plain", "joint"]).transform(pairs).shape == (4, 32)
+    bank.set_params(active=None)
     assert bank.set_params(pairs="joint").transform(pairs).shape == (4, 32)
     with pytest.raises(ValueError, match="'pairs' parameter of PrefixBank"):
         bank.set_params(pairs="both").transform(pairs)
 
 
-def test_frames_of_pairs(bank):
+def test_data_frames_of_pairs(bank):
     pytest.importorskip("pandas")
     pairs, labels = same_words(20)
     bank.set_output(transform="pandas")
     frame = bank.fit_transform(pairs)
     assert frame.shape == (20, 96) and frame.columns[-1] == "prefixbank95"
-    with pytest.raises(ValueError, match="set_output needs a fit on the kind"):
-        bank.transform(["one"])
-    assert bank.fit(["one"]).transform(["one"]).shape == (1, 32)
+    assert bank.transform(["one"]).columns[-1] == "prefixbank31"
     pipe = make_pipeline(bank, LogisticRegression(max_iter=1000)).fit(pairs, labels)
     assert list(pipe[-1].feature_names_in_) == list(frame.columns)
 
 
-def test_no_pairs_give_no_rows_of_the_width_of_pairs(fitted, bank):
+def test_no_pairs_give_no_rows_in_the_width_of_pairs(fitted, bank):
     assert fitted.transform([]).shape == (0, 96)
     assert fitted.predict([]).shape == (0,)
     assert bank.transform([]).shape == (0, 32)
@@ -198,7 +206,7 @@ def test_no_pairs_give_no_rows_of_the_width_of_pairs(fitted, bank):
     assert bank.set_output(transform="pandas").transform(iter([])).shape == (0, 96)
 
 
-def test_a_pair_with_a_text_cut_short_counts_once(bank):
+def test_pair_with_truncated_texts_counts_once(bank):
     long = "x" * 70
     pairs = [("a", long), (long, long), ("a", "b")]
     bank.set_params(max_length=64, cache=VectorCache())
@@ -209,12 +217,12 @@ def test_a_pair_with_a_text_cut_short_counts_once(bank):
         bank.set_params(on_truncate="raise").transform(pairs)
 
 
-def test_a_progress_bar_counts_both_texts(bank, capsys):
+def test_progress_bar_counts_both_texts(bank, capsys):
     bank.set_params(verbose=True).transform(PAIRS)
     assert "8/8" in capsys.readouterr().err
 
 
-def test_fill_cache_counts_texts_not_pairs(bank):
+def test_fill_cache_encodes_texts_of_pairs_once(bank):
     cache = VectorCache(max_bytes=10**7)
     pipe = make_pipeline(bank.set_params(cache=cache), LogisticRegression())
     pairs = same_words(20)[0]
@@ -233,30 +241,35 @@ def test_multi_task_training_of_pairs_and_texts(tiny, tmp_path):
     assert encoder.heads_["same"].weight.shape == (2, 96)
     assert encoder.heads_["joy"].weight.shape == (2, 32)
     assert encoder.n_features_out_ == 32
-    encoder.set_params(pairs="joint")  # heads read what they were trained on
+    encoder.set_params(pairs="joint")  # the reading of the training is kept
     assert encoder.transform(pairs).shape == (120, 96)
     assert encoder.predict([], "same").shape == encoder.predict([], "joy").shape == (0,)
-    with pytest.raises(ValueError, match="X must have pairs, as task 'same' was learned from"):
+    with pytest.raises(
+        ValueError, match="task 'same' was fitted on pairs of texts, got single texts"
+    ):
         encoder.predict(["a text"], "same")
-    with pytest.raises(ValueError, match="X must have texts, as task 'joy' was learned from"):
+    with pytest.raises(
+        ValueError, match="task 'joy' was fitted on single texts, got pairs of texts"
+    ):
         encoder.predict(pairs, "joy")
     encoder.save(tmp_path)
-    again = PrefixBank({}, backbone=str(tmp_path), pairs="apart", max_length=64, **CPU)
+    again = PrefixBank({}, backbone=tmp_path, **CPU)  # with the reading of the training
     np.testing.assert_allclose(again.transform(pairs), encoder.transform(pairs), atol=1e-6)
 
 
-def test_choices_read_apart_from_their_context(tiny, encoded):
+def test_choices_are_read_apart_from_their_context(tiny, encoded):
     rows, right = choices(80)
     encoder = make(tiny(), objective="multiple_choice").fit(rows, right)
     assert encoder.score(*choices(40, seed=1)) > 0.9
     encoded.clear()
     bank = PrefixBank({"a": encoder}, **(CPU | {"cache": VectorCache()}))
     ranker = ChoiceRanker(bank, LogisticRegression()).fit(rows, right)
-    # The context of all rows is one text, and is encoded once.
+    # All rows have the same context, which is encoded once.
     assert len(encoded) == 1 + len({choice for _, some in rows for choice in some})
     assert ranker.score(*choices(40, seed=1)) > 0.9
 
 
-def test_joint_is_what_there_is_without_a_word():
-    assert MultiTaskEncoder().pairs == PrefixEncoder().pairs == "joint"
-    assert PrefixBank({}).pairs is None
+def test_pairs_follow_the_backbone_by_default(tiny, minilm):
+    assert MultiTaskEncoder().pairs == PrefixEncoder().pairs == PrefixBank({}).pairs == "auto"
+    assert PrefixBank({}, backbone=tiny(), **CPU).transform(PAIRS).shape == (4, 32)
+    assert PrefixBank({}, backbone=minilm, **CPU).transform(PAIRS).shape == (4, 3 * 384)

@@ -1,4 +1,4 @@
-"""A prompt before each text: the same vectors as texts that begin with it."""
+"""A prompt gives the vectors of texts that begin with it."""
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from prefixembed import (
     embed_dataset,
 )
 from prefixembed.inspection import attention_share
+from prefixembed.interop import to_sentence_transformer
 
 CPU = {"device": "cpu", "dtype": "float32", "cache": None}
 PROMPT = "Do \U0001f600: "
@@ -21,7 +22,7 @@ PROMPTED = [PROMPT + text for text in TEXTS]
 
 @pytest.fixture
 def banks(tiny, random_prefix):
-    """Give a bank whose prefix has a prompt, and the same without."""
+    """Return a bank whose prefix has no prompt, and one whose prefix has a prompt."""
     plain, prompted = (
         PrefixBank({"a": random_prefix(tiny("qwen3"), prompt=prompt)}, **CPU)
         for prompt in ("", PROMPT)
@@ -29,12 +30,12 @@ def banks(tiny, random_prefix):
     return plain, prompted
 
 
-def test_texts_are_read_as_if_they_began_with_it(banks):
+def test_prompt_equals_texts_that_begin_with_it(banks):
     plain, prompted = banks
     expected = plain.transform(PROMPTED)
     np.testing.assert_array_equal(prompted.transform(TEXTS), expected)
     np.testing.assert_array_equal(prompted.transform(iter(TEXTS)), expected)
-    # The bank's own word goes before that of its prefixes.
+    # The prompt of the bank overrides that of its prefixes.
     np.testing.assert_array_equal(plain.set_params(prompt=PROMPT).transform(TEXTS), expected)
     np.testing.assert_array_equal(
         prompted.set_params(prompt="").transform(TEXTS),
@@ -43,13 +44,13 @@ def test_texts_are_read_as_if_they_began_with_it(banks):
 
 
 @pytest.mark.parametrize("pairs", ["joint", "apart"])
-def test_pairs(banks, pairs):
+def test_prompt_of_pairs(banks, pairs):
     plain, prompted = (bank.set_params(pairs=pairs) for bank in banks)
     both = [(PROMPT + one, (PROMPT if pairs == "apart" else "") + two) for one, two in PAIRS]
     np.testing.assert_array_equal(prompted.transform(PAIRS), plain.transform(both))
 
 
-def test_windows_and_shares(banks):
+def test_prompt_of_windows_and_of_attention_shares(banks):
     long = ["word " * 60, "a"]
     plain, prompted = (bank.set_params(on_truncate="window", max_length=32) for bank in banks)
     begun = [PROMPT + text for text in long]
@@ -60,14 +61,14 @@ def test_windows_and_shares(banks):
     )
 
 
-def test_it_counts_towards_the_length(banks):
+def test_prompt_counts_towards_max_length(banks):
     _, prompted = banks
     prompted.set_params(max_length=8, on_truncate="raise")
     with pytest.raises(ValueError, match="1 of 1 texts .* max_length=8"):
         prompted.transform(["a"])
 
 
-def test_a_cache_tells_prompts_apart(banks):
+def test_cache_keeps_prompts_apart(banks):
     plain, prompted = banks
     cache = VectorCache()
     for bank, texts in ((plain, TEXTS), (prompted, TEXTS)):
@@ -76,13 +77,13 @@ def test_a_cache_tells_prompts_apart(banks):
             np.testing.assert_array_equal(bank.set_params(cache=cache).transform(texts), expected)
 
 
-def test_words_take_none(banks):
+def test_words_cannot_have_a_prompt(banks):
     _, prompted = banks
-    with pytest.raises(ValueError, match="prompt is for texts, and sentences in words have none"):
+    with pytest.raises(ValueError, match="prompt must be empty for sentences in words"):
         prompted.set_params(output="words").transform([["a", "film"]])
 
 
-def test_prefixes_are_learned_with_it_and_keep_it(tiny, random_prefix, tmp_path):
+def test_prefixes_record_the_prompt_of_their_training(tiny, random_prefix, tmp_path):
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
     begun = [PROMPT + text for text in texts]
     params = {"max_epochs": 3, "random_state": 0, "max_length": 64, **CPU}
@@ -92,7 +93,7 @@ def test_prefixes_are_learned_with_it_and_keep_it(tiny, random_prefix, tmp_path)
     np.testing.assert_array_equal(prompted.predict_proba(texts), plain.predict_proba(begun))
     prompted.prefix_.save(tmp_path / "p.safetensors")
     prefix = Prefix.load(tmp_path / "p.safetensors")
-    assert prefix.prompt == PROMPT and prefix.digest == prompted.prefix_.digest
+    assert prefix.reading.prompt == PROMPT and prefix.digest == prompted.prefix_.digest
     assert prefix.digest != plain.prefix_.digest
     again = PrefixEncoder.from_prefix(prefix, **CPU)
     assert again.prompt == PROMPT
@@ -106,7 +107,7 @@ def test_prefixes_are_learned_with_it_and_keep_it(tiny, random_prefix, tmp_path)
         random_prefix(tiny(), prompt=3)
 
 
-def test_fine_tuning_with_it(tiny):
+def test_fine_tuning_with_a_prompt(tiny):
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
     params = {"max_epochs": 2, "random_state": 0, "max_length": 64, **CPU}
     prompted = MultiTaskEncoder(tiny(), prompt=PROMPT, **params).fit({"a": (texts, labels)})
@@ -115,14 +116,18 @@ def test_fine_tuning_with_it(tiny):
     np.testing.assert_array_equal(prompted.transform(texts), plain.transform(begun))
 
 
-def test_models_and_corpora_made_of_a_bank(banks, tmp_path):
+def test_prompt_in_sentence_transformers_and_corpora(banks, tmp_path):
     datasets = pytest.importorskip("datasets")
     plain, prompted = banks
     expected = plain.transform(PROMPTED)
-    model = prompted.to_sentence_transformer()
+    model = to_sentence_transformer(prompted)
     np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-5)
     rows = datasets.Dataset.from_dict({"text": TEXTS})
     made = embed_dataset(prompted, rows, "text", tmp_path / "made")
     np.testing.assert_allclose(np.stack(made.load()["vector"]), expected, atol=1e-5)
-    with pytest.raises(ValueError, match="made otherwise"):
+    with pytest.raises(ValueError, match="made with other settings"):
         embed_dataset(plain, rows, "text", tmp_path / "made")
+
+
+def test_prompt_defaults_to_none():
+    assert PrefixEncoder().prompt is MultiTaskEncoder().prompt is PrefixBank({}).prompt is None

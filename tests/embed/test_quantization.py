@@ -1,3 +1,5 @@
+"""Conversion of vectors to smaller dtypes."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ matrices = arrays(np.float32, st.tuples(st.integers(0, 4), st.integers(1, 20)), 
 @pytest.mark.parametrize("output_dtype", OUTPUT_DTYPES)
 @given(vectors=matrices)
 @settings(max_examples=60, deadline=None)
-def test_each_row_is_stored_by_itself_in_the_dtype_and_width(output_dtype, vectors):
+def test_each_row_is_converted_by_itself(output_dtype, vectors):
     stored = quantize(vectors, output_dtype)
     assert stored.dtype == OUTPUT_DTYPES[output_dtype]
     assert stored.shape == (len(vectors), output_width(vectors.shape[1], output_dtype))
@@ -22,7 +24,7 @@ def test_each_row_is_stored_by_itself_in_the_dtype_and_width(output_dtype, vecto
         np.testing.assert_array_equal(quantize(vectors[k : k + 1], output_dtype)[0], stored[k])
 
 
-def test_int8_keeps_direction_to_half_a_step():
+def test_int8_rounds_to_half_a_step():
     vectors = np.random.default_rng(0).standard_normal((50, 384), dtype=np.float32)
     vectors *= np.logspace(-6, 6, 50, dtype=np.float32)[:, None]
     size = np.sqrt((vectors.astype(float) ** 2).mean(axis=1, keepdims=True))
@@ -33,7 +35,7 @@ def test_int8_keeps_direction_to_half_a_step():
     assert set(np.abs(stored[~kept].astype(int))) <= set(range(123, 128))
 
 
-def test_an_outlying_feature_leaves_the_others_their_steps():
+def test_outlying_features_do_not_coarsen_the_others():
     vectors = np.random.default_rng(0).standard_normal((1, 1024), dtype=np.float32)
     vectors[0, 7] = 60.0
     stored = quantize(vectors, "int8")

@@ -1,3 +1,5 @@
+"""Checks of texts, pairs, contexts with choices, and sentences in words."""
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -38,7 +40,7 @@ PAIRS = [("a", "b"), ("c", ""), ("", "")]
     ],
     ids=lambda X: type(X).__module__.split(".")[0] + "." + type(X).__name__,
 )
-def test_single_texts_of_every_container(X):
+def test_single_texts_in_every_container(X):
     texts = check_texts(X)
     assert texts == SINGLE
     assert all(isinstance(text, str) for text in texts)
@@ -57,14 +59,14 @@ def test_single_texts_of_every_container(X):
     ],
     ids=lambda X: type(X).__module__.split(".")[0] + "." + type(X).__name__,
 )
-def test_pairs_of_every_container(X):
+def test_pairs_in_every_container(X):
     assert check_texts(X) == PAIRS
 
 
 @pytest.mark.parametrize(
     "X", [[], (), np.array([]), np.empty((0, 2)), pd.Series([], dtype=object), pl.Series([])]
 )
-def test_no_rows(X):
+def test_empty_containers_give_no_texts(X):
     assert check_texts(X) == []
 
 
@@ -84,9 +86,9 @@ def test_no_rows(X):
         (pd.Series(["a", pd.NA], dtype="string"), r"X\[1\] must be a str, got .*NA"),
         (pd.Series(["a", None], index=[4, 5]), r"X\[1\] must be a str"),
         (pl.Series(["a", None]), r"X\[1\] must be a str, got None"),
-        ([("a", "b"), ("c",)], r"X\[1\] must have 2 texts as X\[0\] has, got \('c',\)"),
+        ([("a", "b"), ("c",)], r"X\[1\] must have 2 texts like X\[0\], got \('c',\)"),
         ([("a", "b"), "c"], r"X\[1\] must have 2 texts"),
-        ([["a"], ["b", "c"]], r"X\[1\] must have 1 text as"),
+        ([["a"], ["b", "c"]], r"X\[1\] must have 1 text like"),
         (["a", ("b", "c")], r"X\[1\] must be a str, got \('b', 'c'\)"),
         ([("a", "b"), ("c", None)], r"X\[1\]\[1\] must be a str, got None"),
         ([("a", "b", "c")], r"X\[0\] must be a text or a pair"),
@@ -96,12 +98,12 @@ def test_no_rows(X):
         (["x" * 1000, ("y" * 1000,)], r"X\[1\] .*y\.\.\. of type tuple"),
     ],
 )
-def test_what_is_no_text_is_named_with_its_place(X, message):
+def test_errors_name_position_and_value(X, message):
     with pytest.raises(ValueError, match=message):
         check_texts(X)
 
 
-def test_an_iterator_is_read_a_bounded_number_at_a_time():
+def test_iterators_are_read_in_parts():
     read = []
 
     def rows():
@@ -117,10 +119,10 @@ def test_an_iterator_is_read_a_bounded_number_at_a_time():
     assert list(iterate_texts(iter([["a", "b"]]), 4)) == [[("a", "b")]]
 
 
-def test_what_is_no_text_in_an_iterator_is_named_with_its_place():
+def test_errors_name_the_position_in_an_iterator():
     with pytest.raises(ValueError, match=r"X\[5\] must be a str, got None"):
         list(iterate_texts(iter(["a"] * 5 + [None]), 2))
-    with pytest.raises(ValueError, match=r"X\[4\] must be of the kind of X\[0\]"):
+    with pytest.raises(ValueError, match=r"X\[4\] must be of the same kind as X\[0\]"):
         list(iterate_texts(iter(["a"] * 4 + [("a", "b")]), 2))
 
 
@@ -135,7 +137,7 @@ def test_what_is_no_text_in_an_iterator_is_named_with_its_place():
         datasets.Dataset.from_dict({"words": [["a", "b"], ["c"]]})["words"],
     ],
 )
-def test_sentences_in_words_of_every_container(X):
+def test_sentences_in_words_in_every_container(X):
     rows = check_words(X)
     assert rows == [("a", "b"), ("c",)]
     assert all(isinstance(row, Words) for row in rows)
@@ -155,14 +157,14 @@ def test_sentences_in_words_of_every_container(X):
         pd.DataFrame({"context": ["a", "d"], "choices": [["b", "c"], ["e"]]}, index=[1, 1]),
     ],
 )
-def test_choices_of_every_container(X):
+def test_choices_in_every_container(X):
     assert check_choices(X) == [("a", ("b", "c")), ("d", ("e",))]
     texts, counts = check_rows(X, "choices")
     assert texts == [("a", "b"), ("a", "c"), ("d", "e")]
     assert counts.tolist() == [2, 1]
 
 
-def test_a_character_is_of_its_word():
+def test_each_character_belongs_to_its_word():
     assert Words(["ab", "", "c"]).of_characters().tolist() == [0, 0, -1, -1, 2]
     assert Words([]).of_characters().tolist() == []
     assert len(Words(["ab", "", "c"]).text) == 5

@@ -1,7 +1,8 @@
-"""A bank as a folder: what is written, what a kill leaves, what damage says."""
+"""Banks as folders: what is written, what a kill leaves behind, and how damage is reported."""
 
 import contextlib
 import dataclasses
+import hashlib
 import inspect
 import json
 import os
@@ -15,36 +16,40 @@ import numpy as np
 import pytest
 
 from prefixembed import Prefix, PrefixBank
-from prefixembed._files import bank_folder as _bank_files
-from prefixembed._files.bank_folder import MANIFEST, BankFiles, read_bank, write_bank
+from prefixembed._files import bank_folder
+from prefixembed._files.bank_folder import MANIFEST, read_folder, write_folder
+from prefixembed.reading import Reading
 
 CPU = {"dtype": "float32", "device": "cpu", "cache": None}
 TEXTS = ["what a film", "dull", ""]
 
 
-def prefix(seed, **changes):
+def make_prefix(seed, **changes):
     rng = np.random.default_rng(seed)
     fields = {
         "keys_values": rng.standard_normal((2, 2, 3, 4, 8), dtype=np.float32),
-        "backbone": "b", "fingerprint": "f" * 64, "pooling": "mean", "max_length": 64,
-        "n_features": 24,
+        "backbone": "b", "fingerprint": "f" * 64, "n_features": 24, "reading": Reading("mean", 64),
     }  # fmt: skip
     return Prefix(**(fields | changes))
 
 
-def file_name(prefix):
-    return f"{_bank_files._digest_prefix(prefix)}.safetensors"
+def content_of(seed):
+    return bytes([seed]) * 3000
 
 
 def bank_of(*seeds, **parameters):
-    return BankFiles({f"task {seed}": prefix(seed) for seed in seeds}, parameters)
+    return {f"task {seed}": content_of(seed) for seed in seeds}, parameters
 
 
-def same(one, other):
-    """Compare two banks, the order of their prefixes too."""
-    return list(one.prefixes.items()) == list(other.prefixes.items()) and (
-        one.parameters == other.parameters
-    )
+def file_name(content):
+    return f"{hashlib.sha256(content).hexdigest()}.safetensors"
+
+
+def holds(folder, bank):
+    """Compare a folder with a bank, including the order of its prefixes."""
+    found = read_folder(folder)
+    prefixes, parameters = bank
+    return list(found.prefixes.items()) == list(prefixes.items()) and found.parameters == parameters
 
 
 @pytest.mark.parametrize(
@@ -57,20 +62,20 @@ def same(one, other):
         {"active": []},
     ],
 )
-def test_a_bank_comes_back_as_it_was(tiny, random_prefix, tmp_path, params):
+def test_a_loaded_bank_equals_the_saved_one(tiny, random_prefix, tmp_path, params):
     prefixes = {"b": random_prefix(tiny(), seed=1), "a": random_prefix(tiny(), seed=2)}
     bank = PrefixBank(prefixes, **params, **CPU)
     bank.save(tmp_path / "bank")
-    again = PrefixBank.load(tmp_path / "bank", **CPU)
-    assert list(again) == ["b", "a"] and again.values() == bank.values()
+    loaded = PrefixBank.load(tmp_path / "bank", **CPU)
+    assert list(loaded) == ["b", "a"] and list(loaded.values()) == list(bank.values())
     X = [text.split() for text in TEXTS] if params.get("output") == "words" else TEXTS
-    np.testing.assert_array_equal(again.transform(X), bank.transform(X))
+    np.testing.assert_array_equal(loaded.transform(X), bank.transform(X))
     for name in ("combine", "pooling", "max_length", "output_dtype", "pairs"):
-        assert getattr(again, name) == getattr(bank, name)
+        assert getattr(loaded, name) == getattr(bank, name)
     assert PrefixBank.load(tmp_path / "bank", active=["a"]).active == ["a"]
 
 
-def test_an_empty_bank_and_odd_names(tiny, random_prefix, tmp_path):
+def test_empty_banks_and_odd_names_can_be_saved(tiny, random_prefix, tmp_path):
     PrefixBank({}, backbone=tiny(), **CPU).save(tmp_path)
     assert PrefixBank.load(tmp_path, **CPU).transform(TEXTS).shape == (3, 32)
     odd = ["../up", "", "a/b", "\udc80", "名", "x" * 300]
@@ -79,9 +84,9 @@ def test_an_empty_bank_and_odd_names(tiny, random_prefix, tmp_path):
     assert all(path.parent == tmp_path for path in tmp_path.rglob("*"))
 
 
-def test_what_is_wrong_is_not_written(tiny, random_prefix, tmp_path):
+def test_an_invalid_bank_is_not_written(tiny, random_prefix, tmp_path):
     bank = PrefixBank({"a": random_prefix(tiny())}, active=["b"])
-    with pytest.raises(ValueError, match="active has 'b'"):
+    with pytest.raises(ValueError, match="active .*'b'"):
         bank.save(tmp_path / "bank")
     assert not (tmp_path / "bank").exists()
     bank.set_params(active=None).save(tmp_path / "bank")
@@ -89,36 +94,37 @@ def test_what_is_wrong_is_not_written(tiny, random_prefix, tmp_path):
         PrefixBank.load(tmp_path / "bank", combine="sum")
 
 
-def test_old_prefixes_go_and_other_files_stay(tmp_path):
-    write_bank(tmp_path, bank_of(1, 2))
+def test_files_of_old_prefixes_are_deleted_and_other_files_stay(tmp_path):
+    write_folder(tmp_path, *bank_of(1, 2))
     (tmp_path / "notes.txt").write_text("mine")
-    prefix(9).save(tmp_path / "mine.safetensors")
-    kept = tmp_path / file_name(prefix(2))
+    (tmp_path / "mine.safetensors").write_bytes(content_of(9))
+    kept = tmp_path / file_name(content_of(2))
     before = kept.stat().st_mtime_ns
-    write_bank(tmp_path, bank_of(2, 3))
-    assert same(read_bank(tmp_path), bank_of(2, 3))
-    assert kept.stat().st_mtime_ns == before  # not touched: its task was not
+    write_folder(tmp_path, *bank_of(2, 3))
+    assert holds(tmp_path, bank_of(2, 3))
+    assert kept.stat().st_mtime_ns == before  # its task has not changed
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
-    assert names == {MANIFEST, "notes.txt", "mine.safetensors", kept.name, file_name(prefix(3))}
+    other = file_name(content_of(3))
+    assert names == {MANIFEST, "notes.txt", "mine.safetensors", kept.name, other}
 
 
-def test_facts_outside_the_digest_are_written_anew(tmp_path):
-    one = prefix(1)
-    write_bank(tmp_path, BankFiles({"a": one}, {}))
+def test_facts_outside_the_digest_are_saved_too(tmp_path):
+    one = make_prefix(1)
+    PrefixBank({"a": one}).save(tmp_path)
     moved = dataclasses.replace(one, backbone="elsewhere", training={"seconds": 3})
     assert moved == one
-    write_bank(tmp_path, BankFiles({"a": moved}, {}))
-    found = read_bank(tmp_path).prefixes["a"]
-    assert found.backbone == "elsewhere" and found.training["seconds"] == 3
-    # Of two names, too, each keeps its own.
-    write_bank(tmp_path, BankFiles({"a": moved, "b": one}, {}))
-    found = read_bank(tmp_path).prefixes
-    assert [found[name].backbone for name in "ab"] == ["elsewhere", "b"]
+    PrefixBank({"a": moved}).save(tmp_path)
+    loaded = PrefixBank.load(tmp_path)["a"]
+    assert loaded.backbone == "elsewhere" and loaded.training["seconds"] == 3
+    # Two equal prefixes in one bank keep their own facts.
+    PrefixBank({"a": moved, "b": one}).save(tmp_path)
+    loaded = PrefixBank.load(tmp_path)
+    assert [loaded[name].backbone for name in "ab"] == ["elsewhere", "b"]
 
 
 @pytest.mark.parametrize("step", range(6))
-def test_an_error_at_any_step_leaves_one_bank_or_the_other(tmp_path, monkeypatch, step):
-    write_bank(tmp_path, bank_of(1, 2, combine="mean"))
+def test_an_error_at_any_step_leaves_the_old_bank(tmp_path, monkeypatch, step):
+    write_folder(tmp_path, *bank_of(1, 2, combine="mean"))
     calls = []
 
     def failing(real):
@@ -134,24 +140,21 @@ def test_an_error_at_any_step_leaves_one_bank_or_the_other(tmp_path, monkeypatch
         patch.setattr(os, "replace", failing(os.replace))
         patch.setattr(os, "fsync", failing(os.fsync))
         with pytest.raises(OSError, match="No space left"):
-            write_bank(tmp_path, bank_of(3, 4))
-    assert same(read_bank(tmp_path), bank_of(1, 2, combine="mean"))
+            write_folder(tmp_path, *bank_of(3, 4))
+    assert holds(tmp_path, bank_of(1, 2, combine="mean"))
     assert not list(tmp_path.glob(".*safetensors.*"))
-    write_bank(tmp_path, bank_of(3, 4))
-    assert same(read_bank(tmp_path), bank_of(3, 4))
+    write_folder(tmp_path, *bank_of(3, 4))
+    assert holds(tmp_path, bank_of(3, 4))
 
 
-# Without torch, so that it starts at once.
 WRITER = f"""
 import itertools, sys
-import numpy as np
-from prefixembed._files.bank_folder import BankFiles, write_bank
-from prefixembed.prefix import Prefix
-{inspect.getsource(prefix)}
+from prefixembed._files.bank_folder import write_folder
+{inspect.getsource(content_of)}
 {inspect.getsource(bank_of)}
 print("ready", flush=True)
 for k in itertools.count():
-    write_bank(sys.argv[1], bank_of(1, 2) if k % 2 else bank_of(2, 3, combine="mean"))
+    write_folder(sys.argv[1], *(bank_of(1, 2) if k % 2 else bank_of(2, 3, combine="mean")))
 """
 
 
@@ -161,43 +164,45 @@ def start_writer(folder):
     return writer
 
 
-def stop(writer):
+def kill(writer):
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_bank(tmp_path):
     either = [bank_of(1, 2), bank_of(2, 3, combine="mean")]
-    write_bank(tmp_path, either[0])
+    write_folder(tmp_path, *either[0])
     moments = random.Random(0)
     for _ in range(4):
         writer = start_writer(tmp_path)
         time.sleep(moments.uniform(0.0, 0.1))
-        stop(writer)
-        assert any(same(read_bank(tmp_path), bank) for bank in either)
-    write_bank(tmp_path, either[0])  # the lock of the dead is no lock
+        kill(writer)
+        assert any(holds(tmp_path, bank) for bank in either)
+    write_folder(tmp_path, *either[0])  # the lock of a killed process does not block
 
 
-def test_readers_see_whole_banks_while_two_write(tmp_path):
+def test_readers_see_whole_banks_while_two_processes_write(tmp_path):
     either = [bank_of(1, 2), bank_of(2, 3, combine="mean")]
-    write_bank(tmp_path, either[0])
+    write_folder(tmp_path, *either[0])
     writers = [start_writer(tmp_path) for _ in range(2)]
     try:
         seen = set()
         for _ in range(150):
-            bank = read_bank(tmp_path)
-            (k,) = (k for k, one in enumerate(either) if same(bank, one))
+            found = read_folder(tmp_path)
+            (k,) = (
+                k for k, bank in enumerate(either) if bank == (found.prefixes, found.parameters)
+            )
             seen.add(k)
         assert all(writer.poll() is None for writer in writers)
     finally:
         for writer in writers:
-            stop(writer)
+            kill(writer)
     assert seen == {0, 1}
 
 
-def test_every_damaged_byte_of_the_manifest_is_noticed(tmp_path):
-    written = bank_of(1, 2, combine="mean")
-    write_bank(tmp_path, written)
+def test_damage_to_any_byte_of_the_manifest_is_noticed(tmp_path):
+    bank = bank_of(1, 2, combine="mean")
+    write_folder(tmp_path, *bank)
     path = tmp_path / MANIFEST
     content = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -205,72 +210,78 @@ def test_every_damaged_byte_of_the_manifest_is_noticed(tmp_path):
         damaged = bytearray(content)
         damaged[k] ^= 1 << rng.integers(8)
         path.write_bytes(bytes(damaged))
-        # White space may differ, what it says may not.
+        # White space may differ, but never the meaning.
         with contextlib.suppress(ValueError):
-            assert same(read_bank(tmp_path), written)
+            assert holds(tmp_path, bank)
         path.write_bytes(content[:k])
         if k < len(content) - 1:  # the last byte ends the last line
             with pytest.raises(ValueError, match=MANIFEST):
-                read_bank(tmp_path)
+                read_folder(tmp_path)
 
 
-def rewrite(folder, **changes):
+def change_manifest(folder, **changes):
     path = folder / MANIFEST
     content = json.loads(path.read_text()) | changes
     content = {key: value for key, value in content.items() if value is not None}
     if "digest" not in changes:
         content.pop("digest")
-        content["digest"] = _bank_files._digest(content)
+        content["digest"] = bank_folder._digest(content)
     path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format version is 99, this version .* reads 2"),
+        ({"format_version": 99}, "format version is 99, this version .* reads 3"),
         ({"format_version": None}, "format version is None"),
         ({"more": 1}, "keys are .*'more'"),
         ({"parameters": None}, "keys are"),
-        ({"parameters": []}, "are no objects"),
+        ({"parameters": []}, "are not objects"),
         ({"prefixes": {"a": "../../etc/passwd"}}, r"prefix 'a' has no digest: '../../etc/passwd'"),
         ({"prefixes": {"a": 3}}, "prefix 'a' has no digest: 3"),
-        ({"digest": "0"}, "content has digest .* and says 0"),
+        ({"digest": "0"}, "content has digest .* but it names 0"),
     ],
 )
-def test_a_manifest_that_lies_is_refused(tmp_path, changes, message):
-    write_bank(tmp_path, bank_of(1))
-    rewrite(tmp_path, **changes)
+def test_a_manifest_with_wrong_content_is_refused(tmp_path, changes, message):
+    write_folder(tmp_path, *bank_of(1))
+    change_manifest(tmp_path, **changes)
     with pytest.raises(ValueError, match=message) as error:
-        read_bank(tmp_path)
+        read_folder(tmp_path)
     assert MANIFEST in str(error.value)
 
 
-def test_parameters_that_are_none_are_refused(tmp_path):
-    write_bank(tmp_path, bank_of(1, device="cuda"))
-    with pytest.raises(ValueError, match=r"has unknown \['device'\]"):
+def test_a_bank_with_wrong_parameters_is_refused(tmp_path):
+    write_folder(tmp_path, {}, {"backbone": "b", "device": "cuda"})
+    with pytest.raises(ValueError, match=r"unknown .*\['device'\]"):
         PrefixBank.load(tmp_path)
-    write_bank(tmp_path, bank_of(1, combine="sum"))
+    write_folder(tmp_path, {}, {"backbone": "b", "combine": "sum"})
     with pytest.raises(ValueError, match="'combine' parameter of PrefixBank"):
         PrefixBank.load(tmp_path)
 
 
+def test_a_file_that_holds_no_prefix_is_refused(tmp_path):
+    write_folder(tmp_path, {"a": b"not a prefix"}, {})
+    with pytest.raises(ValueError, match="'a'.* is not a safetensors file"):
+        PrefixBank.load(tmp_path)
+
+
 @pytest.mark.parametrize("content", [b"", b"[1]", b"null", b"\xff\xfe", b"[" * 10**5])
-def test_what_is_no_manifest_says_so(tmp_path, content):
+def test_a_file_that_is_not_a_manifest_is_refused(tmp_path, content):
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read"):
-        read_bank(tmp_path)
+        read_folder(tmp_path)
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_missing_and_exchanged_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"no bank in .*{MANIFEST}"):
         PrefixBank.load(tmp_path / "nowhere")
-    write_bank(tmp_path, bank_of(1))
+    write_folder(tmp_path, *bank_of(1))
     (path,) = tmp_path.glob("*.safetensors")
-    prefix(2).save(path)
-    with pytest.raises(ValueError, match="it is not the prefix 'task 1'"):
-        read_bank(tmp_path)
-    write_bank(tmp_path, bank_of(1))  # a damaged file is written again
-    assert same(read_bank(tmp_path), bank_of(1))
+    path.write_bytes(content_of(2))
+    with pytest.raises(ValueError, match=f"{path.name}.* is damaged: .* not prefix 'task 1'"):
+        read_folder(tmp_path)
+    write_folder(tmp_path, *bank_of(1))  # writes the damaged file again
+    assert holds(tmp_path, bank_of(1))
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=path.name):
-        read_bank(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{path.name}.* prefix 'task 1'"):
+        read_folder(tmp_path)

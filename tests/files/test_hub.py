@@ -1,5 +1,6 @@
-"""Prefixes and banks through huggingface_hub's own client and a Hub on this machine."""
+"""Prefixes and banks on a local stand-in for the Hub, through huggingface_hub's own client."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -8,15 +9,14 @@ from hub_stand_in import Hub
 from huggingface_hub import constants
 
 from prefixembed import Prefix, PrefixBank
-from prefixembed._files.bank_folder import _digest_prefix
-from prefixembed._files.hub import model_card
+from prefixembed._files.cards import bank_table, model_card
 
 TOKEN = "hf_" + "a" * 30
 
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Run a Hub, and have huggingface_hub take it for the real one."""
+    """Run a stand-in for the Hub, and make huggingface_hub use it."""
     with Hub() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -36,29 +36,41 @@ def bank(tiny, random_prefix):
     return PrefixBank(prefixes, combine="mean", active=["topic"], dtype="float32", device="cpu")
 
 
+def file_name(prefix):
+    return f"{hashlib.sha256(prefix.to_bytes()).hexdigest()}.safetensors"
+
+
+def facts_of(**changes):
+    facts = {
+        "objective": "regression", "n_classes": None, "length": 5, "digest": "d" * 64,
+        "n_bytes": 2000, "reading": {"pooling": "mean", "max_length": 64}, "training": {},
+    }  # fmt: skip
+    return facts | changes
+
+
 def test_a_bank_goes_to_the_hub_and_back(bank, hub):
     url = bank.push_to_hub("me/bank", token=TOKEN)
     sha, files = hub.files("me/bank")
     assert url == f"{hub.url}/me/bank/commit/{sha}"
-    assert sorted(files) == sorted(
-        ["README.md", "bank.json", *(f"{_digest_prefix(p)}.safetensors" for p in bank.values())]
-    )
+    expected = ["README.md", "bank.json", *(file_name(prefix) for prefix in bank.values())]
+    assert sorted(files) == sorted(expected)
     files["modeling.py"] = b"raise SystemExit('executed')"
     hub.fetched.clear()
     again = PrefixBank.from_pretrained("me/bank", dtype="float32", device="cpu")
-    assert not {"README.md", "modeling.py"} & set(hub.fetched)  # data alone
-    assert again.values() == bank.values() and list(again) == list(bank)
+    assert not {"README.md", "modeling.py"} & set(hub.fetched)  # data only
+    assert list(again.items()) == list(bank.items())
     np.testing.assert_array_equal(again.transform(["a text"]), bank.transform(["a text"]))
     card = files["README.md"].decode()
     assert "| stars \\| &lt;b> | classification | 2 | 90 | accuracy 0.875 | 5 | " in card
+    assert "| pooling='mean', max_length=64 | " in card
     assert "Combined by `mean`; active: topic." in card
 
 
-def test_an_update_leaves_the_rest_and_the_old_commit(bank, hub):
+def test_a_push_deletes_removed_prefixes_and_keeps_old_commits(bank, hub):
     bank.push_to_hub("me/bank", token=TOKEN)
     sha, _ = hub.files("me/bank")
     bank.remove("stars | <b>").push_to_hub("me/bank", token=TOKEN, commit_message="one less")
-    left = f"{_digest_prefix(bank['topic'])}.safetensors"
+    left = file_name(bank["topic"])
     files = hub.files("me/bank")[1]
     assert [name for name in files if name.endswith(".safetensors")] == [left]
     assert list(PrefixBank.from_pretrained("me/bank")) == ["topic"]
@@ -72,16 +84,32 @@ def test_a_prefix_goes_to_the_hub_and_back(tiny, random_prefix, hub):
     assert "Prefix.from_pretrained('me/p')" in hub.files("me/p")[1]["README.md"].decode()
 
 
+def test_parameters_that_do_not_exist_are_refused_before_the_download(bank, hub):
+    bank.push_to_hub("me/bank", token=TOKEN)
+    hub.fetched.clear()
+    with pytest.raises(TypeError, match=r"Prefix.from_pretrained\(\) .*'device'"):
+        Prefix.from_pretrained("me/bank", device="cpu")
+    assert not hub.fetched
+    with pytest.raises(TypeError, match="'colour'"):
+        PrefixBank.from_pretrained("me/bank", colour="red")
+
+
+def test_an_invalid_bank_creates_no_repository(bank, hub):
+    with pytest.raises(ValueError, match="active .*'none'"):
+        bank.set_params(active=["none"]).push_to_hub("me/bank", token=TOKEN)
+    assert not hub.repos
+
+
 @pytest.mark.parametrize("name", ["me/none", "no such/thing/at all"])
-def test_what_cannot_be_fetched_says_so(hub, name):
-    with pytest.raises(OSError, match=f"'{name}' is no folder, and could not be fetched"):
+def test_a_repository_that_cannot_be_fetched_is_named(hub, name):
+    with pytest.raises(OSError, match=f"'{name}' is not a folder and could not be fetched"):
         PrefixBank.from_pretrained(name)
 
 
-def test_a_damaged_file_on_the_hub_is_noticed(bank, hub):
+def test_damaged_and_missing_files_on_the_hub_are_noticed(bank, hub):
     bank.push_to_hub("me/bank", token=TOKEN)
     files = hub.files("me/bank")[1]
-    name = f"{_digest_prefix(bank['topic'])}.safetensors"
+    name = file_name(bank["topic"])
     files[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
     with pytest.raises(ValueError, match=name):
         PrefixBank.from_pretrained("me/bank")
@@ -91,14 +119,16 @@ def test_a_damaged_file_on_the_hub_is_noticed(bank, hub):
         PrefixBank.from_pretrained("me/less")
 
 
-def test_a_folder_needs_no_hub_and_has_no_revision(bank, random_prefix, tiny, tmp_path):
+def test_a_folder_is_read_without_the_hub_and_without_revisions(
+    bank, random_prefix, tiny, tmp_path
+):
     bank.save(tmp_path)
     assert PrefixBank.from_pretrained(tmp_path, active=None).active is None
-    with pytest.raises(ValueError, match="revision is for the Hub, and .* is a folder"):
+    with pytest.raises(ValueError, match="revision is for the Hub, but .* is a folder"):
         PrefixBank.from_pretrained(tmp_path, "main")
     random_prefix(tiny()).save(tmp_path / "prefix.safetensors")
     assert Prefix.from_pretrained(tmp_path) == random_prefix(tiny())
-    with pytest.raises(OSError, match="is no folder, and could not be fetched"):
+    with pytest.raises(OSError, match="is not a folder and could not be fetched"):
         PrefixBank.from_pretrained("me/offline")
     with pytest.raises(FileNotFoundError, match="it has no bank.json"):
         PrefixBank.from_pretrained(tmp_path.parent)
@@ -106,13 +136,34 @@ def test_a_folder_needs_no_hub_and_has_no_revision(bank, random_prefix, tiny, tm
 
 def test_a_card_has_a_header_that_yaml_reads(tmp_path):
     yaml = pytest.importorskip("yaml")
-    fact = {"objective": "regression", "n_classes": None, "length": 5, "digest": "d" * 64,
-            "training": {}}  # fmt: skip
     odd = 'a"b: [c'
-    card = model_card("me/x", {"s\ud800\n# not a title": fact}, odd, "pass")
+    card = model_card("me/x", {"s\ud800\n# not a title": facts_of()}, odd, "pass")
     header = yaml.safe_load(card.split("---")[1])
     assert header["base_model"] == odd and header["library_name"] == "prefixembed"
     assert "\n# not a title" not in card
     card.encode()
     assert "base_model" not in model_card("me/x", {}, str(tmp_path), "pass")
     assert json.loads(json.dumps(header)) == header
+
+
+def test_a_card_shows_the_whole_reading():
+    reading = {"pooling": "cls", "max_length": 9, "prompt": "query: |", "a later field": True}
+    card = model_card("me/x", {"a": facts_of(reading=reading)}, "b", "pass")
+    assert "| pooling='cls', max_length=9, prompt='query: \\|', a later field=True |" in card
+
+
+def test_a_table_shows_active_and_inactive_prefixes():
+    training = {"n_texts": 1234, "valid_accuracy": 0.75, "valid_loss": 0.5}
+    prefixes = {
+        "<a>": facts_of(objective="classification", n_classes=2, training=training,
+                        reading={"pooling": "mean", "max_length": 64, "pairs": "apart"}),
+        "b": facts_of(objective=None),
+    }  # fmt: skip
+    table = bank_table(prefixes, {"<a>": 0.5}, "back<bone", "mean")
+    for part in (
+        "1 of 2 prefixes active, combined by mean, on back&lt;bone",
+        "<td>&lt;a&gt;</td><td>yes</td><td>0.5</td><td>classification, 2 classes, pairs apart</td>",
+        "<td>5</td><td>1,234</td><td>accuracy 0.750</td><td>2</td>",
+        "<td>b</td><td>no</td><td></td><td>none</td>",
+    ):
+        assert part in table

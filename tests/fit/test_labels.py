@@ -1,3 +1,5 @@
+"""Labels, weights and the validation split."""
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +21,7 @@ from prefixembed._fit.labels import check_labels, check_weights, stratified_spli
         (pd.Series(["b", "a", "b"], dtype="category"), "U"),
     ],
 )
-def test_labels_of_any_type(y, dtype_kind):
+def test_labels_of_each_type_are_encoded(y, dtype_kind):
     labels, classes = check_labels(y)
     np.testing.assert_array_equal(labels, [1, 0, 1])
     assert classes.dtype.kind == dtype_kind
@@ -41,12 +43,12 @@ def test_labels_of_any_type(y, dtype_kind):
         (np.array(["2020-01-01", "2020-01-02"], dtype="M8[D]"), "numbers, booleans or strings"),
     ],
 )
-def test_what_is_no_label_is_refused(y, message):
+def test_invalid_labels_are_refused(y, message):
     with pytest.raises(ValueError, match=message):
         check_labels(y)
 
 
-def test_weights_multiply():
+def test_weights_of_texts_and_classes_are_multiplied():
     labels, classes = check_labels(["a", "b", "b"])
     np.testing.assert_array_equal(check_weights(None, None, labels, classes), [1, 1, 1])
     np.testing.assert_array_equal(
@@ -54,7 +56,7 @@ def test_weights_multiply():
     )
     np.testing.assert_allclose(check_weights(None, "balanced", labels, classes), [1.5, 0.75, 0.75])
     for wrong in ([1, -1, 1], [1, 2], [1, np.nan, 1]):
-        with pytest.raises(ValueError):  # noqa: PT011 (scikit-learn's own words)
+        with pytest.raises(ValueError):  # noqa: PT011 (messages of scikit-learn)
             check_weights(wrong, None, labels, classes)
 
 
@@ -64,7 +66,7 @@ def test_weights_multiply():
     seed=st.integers(0, 5),
 )
 @settings(max_examples=80, deadline=None)
-def test_a_split_keeps_every_class_in_training(counts, fraction, seed):
+def test_split_keeps_each_class_in_training(counts, fraction, seed):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     train, valid = stratified_split(labels, fraction, rng)

@@ -1,3 +1,5 @@
+"""Losses, predictions and label checks of each objective."""
+
 import numpy as np
 import pytest
 import torch
@@ -24,19 +26,19 @@ def test_classification_is_cross_entropy():
     np.testing.assert_allclose(losses("classification", logits, targets, ONE_EACH), expected, 1e-6)
 
 
-def test_regression_is_squared_error_and_comes_back_in_its_own_units():
+def test_regression_is_squared_error_and_its_head_predicts_on_the_scale_of_y():
     objective = OBJECTIVES["regression"]
     y = np.array([10.0, 20.0, 30.0, 60.0])
     targets = objective.scaled(objective.read(y, ONE_EACH), np.ones(4))
     np.testing.assert_allclose([targets.values.mean(), targets.values.std()], [0, 1], atol=1e-6)
     logits = targets.values[:, None] + [[0.0], [1.0], [0.0], [-2.0]]
     np.testing.assert_allclose(losses("regression", logits, targets, ONE_EACH), [0, 1, 0, 4], 1e-5)
-    # A head that gives standardised numbers, finished, gives y.
+    # A head that returns standardized numbers, once finished, returns y.
     weight, bias = objective.finish(np.ones((1, 1)), np.zeros(1), targets)
     np.testing.assert_allclose(targets.values[:, None] @ weight.T + bias, y[:, None], rtol=1e-6)
 
 
-def test_several_labels_are_a_sigmoid_each():
+def test_multilabel_is_a_sigmoid_per_label():
     objective = OBJECTIVES["multilabel"]
     y = np.array([[1, 0], [0, 0], [1, 1], [0, 1]])
     targets = objective.read(y, ONE_EACH)
@@ -50,7 +52,7 @@ def test_several_labels_are_a_sigmoid_each():
     assert objective.score(y, 1 - y, None) == 0
 
 
-def test_choices_are_a_softmax_over_the_rows_own():
+def test_multiple_choice_is_a_softmax_over_the_choices_of_a_row():
     objective = OBJECTIVES["multiple_choice"]
     counts = np.array([3, 1, 2])
     logits = np.array([[1.0], [2.0], [0.0], [5.0], [1.0], [1.0]])
@@ -66,7 +68,7 @@ def test_choices_are_a_softmax_over_the_rows_own():
     np.testing.assert_array_equal(objective.predict(logits, None, counts), [1, 0, 0])
 
 
-def test_words_count_within_their_row():
+def test_token_classification_averages_over_the_words_of_a_row():
     objective = OBJECTIVES["token_classification"]
     counts = np.array([2, 0, 1])
     targets = objective.read([["N", "V"], [], ["N"]], counts)
@@ -79,7 +81,7 @@ def test_words_count_within_their_row():
     predicted = objective.predict(logits, targets.classes, counts)
     assert [list(row) for row in predicted] == [["N", "V"], [], ["N"]]
     assert objective.score([["N", "N"], [], ["N"]], predicted, None) == pytest.approx(2 / 3)
-    # A row's weight is that of each of its words.
+    # Each word has the weight of its row.
     assert objective.score([["N", "N"], [], ["N"]], predicted, [1, 1, 4]) == pytest.approx(5 / 6)
 
 
@@ -108,14 +110,14 @@ def rows(draw):
 
 @given(rows())
 @settings(max_examples=100, deadline=None)
-def test_chance_is_the_least_loss_of_what_looks_at_no_text(case):
+def test_chance_is_the_lowest_loss_of_a_constant_prediction(case):
     name, y, counts, rng = case
     objective = OBJECTIVES[name]
     targets = objective.read(y, counts)
     weights = rng.uniform(0.5, 2, size=len(counts))
     targets = objective.scaled(targets, weights)
     chance = objective.chance(targets.values, counts, weights)
-    # The best constant, found by descent from nothing.
+    # The best constant, found by optimization.
     constant = torch.zeros(targets.n_outputs, requires_grad=True)
     optimizer = torch.optim.LBFGS([constant], max_iter=200, line_search_fn="strong_wolfe")
     values = torch.from_numpy(objective.flat(targets.values))
@@ -148,19 +150,24 @@ def test_chance_is_the_least_loss_of_what_looks_at_no_text(case):
         ("multiple_choice", [0, 3, 0], np.array([3, 3, 1]), r"y\[1\] must be .* of 3 choices, got"),
         ("multiple_choice", [0, -1, 0], np.array([3, 3, 1]), r"y\[1\] must be the position"),
         ("multiple_choice", ["a", "b"], np.array([2, 2]), "position of the right choice"),
-        ("token_classification", [["a"]], np.array([2]), r"y\[0\] must have one label a word, 2"),
-        ("token_classification", ["ab"], np.array([2]), r"y\[0\] must have one label a word, 2"),
-        ("token_classification", [["a", "b"]], np.array([2, 1]), "one row of labels a sentence: 2"),
+        ("token_classification", [["a"]], np.array([2]), r"y\[0\] must have one label per word, 2"),
+        ("token_classification", ["ab"], np.array([2]), r"y\[0\] must have one label per word, 2"),
+        (
+            "token_classification",
+            [["a", "b"]],
+            np.array([2, 1]),
+            "one row of labels per sentence: 2",
+        ),
         ("token_classification", [["a", None]], np.array([2]), r"y\[1\] must be a label, got None"),
         ("token_classification", None, np.array([2]), "requires y to be passed"),
     ],
 )
-def test_what_is_no_label_is_named(name, y, counts, message):
+def test_invalid_labels_are_named(name, y, counts, message):
     with pytest.raises(ValueError, match=message):
         OBJECTIVES[name].read(y, counts)
 
 
-def test_numbers_that_are_all_one_teach_nothing():
+def test_equal_numbers_are_refused():
     objective = OBJECTIVES["regression"]
     targets = objective.read([2.0, 2, 2, 5], ONE_EACH)
     with pytest.raises(ValueError, match="two different numbers or more, all of n_samples=3 are 2"):

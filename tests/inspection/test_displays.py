@@ -1,4 +1,8 @@
+"""Displays of prefixembed.inspection."""
+
 import inspect
+import itertools
+import pickle
 import subprocess
 import sys
 
@@ -6,15 +10,12 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-import itertools
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from sklearn.utils import Bunch
-from test_encoder import make, reviews
 
-from prefixembed import PrefixBank
+from prefixembed import PrefixBank, PrefixEncoder, inspection
 from prefixembed.inspection import (
     AttentionShareDisplay,
     EmbeddingMapDisplay,
@@ -22,16 +23,22 @@ from prefixembed.inspection import (
     PrefixSimilarityDisplay,
     TrainingCurveDisplay,
     attention_share,
-    displays,
     prefix_ablation,
 )
 
 TEXTS = [f"{word} {k}" for k in range(6) for word in ("joy", "bore")]
 LABELS = [1, 0] * 6
+DISPLAYS = [
+    PrefixAblationDisplay(["a"], np.zeros((1, 3)), np.zeros((1, 3)), np.array([False])),
+    AttentionShareDisplay(["a"], np.full((2, 3, 1), 0.5)),
+    PrefixSimilarityDisplay(["a"], np.ones((1, 1)), np.ones(1)),
+    EmbeddingMapDisplay(np.zeros((2, 2)), np.array(["a", "b"])),
+    TrainingCurveDisplay({"epoch": [1], "train_loss": [2]}),
+]
 
 
 @pytest.fixture(autouse=True)
-def closed():
+def close_figures():
     yield
     plt.close("all")
 
@@ -45,28 +52,28 @@ def bank(tiny, random_prefix):
 def ablation(n, seed=0):
     rng = np.random.default_rng(seed)
     mean = rng.normal(0, 0.02, (n, 1))
-    ends = np.hstack([mean, mean - 0.01, mean + 0.01])
+    interval = np.hstack([mean, mean - 0.01, mean + 0.01])
     return Bunch(
         names=[f"source task {k}" for k in range(n)],
-        gain=ends,
-        contribution=ends,
-        harmful=ends[:, 2] < 0,
+        gain=interval,
+        contribution=interval,
+        harmful=interval[:, 2] < 0,
     )
 
 
-def texts_of(ax):
+def texts_in(ax):
     return [text.get_text() for text in ax.texts]
 
 
 def overlap(ax, labels):
-    """Tell whether any two tick labels lie over each other."""
+    """Return whether any tick label overlaps the next one."""
     ax.figure.canvas.draw()
     boxes = [label.get_window_extent() for label in labels]
     return any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("n", [1, 2, 30])
-def test_ablation_shows_every_prefix_best_on_top(n):
+def test_ablation_shows_every_prefix_with_the_best_on_top(n):
     result = ablation(n)
     ax = PrefixAblationDisplay.from_result(result).ax_
     names = [label.get_text() for label in ax.get_yticklabels()]
@@ -77,37 +84,41 @@ def test_ablation_shows_every_prefix_best_on_top(n):
     assert (len(harmful[0].get_offsets()) if harmful else 0) == result.harmful.sum()
 
 
-def test_ablation_from_an_estimator(bank):
+def test_ablation_of_a_bank(bank):
     display = PrefixAblationDisplay.from_estimator(bank, TEXTS, LABELS, cv=2)
     expected = prefix_ablation(bank, TEXTS, LABELS, cv=2)
     np.testing.assert_allclose(display.gain, expected.gain)
 
 
 @pytest.mark.parametrize(("n", "written"), [(2, True), (30, False)])
-def test_shares_are_drawn_layer_by_prefix(n, written):
+def test_attention_share_by_layer_and_prefix(n, written):
     shares = np.random.default_rng(0).random((6, 4, n)) / n
     names = [f"source task {k}" for k in range(n)]
     display = AttentionShareDisplay(names, shares).plot()
     (image,) = display.ax_.images
     np.testing.assert_allclose(image.get_array(), 100 * shares.mean(1))
     assert not overlap(display.ax_, display.ax_.get_xticklabels())
-    assert len(texts_of(display.ax_)) == (6 * n if written else 0)
-    ax = display.plot(prefix=names[1]).ax_
-    np.testing.assert_allclose(ax.images[0].get_array(), 100 * shares[:, :, 1])
+    assert len(texts_in(display.ax_)) == (6 * n if written else 0)
+
+
+def test_attention_share_of_one_prefix_by_layer_and_head():
+    shares = np.random.default_rng(0).random((6, 4, 2)) / 2
+    display = AttentionShareDisplay(["a", "b"], shares).plot(prefix="b")
+    np.testing.assert_allclose(display.ax_.images[0].get_array(), 100 * shares[:, :, 1])
+    assert display.ax_.get_xlabel() == "head" and display.ax_.get_title() == "prefix b"
     with pytest.raises(ValueError, match="prefix must be one of .* got 'z'"):
         display.plot(prefix="z")
 
 
 @pytest.mark.parametrize("n", [2, 30])
-def test_similarity_is_drawn_with_names(n):
-    similarity = np.eye(n)
+def test_similarity_is_labelled_with_names_and_effects(n):
     names = [f"source task {k}" for k in range(n)]
-    ax = PrefixSimilarityDisplay(names, similarity, np.full(n, 0.25)).plot().ax_
-    assert ax.get_yticklabels()[1].get_text() == "source task 1 (25 %)"
+    ax = PrefixSimilarityDisplay(names, np.eye(n), np.full(n, 0.25)).plot().ax_
+    assert ax.get_yticklabels()[1].get_text() == "source task 1 (25%)"
     assert not overlap(ax, ax.get_yticklabels()) and not overlap(ax, ax.get_xticklabels())
 
 
-def test_from_estimators(bank):
+def test_displays_of_a_bank(bank):
     plt.figure()
     _, ax = plt.subplots()
     assert AttentionShareDisplay.from_estimator(bank, TEXTS, ax=ax).ax_ is ax
@@ -127,7 +138,7 @@ def test_from_estimators(bank):
         (np.array([f"label {k}" for k in range(60)]), None),
     ],
 )
-def test_a_map_has_a_legend_where_there_are_classes(labels, legend):
+def test_map_has_a_legend_if_labels_are_few_classes(labels, legend):
     points = np.random.default_rng(0).standard_normal((60, 2))
     ax = EmbeddingMapDisplay(points, labels).plot().ax_
     assert sum(len(c.get_offsets()) for c in ax.collections) == 60
@@ -139,31 +150,55 @@ def test_a_map_has_a_legend_where_there_are_classes(labels, legend):
 
 
 @pytest.mark.filterwarnings("ignore:the training loss is stuck")
-def test_a_curve_marks_what_was_kept(tiny):
-    encoder = make(tiny(), max_epochs=4).fit(*reviews(48))
+def test_training_curve_marks_the_epoch_that_was_kept(tiny):
+    encoder = PrefixEncoder(
+        tiny(), max_epochs=4, batch_size=8, learning_rate=0.03, max_length=64, random_state=0,
+        dtype="float32", device="cpu",
+    ).fit(4 * TEXTS, 4 * LABELS)  # fmt: skip
     ax = TrainingCurveDisplay.from_estimator(encoder).ax_
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines) == ["training", "validation", "kept"]
     np.testing.assert_allclose(lines["training"].get_ydata(), encoder.history_["train_loss"])
     best = 1 + int(np.argmin(encoder.history_["valid_loss"]))
     assert lines["kept"].get_xdata()[0] == best
-    several = {"epoch": [1, 2], "train_loss": [2, 1], "valid_loss": [3, 2]}
-    several |= {"valid_loss[a]": [3, 1], "valid_loss[b]": [3, 3], "valid_accuracy[a]": [0, 1]}
-    ax = TrainingCurveDisplay(several).plot().ax_
+
+
+def test_training_curve_shows_each_task():
+    history = {"epoch": [1, 2], "train_loss": [2, 1], "valid_loss": [3, 2]}
+    history |= {"valid_loss[a]": [3, 1], "valid_loss[b]": [3, 3], "valid_accuracy[a]": [0, 1]}
+    ax = TrainingCurveDisplay(history).plot().ax_
     assert [line.get_label() for line in ax.lines][1:4] == ["validation, mean", "a", "b"]
-    alone = TrainingCurveDisplay({"epoch": [1], "train_loss": [2]}).plot().ax_
-    assert len(alone.lines) == 1
 
 
-def test_every_display_is_of_one_grammar():
-    for name in displays.__all__:
-        display = getattr(displays, name)
-        assert "ax" in inspect.signature(display.plot).parameters
-        assert "ax" in inspect.signature(display.from_estimator).parameters
-        assert "ax" in inspect.signature(display.from_result).parameters
+def test_training_curve_without_validation_marks_no_epoch():
+    ax = TrainingCurveDisplay({"epoch": [1], "train_loss": [2]}).plot().ax_
+    assert len(ax.lines) == 1
 
 
-def test_without_matplotlib_the_extra_is_named():
+@pytest.mark.parametrize("display", DISPLAYS, ids=lambda display: type(display).__name__)
+def test_display_follows_the_common_interface(display):
+    for method in (display.plot, display.from_estimator, display.from_result):
+        assert "ax" in inspect.signature(method).parameters
+    _, ax = plt.subplots()
+    assert display.plot(ax) is display
+    assert display.ax_ is ax and display.figure_ is ax.figure
+
+
+def test_every_display_is_tested():
+    public = {name for name in inspection.__all__ if name.endswith("Display")}
+    assert {type(display).__name__ for display in DISPLAYS} == public
+
+
+@pytest.mark.parametrize("display", DISPLAYS, ids=lambda display: type(display).__name__)
+def test_pickles_name_a_public_path(display):
+    module = type(display).__module__
+    assert module.startswith("prefixembed.inspection.") and "._" not in module
+    loaded = pickle.loads(pickle.dumps(display))
+    assert type(loaded) is getattr(inspection, type(display).__name__)
+    assert loaded.plot().ax_
+
+
+def test_missing_matplotlib_names_the_extra():
     code = """if True:
         import sys
         sys.modules["matplotlib"] = None
@@ -171,17 +206,16 @@ def test_without_matplotlib_the_extra_is_named():
         try:
             TrainingCurveDisplay({"epoch": [1], "train_loss": [2]}).plot()
         except ImportError as error:
-            assert "TrainingCurveDisplay.plot needs matplotlib" in str(error)
+            assert "TrainingCurveDisplay.plot requires matplotlib" in str(error)
             assert "prefixembed[plot]" in str(error)
             sys.exit(7)
     """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
 
 
-def test_names_that_matplotlib_reads_otherwise():
-    points = np.zeros((4, 2))
-    labels = np.array(["_hidden", r"$\frac$", None, "plain"], dtype=object)
-    display = EmbeddingMapDisplay(points, list(labels)).plot()
+def test_names_with_a_special_meaning_to_matplotlib_are_shown_as_they_are():
+    labels = [r"_hidden", r"$\frac$", None, "plain"]
+    display = EmbeddingMapDisplay(np.zeros((4, 2)), labels).plot()
     display.figure_.canvas.draw()
     assert len(display.ax_.get_legend().get_texts()) == 4
     result = ablation(2) | {"names": [r"$\frac$", "_b"]}

@@ -1,4 +1,4 @@
-"""MTEB's scores of a bank are those that its vectors give by hand."""
+"""MTEB: its scores of a bank equal those computed from the vectors of the bank."""
 
 import inspect
 import runpy
@@ -13,11 +13,11 @@ from sklearn.metrics import accuracy_score, ndcg_score
 from sklearn.metrics.pairwise import cosine_similarity, paired_cosine_distances
 
 from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, VectorCache
-from prefixembed.interop import to_mteb
+from prefixembed.interop import to_mteb, to_sentence_transformer
 from prefixembed.tasks import load_docstring_task
 
 CPU = {"dtype": "float32", "device": "cpu", "on_truncate": "ignore"}
-# Of MTEB's own doing.
+# Warnings of MTEB itself.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning:mteb"),
     pytest.mark.filterwarnings("ignore::FutureWarning:mteb"),
@@ -44,13 +44,13 @@ def texts():
 
 
 def evaluate(mteb, model, task):
-    """Give the scores of a task's test split."""
+    """Return the scores of the test split of a task."""
     results = mteb.evaluate(model, task, cache=None, show_progress_bar=False)
     (scores,) = results[0].scores["test"]
     return scores
 
 
-def test_semantic_similarity(mteb, bank, texts):
+def test_scores_of_semantic_similarity(mteb, bank, texts):
     from datasets import Dataset
     from mteb.mocks.mock_tasks import MockSTSTask
 
@@ -67,13 +67,13 @@ def test_semantic_similarity(mteb, bank, texts):
     cosines = 1 - paired_cosine_distances(bank.transform(first), bank.transform(second))
     assert scores["main_score"] == pytest.approx(spearmanr(gold, cosines)[0], abs=1e-4)
     assert scores["pearson"] == pytest.approx(pearsonr(gold, cosines)[0], abs=1e-5)
-    # Of the vectors of this bank, and no other.
+    # The scores are those of this bank: the bare backbone has others.
     bare = bank.set_params(active=[]).transform(first + second)
     others = 1 - paired_cosine_distances(bare[:60], bare[60:])
     assert abs(scores["pearson"] - pearsonr(gold, others)[0]) > 1e-3
 
 
-def test_classification(mteb, bank, texts):
+def test_scores_of_classification(mteb, bank, texts):
     from datasets import Dataset, DatasetDict
     from mteb.mocks.mock_tasks import MockClassificationTask
 
@@ -89,7 +89,7 @@ def test_classification(mteb, bank, texts):
     scores = evaluate(mteb, to_mteb(bank), Classification())
     train, test = bank.transform(X[:80]), bank.transform(X[80:])
     order, expected = list(range(80)), []
-    for _ in range(10):  # draws of 8 texts a class
+    for _ in range(10):  # samples of 8 texts per class
         np.random.RandomState(42).shuffle(order)
         drawn = [k for label in set(y) for k in [i for i in order if y[i] == label][:8]]
         drawn.sort(key=order.index)
@@ -99,7 +99,7 @@ def test_classification(mteb, bank, texts):
     assert scores["main_score"] == pytest.approx(np.mean(expected), abs=1e-6)
 
 
-def test_retrieval(mteb, bank, texts):
+def test_scores_of_retrieval(mteb, bank, texts):
     from datasets import Dataset
     from mteb.mocks.mock_tasks import MockRetrievalTask
 
@@ -131,8 +131,7 @@ def test_retrieval(mteb, bank, texts):
     assert scores["main_score"] == pytest.approx(expected, abs=2e-5)  # MTEB rounds to five digits
 
 
-def test_every_kind_of_task(mteb, bank):
-    """Texts of every kind of task that MTEB has go through, to the same score on both ways."""
+def test_every_kind_of_task_scores_as_with_sentence_transformers(mteb, bank):
     from mteb.mocks import mock_tasks
 
     tasks = [task for task in vars(mock_tasks).values() if inspect.isclass(task)]
@@ -143,14 +142,14 @@ def test_every_kind_of_task(mteb, bank):
             result.get_score()
             for result in mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
         ]
-        for model in (to_mteb(bank), bank.to_sentence_transformer())
+        for model in (to_mteb(bank), to_sentence_transformer(bank))
     )
     assert len(ours) == len(tasks)
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:the training loss is stuck")
-def test_every_estimator_is_judged(mteb, tiny, bank):
+def test_every_estimator_can_be_evaluated(mteb, tiny, bank):
     from mteb.mocks.mock_tasks import MockSTSTask
     from mteb.models import EncoderProtocol
 
@@ -171,7 +170,7 @@ def test_every_estimator_is_judged(mteb, tiny, bank):
     assert len(revisions) == 4
 
 
-def test_a_model_stays_what_its_revision_says(mteb, bank):
+def test_changes_to_the_bank_do_not_affect_the_model(mteb, bank):
     from mteb.mocks.mock_tasks import MockSTSTask
 
     model = to_mteb(bank)
@@ -182,11 +181,11 @@ def test_a_model_stays_what_its_revision_says(mteb, bank):
     assert model.mteb_model_meta.revision != to_mteb(bank).mteb_model_meta.revision
     with pytest.raises(ValueError, match="encode_kwargs has .'precision'."):
         model.encode([{"text": ["a"]}], precision="int8", **task)
-    with pytest.raises(ValueError, match="the task must have texts, and has .'image'."):
+    with pytest.raises(ValueError, match="a task of texts is needed, got batches of .'image'."):
         model.encode([{"image": ["a"]}], **task)
 
 
-def test_what_tasks_have_in_common_is_encoded_once(mteb, bank, encoded):
+def test_texts_that_tasks_share_are_encoded_once(mteb, bank, encoded):
     from mteb.mocks.mock_tasks import MockClassificationTask, MockSTSTask
 
     model = to_mteb(bank.set_params(cache=VectorCache()))
@@ -195,12 +194,12 @@ def test_what_tasks_have_in_common_is_encoded_once(mteb, bank, encoded):
     assert len(encoded) == len(set(encoded)) > 4
 
 
-def test_the_example(mteb, bank, tmp_path, monkeypatch, capsys):
+def test_example_prints_a_table(mteb, bank, tmp_path, monkeypatch, capsys):
     from mteb.mocks.mock_tasks import MockRetrievalTask, MockSTSTask
 
     bank.save(tmp_path / "bank")
     tasks = [MockRetrievalTask(), MockSTSTask()]
-    monkeypatch.setattr(mteb, "get_tasks", lambda **asked: tasks)
+    monkeypatch.setattr(mteb, "get_tasks", lambda **options: tasks)
     path = Path(__file__).parents[2] / "examples" / "judge_by_mteb.py"
     main = runpy.run_path(str(path))["main"]
     command = [str(tmp_path / "bank"), "--dtype", "float32", "--device", "cpu"]
@@ -225,7 +224,7 @@ def test_the_example(mteb, bank, tmp_path, monkeypatch, capsys):
         ({"output_dtype": "int8"}, "a/b", "output_dtype='int8'"),
     ],
 )
-def test_what_mteb_cannot_take(mteb, bank, params, name, message):
+def test_wrong_names_and_outputs_are_refused(mteb, bank, params, name, message):
     with pytest.raises(ValueError, match=message):
         to_mteb(bank.set_params(**params), name)
 

@@ -1,3 +1,5 @@
+"""Attention to prefixes and tokens against plain algebra, in every family."""
+
 import numpy as np
 import pytest
 import torch
@@ -10,20 +12,24 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 from prefixembed import load_backbone
-from prefixembed._embed.batching import Batch, pad_batch, tokenize
+from prefixembed._embed.batches import pad_batch
+from prefixembed._embed.tokens import tokenize
 from prefixembed._model import attention as _attention
 from prefixembed._model.attention import combined_attention, widen_mask
+from prefixembed._model.batch import Batch
 from prefixembed._model.hook import attending
 from prefixembed.prefix import concatenate
+from prefixembed.reading import Reading
 
+READING = Reading("mean", 64, pairs="joint")
 WEIGHTS = [1.0, 0.5, 3.0]
 
 
-@pytest.fixture(autouse=True, params=["prefixes beside each text", "prefixes once a batch"])
-def either_way(request, monkeypatch):
-    """Short combined prefixes and long ones take different ways to the same attention."""
-    first = 1 if request.param == "prefixes once a batch" else 10**9
-    monkeypatch.setattr(_attention, "_SHARED_FROM", first)
+@pytest.fixture(autouse=True, params=["copied for each text", "attended to once per batch"])
+def both_code_paths(request, monkeypatch):
+    """Run every test with the code for short prefixes and with the code for long ones."""
+    minimum = 1 if request.param == "attended to once per batch" else 10**9
+    monkeypatch.setattr(_attention, "_MIN_SHARED_LENGTH", minimum)
 
 
 def attention_of(prefixes, weights=None, combine="concat"):
@@ -32,15 +38,16 @@ def attention_of(prefixes, weights=None, combine="concat"):
 
 
 @torch.no_grad()
-def hidden_of(backbone, texts, prefix=None):
-    tokens = tokenize(backbone.tokenizer(64), texts)
-    hidden, _ = backbone.forward(pad_batch(tokens, np.arange(len(texts)), backbone.pad_id), prefix)
+def hidden_of(backbone, texts, attend=None):
+    tokens = tokenize(backbone, texts, READING)
+    batch = pad_batch(tokens, np.arange(len(texts)), backbone.pad_id)
+    hidden, _ = backbone.forward(batch, attend, READING)
     return tokens, hidden.float().numpy()
 
 
 @pytest.mark.parametrize("combine", ["concat", "mean"])
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], WEIGHTS])
-def test_equals_bert_in_plain_algebra(tiny, random_prefix, combine, weights):
+def test_bert_equals_plain_algebra(tiny, random_prefix, combine, weights):
     prefixes = [random_prefix(tiny("bert"), length=k, seed=k) for k in (1, 3, 5)]
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     for texts in (TEXTS, PAIRS):
@@ -51,7 +58,7 @@ def test_equals_bert_in_plain_algebra(tiny, random_prefix, combine, weights):
 
 
 @pytest.mark.parametrize("combine", ["concat", "mean"])
-def test_equals_plain_algebra_on_the_real_backbone(minilm, random_prefix, combine):
+def test_minilm_equals_plain_algebra(minilm, random_prefix, combine):
     prefixes = [random_prefix(minilm, seed=k, scale=0.5) for k in range(3)]
     backbone = load_backbone(minilm, dtype="float32", device="cpu")
     texts = ["A fine film.", "Not one I would see again, all in all."]
@@ -63,7 +70,7 @@ def test_equals_plain_algebra_on_the_real_backbone(minilm, random_prefix, combin
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in RELATIVE])
 @pytest.mark.parametrize("combine", ["concat", "mean"])
-def test_equals_eager_reference_for_each_family(tiny, random_prefix, family, combine):
+def test_each_family_equals_naive_attention(tiny, random_prefix, family, combine):
     AttentionInterface.register("naive_reference", naive_attention)
     AttentionMaskInterface.register("naive_reference", eager_mask)
     prefixes = [random_prefix(tiny(family), length=k, seed=k) for k in (1, 4)]
@@ -71,11 +78,12 @@ def test_equals_eager_reference_for_each_family(tiny, random_prefix, family, com
     naive = AutoModel.from_pretrained(
         tiny(family), attn_implementation="naive_reference", dtype=torch.float32
     ).eval()
-    tokens = tokenize(backbone.tokenizer(64), TEXTS)
+    tokens = tokenize(backbone, TEXTS, READING)
     batch = pad_batch(tokens, np.arange(len(TEXTS)), backbone.pad_id)
     for weights in ([1.0, 1.0], [0.5, 2.0]):
         with torch.no_grad():
-            hidden, mask = backbone.forward(batch, attention_of(prefixes, weights, combine))
+            attend = attention_of(prefixes, weights, combine)
+            hidden, mask = backbone.forward(batch, attend, READING)
             expected = naive(
                 input_ids=torch.from_numpy(batch.ids),
                 attention_mask=torch.from_numpy(batch.mask),
@@ -86,10 +94,10 @@ def test_equals_eager_reference_for_each_family(tiny, random_prefix, family, com
 
 @pytest.mark.parametrize("family", RELATIVE)
 @pytest.mark.parametrize("combine", ["concat", "mean"])
-def test_equals_naive_attention_with_terms_of_distance(
+def test_families_with_relative_positions_equal_naive_attention(
     tiny, random_prefix, family, combine, monkeypatch
 ):
-    attention, naive_of = {
+    attention, naive_forward = {
         "deberta-v2": (DisentangledSelfAttention, naive_deberta),
         "mpnet": (MPNetSelfAttention, naive_mpnet),
     }[family]
@@ -102,7 +110,8 @@ def test_equals_naive_attention_with_terms_of_distance(
         tokens, hidden = hidden_of(backbone, TEXTS, attention_of(prefixes, weights, combine))
         for k, ids in enumerate(tokens.ids):
             with monkeypatch.context() as patch, torch.no_grad():
-                patch.setattr(attention, "forward", naive_of((prefixes, weights, combine, [])))
+                naive = naive_forward((prefixes, weights, combine, []))
+                patch.setattr(attention, "forward", naive)
                 expected = eager(torch.from_numpy(ids)[None].long()).last_hidden_state[0]
             np.testing.assert_allclose(hidden[k, : len(ids)], expected.numpy(), atol=2e-4)
 
@@ -113,10 +122,10 @@ def test_without_prefix_equals_transformers_eager(tiny, family):
     eager = AutoModel.from_pretrained(
         tiny(family), attn_implementation="eager", dtype=torch.float32
     ).eval()
-    tokens = tokenize(backbone.tokenizer(64), TEXTS)
+    tokens = tokenize(backbone, TEXTS, READING)
     batch = pad_batch(tokens, np.arange(len(TEXTS)), backbone.pad_id)
     with torch.no_grad():
-        hidden, mask = backbone.forward(batch)
+        hidden, mask = backbone.forward(batch, None, READING)
         expected = eager(
             input_ids=torch.from_numpy(batch.ids), attention_mask=torch.from_numpy(batch.mask)
         ).last_hidden_state
@@ -125,22 +134,22 @@ def test_without_prefix_equals_transformers_eager(tiny, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("combine", ["concat", "mean"])
-def test_padding_changes_nothing(tiny, random_prefix, family, combine):
+def test_padding_does_not_affect_vectors(tiny, random_prefix, family, combine):
     prefixes = [random_prefix(tiny(family), seed=k) for k in range(2)]
     backbone = load_backbone(tiny(family), dtype="float32", device="cpu")
-    prefix = attention_of(prefixes, [1.0, 0.3], combine)
-    tokens, together = hidden_of(backbone, TEXTS, prefix)
+    attend = attention_of(prefixes, [1.0, 0.3], combine)
+    tokens, together = hidden_of(backbone, TEXTS, attend)
     for k, text in enumerate(TEXTS):
-        _, alone = hidden_of(backbone, [text], prefix)
+        _, alone = hidden_of(backbone, [text], attend)
         np.testing.assert_allclose(together[k, : len(tokens.ids[k])], alone[0], atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "roberta", *DECODERS])
 @pytest.mark.parametrize("combine", ["concat", "mean"])
-def test_left_padding_agrees_with_right(tiny, random_prefix, family, combine):
-    prefix = attention_of([random_prefix(tiny(family), seed=k) for k in (1, 2)], None, combine)
+def test_left_padding_equals_right_padding(tiny, random_prefix, family, combine):
+    attend = attention_of([random_prefix(tiny(family), seed=k) for k in (1, 2)], None, combine)
     backbone = load_backbone(tiny(family), dtype="float32", device="cpu")
-    tokens, right = hidden_of(backbone, TEXTS, prefix)
+    tokens, right = hidden_of(backbone, TEXTS, attend)
     n_rows, longest = len(TEXTS), right.shape[1]
     ids = np.full((n_rows, longest), backbone.pad_id)
     mask = np.zeros((n_rows, longest), dtype=bool)
@@ -148,11 +157,11 @@ def test_left_padding_agrees_with_right(tiny, random_prefix, family, combine):
         ids[k, longest - len(row) :] = row
         mask[k, longest - len(row) :] = True
     inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-    # RoBERTa counts from the padding itself. Keys of a prefix are not rotated, so that ModernBERT's
-    # queries must be rotated by their place in the text here too.
+    # RoBERTa finds the first token itself. Keys of a prefix are not rotated, so the queries of
+    # ModernBERT and of decoders must be rotated by their position in the text.
     if family != "roberta":
         inputs["position_ids"] = torch.from_numpy((mask.cumsum(axis=1) - 1).clip(min=0))
-    with torch.no_grad(), attending(prefix):
+    with torch.no_grad(), attending(attend):
         left = backbone.model(**inputs).last_hidden_state.numpy()
     for k, row in enumerate(tokens.ids):
         np.testing.assert_allclose(left[k, -len(row) :], right[k, : len(row)], atol=2e-4)
@@ -168,20 +177,20 @@ def test_order_of_prefixes_does_not_matter(tiny, random_prefix, combine):
     np.testing.assert_allclose(one, other, atol=2e-5)
 
 
-def test_mean_of_one_is_concatenation_of_one(tiny, random_prefix):
+def test_mean_of_one_prefix_equals_concatenation(tiny, random_prefix):
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     prefix = random_prefix(tiny("bert"))
     _, concat = hidden_of(backbone, TEXTS, attention_of([prefix], [0.4], "concat"))
     _, mean = hidden_of(backbone, TEXTS, attention_of([prefix], [0.4], "mean"))
     np.testing.assert_array_equal(concat, mean)
-    # Twice the same prefix: the mean of equals is each of them, a concatenation is not.
+    # The mean over a prefix and itself is that prefix; their concatenation is not.
     _, twice = hidden_of(backbone, TEXTS, attention_of([prefix] * 2, [0.4] * 2, "mean"))
     np.testing.assert_allclose(twice, mean, atol=2e-5)
     _, doubled = hidden_of(backbone, TEXTS, attention_of([prefix] * 2, [0.4] * 2, "concat"))
     assert np.abs(doubled - concat).max() > 0.01
 
 
-def test_weights_of_one_are_plain_concatenation(tiny, random_prefix):
+def test_weights_of_one_equal_plain_concatenation(tiny, random_prefix):
     prefixes = [random_prefix(tiny("bert"), seed=k) for k in range(3)]
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     _, weighted = hidden_of(backbone, TEXTS, attention_of(prefixes, [1.0] * 3))
@@ -192,9 +201,9 @@ def test_weights_of_one_are_plain_concatenation(tiny, random_prefix):
 
 @pytest.mark.parametrize("combine", ["concat", "mean"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_halving_a_weight_halves_the_mass_before_normalisation(combine, masked):
-    # Values that are one in a prefix and zero at tokens make attention's output that
-    # prefix's share s of the mass; s / (1 - s) is its mass over that of everything else.
+def test_halving_a_weight_halves_the_mass_before_normalization(combine, masked):
+    # With values of one in the prefix and zero in the tokens, the output is the share s of the
+    # prefix in the mass, and s / (1 - s) is its mass divided by that of the tokens.
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 2, 6, 4).unbind()
     value = torch.zeros(1, 2, 6, 4)
@@ -213,7 +222,7 @@ def test_halving_a_weight_halves_the_mass_before_normalisation(combine, masked):
     torch.testing.assert_close(odds(0.1), odds(1.0) / 10)
 
 
-def test_a_zero_prefix_is_no_identity(tiny, random_prefix):
+def test_zero_prefix_is_not_a_no_op(tiny, random_prefix):
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     zero = random_prefix(tiny("bert"), scale=0.0)
     _, with_zero = hidden_of(backbone, TEXTS, attention_of([zero]))
@@ -222,8 +231,8 @@ def test_a_zero_prefix_is_no_identity(tiny, random_prefix):
 
 
 @pytest.mark.parametrize("combine", ["concat", "mean"])
-def test_extreme_logits_stay_finite(combine):
-    # A prefix whose logits lie 1,000 above the tokens' underflows every other mass.
+def test_extreme_logits_give_finite_output(combine):
+    # The logits of one prefix are 1,000 higher than those of the tokens: other masses underflow.
     query = torch.full((1, 1, 3, 4), 10.0)
     parts = [torch.full((1, 2, 1, 2, 4), 50.0), torch.full((1, 2, 1, 2, 4), -50.0)]
     attend = combined_attention(parts, [1.0, 1.0], combine)
@@ -231,7 +240,7 @@ def test_extreme_logits_stay_finite(combine):
     assert torch.isfinite(output).all()
 
 
-def test_no_prefixes_is_no_attention_argument():
+def test_no_prefixes_give_no_attention():
     assert combined_attention([], [], "concat") is None
     assert combined_attention([], [], "mean") is None
 
@@ -257,12 +266,12 @@ def test_every_kind_of_mask_is_widened(kind, weighted):
     torch.testing.assert_close(output, logits.softmax(-1) @ values)
 
 
-def test_no_mask_stays_no_mask():
+def test_no_mask_is_widened_to_no_mask():
     assert widen_mask(None, None, 5, 7, torch.float32) is None
 
 
-def test_positions_are_not_shifted(tiny, random_prefix):
-    # With keys so negative that a prefix gets no attention at all, nothing may be left of it.
+def test_prefixes_do_not_shift_positions(tiny, random_prefix):
+    # A prefix that gets no attention must not affect the vectors.
     backbone = load_backbone(tiny("roberta"), dtype="float32", device="cpu")
     prefix = random_prefix(tiny("roberta"))
     silent = combined_attention([torch.tensor(prefix.keys_values)], [1e-30], "concat")
@@ -271,19 +280,21 @@ def test_positions_are_not_shifted(tiny, random_prefix):
     np.testing.assert_allclose(with_prefix, bare, atol=1e-4)
 
 
-def test_the_longest_text_fits_beside_a_prefix(tiny, random_prefix):
+def test_longest_text_fits_beside_a_prefix(tiny, random_prefix):
     for family in FAMILIES:
         backbone = load_backbone(tiny(family), dtype="float32", device="cpu")
-        tokens = tokenize(backbone.tokenizer(backbone.max_length), ["x" * 500])
+        reading = Reading("mean", backbone.max_length)
+        tokens = tokenize(backbone, ["x" * 500], reading)
         assert tokens.lengths[0] == backbone.max_length
         batch = pad_batch(tokens, np.array([0]), backbone.pad_id)
+        attend = attention_of([random_prefix(tiny(family))])
         with torch.no_grad():
-            hidden, _ = backbone.forward(batch, attention_of([random_prefix(tiny(family))]))
+            hidden, _ = backbone.forward(batch, attend, reading)
         assert torch.isfinite(hidden).all()
 
 
-def test_mean_agrees_with_sdpa_per_prefix_under_windows():
-    # A token whose window is padding alone sees no token: the row must stay finite.
+def test_mean_equals_sdpa_per_prefix_where_tokens_see_no_token():
+    # The window of a padding token may hold nothing but padding. Its row must stay finite.
     query, key, value = torch.randn(3, 1, 1, 4, 4).unbind()
     visible = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]).bool()
     parts = list(torch.randn(2, 1, 2, 1, 3, 4).unbind())
@@ -303,22 +314,22 @@ def test_mean_agrees_with_sdpa_per_prefix_under_windows():
     torch.testing.assert_close(output, sum(expected) / 2)
 
 
-def test_a_batch_does_not_see_the_mask_of_another(tiny, random_prefix):
-    # Widened masks are remembered within a call: calls of equal shape must not mix them up.
+def test_batches_of_equal_shape_do_not_share_masks(tiny, random_prefix):
+    # Widened masks are cached within a call.
     backbone = load_backbone(tiny("modernbert"), dtype="float32", device="cpu")
-    prefix = attention_of([random_prefix(tiny("modernbert"))])
+    attend = attention_of([random_prefix(tiny("modernbert"))])
     batches = []
     for n_tokens in (30, 12, 25):
         mask = np.arange(40) < np.array([[40], [n_tokens]])
         batches.append(Batch(np.where(mask, 9, 1), np.zeros(mask.shape, dtype=int), mask))
     with torch.no_grad():
-        shared = [backbone.forward(batch, prefix)[0] for batch in batches]
+        shared = [backbone.forward(batch, attend, READING)[0] for batch in batches]
         for batch, hidden in zip(batches, shared, strict=True):
             fresh = attention_of([random_prefix(tiny("modernbert"))])
-            torch.testing.assert_close(backbone.forward(batch, fresh)[0], hidden)
+            torch.testing.assert_close(backbone.forward(batch, fresh, READING)[0], hidden)
 
 
-def test_long_prefixes_are_attended_to_once_a_batch(monkeypatch, either_way):
+def test_long_prefixes_are_attended_to_once_per_batch(monkeypatch, both_code_paths):
     monkeypatch.undo()
     rng = np.random.default_rng(0)
     query, key, value = (torch.tensor(rng.standard_normal((5, 2, 3, 4))).float() for _ in range(3))
@@ -330,7 +341,8 @@ def test_long_prefixes_are_attended_to_once_a_batch(monkeypatch, either_way):
 
     attend = _attention._attention_with_mass
     monkeypatch.setattr(_attention, "_attention_with_mass", spy)
-    for length in (_attention._SHARED_FROM - 1, _attention._SHARED_FROM):
+    minimum = _attention._MIN_SHARED_LENGTH
+    for length in (minimum - 1, minimum):
         prefix = torch.tensor(rng.standard_normal((1, 2, 2, length, 4))).float()
         combined_attention([prefix], [1.0], "concat")(0, query, key, value, None, 0.5)
-    assert shapes == [(5, 2, 3, 4), (1, 2, _attention._SHARED_FROM, 4)]
+    assert shapes == [(5, 2, 3, 4), (1, 2, minimum, 4)]

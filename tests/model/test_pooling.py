@@ -1,3 +1,5 @@
+"""Pooling of token vectors into vectors of texts and words."""
+
 import numpy as np
 import pytest
 import torch
@@ -17,10 +19,10 @@ REFERENCE = {
 @pytest.mark.parametrize("pooling", REFERENCE)
 @given(lengths=st.lists(st.integers(1, 6), min_size=1, max_size=5), left=st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_equals_each_text_alone_whatever_the_padding(pooling, lengths, left):
+def test_padding_on_either_side_does_not_affect_pooling(pooling, lengths, left):
     rng = np.random.default_rng(0)
     longest = max(lengths)
-    # Padding holds large numbers: whatever leaks shows.
+    # Padding holds large numbers, so that a leak would show.
     hidden = np.full((len(lengths), longest, 4), 1e4, dtype=np.float32)
     mask = np.zeros((len(lengths), longest), dtype=bool)
     expected = []
@@ -35,7 +37,7 @@ def test_equals_each_text_alone_whatever_the_padding(pooling, lengths, left):
 
 
 @pytest.mark.parametrize("pooling", REFERENCE)
-def test_no_mask_is_a_full_mask_and_vectors_are_float32(pooling):
+def test_no_mask_equals_a_full_mask_and_vectors_are_float32(pooling):
     hidden = torch.randn(3, 5, 4, dtype=torch.bfloat16)
     vectors = pool(hidden, None, pooling)
     assert vectors.dtype == torch.float32
@@ -44,7 +46,7 @@ def test_no_mask_is_a_full_mask_and_vectors_are_float32(pooling):
 
 @given(words=st.lists(st.lists(st.integers(-1, 3), min_size=5, max_size=5), min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
-def test_a_word_is_the_mean_of_its_tokens_and_zero_without(words):
+def test_vector_of_a_word_is_the_mean_of_its_tokens_or_zero(words):
     slots = np.array(words)
     slots[slots >= 0] += (4 * np.arange(len(words))[:, None] + np.zeros(5, int))[slots >= 0]
     hidden = np.random.default_rng(0).standard_normal((*slots.shape, 3)).astype(np.float32)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 
 import datasets
 import numpy as np
@@ -8,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from prefixembed import tasks
 from prefixembed._embed.texts import check_rows
 from prefixembed._fit.objectives import OBJECTIVES
-from prefixembed.tasks import TaskSplit, fetch_task, list_tasks
+from prefixembed.tasks import TaskSplit, fetch_task, list_tasks, paper
+from prefixembed.tasks.table import TASKS
 
-# A row of each dataset in the form that the Hub has it in, and what is made of it.
+# For each task, a row as in its dataset on the Hub, and the X and label that are read from it.
 HUB_ROWS = {
     "mnli": ({"premise": "a", "hypothesis": "b", "label": 2, "idx": 0}, ("a", "b"), 2),
     "qnli": ({"question": "a", "sentence": "b", "label": 0, "idx": 0}, ("a", "b"), 1),
@@ -64,29 +65,28 @@ HUB_ROWS = {
 }  # fmt: skip
 
 
-def test_the_table_has_the_papers_tasks():
+def test_list_tasks_lists_the_tasks_of_the_paper():
     sources = ["mnli", "qnli", "qqp", "sst2", "yelp2", "record", "winogrande"]
     targets = ["rte", "mrpc", "cr", "mr", "mpqa", "boolq", "multirc", "cosmosqa"]
     assert [info.name for info in list_tasks("source")] == sources
     assert [info.name for info in list_tasks("target")] == targets
     assert [info.name for info in list_tasks(objective="regression")] == ["stsb"]
-    assert [info.name for info in list_tasks()] == list(tasks.TASKS)
+    assert [info.name for info in list_tasks()] == list(TASKS)
     for info in list_tasks():
         assert info.objective in OBJECTIVES
-        assert set(info.metrics) <= set(tasks._METRICS)
-        assert set(info.splits) == {"train", "test"}
-        with pytest.raises(TypeError):
-            info.splits["train"] = "test"
+        assert set(info.metrics) <= set(paper._METRICS)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            info.test_split = "train"
 
 
 @pytest.mark.parametrize("name", HUB_ROWS)
-def test_rows_in_the_hubs_form_are_read(name, monkeypatch):
-    """The Hub itself is not asked here: its rows stand in this file."""
+def test_rows_of_the_hub_are_read(name, monkeypatch):
+    # The test does not need the Hub: the rows are in this file.
     row, x, label = HUB_ROWS[name]
-    asked = []
+    calls = []
 
     def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
+        calls.append((args, kwargs))
         unlabelled = {"answer": ""} if name == "winogrande" else {"label": -1}
         if name == "record":
             unlabelled = {"answers": []}
@@ -98,19 +98,19 @@ def test_rows_in_the_hubs_form_are_read(name, monkeypatch):
     assert list(fetched.y) == [label]
     assert (fetched.groups is not None) == (name == "multirc")
     info = fetched.info
-    where = "data_dir" if info.revision else "name"
-    assert asked == [
+    config = "data_dir" if info.revision else "name"
+    assert calls == [
         (
             (info.hub,),
-            {"split": info.splits["test"], "revision": info.revision, where: info.config},
+            {"split": info.test_split, "revision": info.revision, config: info.config},
         )
     ]
     texts, counts = check_rows(fetched.X, OBJECTIVES[info.objective].row)
     assert len(texts) == counts.sum()
 
 
-def test_a_converted_dataset_is_a_folder_a_configuration(tmp_path, monkeypatch):
-    # In the layout that the Hub's own conversion leaves: no card, parquet files alone.
+def test_a_converted_dataset_has_one_folder_per_configuration(tmp_path, monkeypatch):
+    # The Hub's own conversion leaves Parquet files without a card.
     row, x, label = HUB_ROWS["boolq"]
     for config, answer in (("boolq", 1), ("other", 0)):
         for split in ("train", "validation"):
@@ -118,9 +118,9 @@ def test_a_converted_dataset_is_a_folder_a_configuration(tmp_path, monkeypatch):
             folder.mkdir(parents=True)
             rows = datasets.Dataset.from_list([{**row, "label": answer}])
             rows.to_parquet(folder / "0000.parquet")
-    info, read = tasks.TASKS["boolq"]
-    here = dataclasses.replace(info, hub=str(tmp_path))
-    monkeypatch.setitem(tasks.TASKS, "boolq", (here, read))
+    info, read = TASKS["boolq"]
+    local = dataclasses.replace(info, hub=str(tmp_path))
+    monkeypatch.setitem(TASKS, "boolq", (local, read))
     real = datasets.load_dataset
     monkeypatch.setattr(
         datasets,
@@ -136,7 +136,7 @@ def write(folder, name, rows):
     (folder / f"{name}.train.jsonl").write_text(lines + "\n", encoding="utf-8")
 
 
-def test_a_folder_needs_no_hub(tmp_path):
+def test_tasks_are_read_from_a_folder(tmp_path):
     write(tmp_path, "cr", [{"text": "Ünï", "label": 1}, {"text": "b", "label": 0}])
     write(tmp_path, "rte", [{"text": "a", "text_b": "b", "label": 1}])
     write(tmp_path, "cosmosqa", [{"text": "a", "choices": ["b", "c"], "label": 1}])
@@ -149,15 +149,17 @@ def test_a_folder_needs_no_hub(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cr", "stsb"])
-@pytest.mark.parametrize("label", ["1" * 40, "1" * 5000, "1e999", "NaN", '"1"', "[" * 100_000])
-def test_labels_that_are_none(tmp_path, name, label):
-    # Found by fuzzing: more digits than a number of int64 or of a float can have.
+@pytest.mark.parametrize(
+    "label", ["1" * 40, "1" * 5000, "1e999", "NaN", '"1"', "[1]", "[" * 100_000]
+)
+def test_invalid_label_raises_with_its_line(tmp_path, name, label):
+    # Fuzzing found labels with more digits than int64 or float can hold.
     (tmp_path / f"{name}.test.jsonl").write_text(f'{{"text": "a", "label": {label}}}\n')
-    with pytest.raises(ValueError, match=rf"line 1 of .*{name}.test.jsonl' is no row"):
+    with pytest.raises(ValueError, match=rf"line 1 of .*{name}.test.jsonl' is not a row"):
         fetch_task(name, "test", data_dir=tmp_path)
 
 
-def test_superglues_own_form_of_record(tmp_path):
+def test_record_is_read_in_the_format_of_superglue(tmp_path):
     row = {
         "passage": {
             "text": "Ann and Bo met.",
@@ -183,17 +185,17 @@ def test_superglues_own_form_of_record(tmp_path):
     seed=st.integers(0, 9),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_sample_keeps_groups_whole(sizes, limit, seed):
+def test_drawn_rows_contain_whole_groups(sizes, limit, seed):
     groups = [f"g{k}" for k, size in enumerate(sizes) for _ in range(size)]
-    chosen = tasks._sample(len(groups), groups, limit, np.random.RandomState(seed))
+    chosen = paper._sample(len(groups), groups, limit, np.random.RandomState(seed))
     assert len(set(chosen)) == len(chosen) <= limit
     taken = [groups[k] for k in chosen]
     assert all(taken.count(group) == groups.count(group) for group in taken)
-    # Where rows are single, exactly as many as asked for.
-    assert len(tasks._sample(20, None, limit, np.random.RandomState(seed))) == min(20, limit)
+    # Without groups, exactly as many rows as requested are drawn.
+    assert len(paper._sample(20, None, limit, np.random.RandomState(seed))) == min(20, limit)
 
 
-def test_a_limit_repeats_under_random_state(tmp_path):
+def test_random_state_decides_which_rows_are_drawn(tmp_path):
     write(tmp_path, "cr", [{"text": f"text {k}", "label": k % 2} for k in range(50)])
     one, same, other = (
         fetch_task("cr", limit=20, data_dir=tmp_path, random_state=seed) for seed in (0, 0, 1)
@@ -209,7 +211,7 @@ def split_of(name, y, groups=None):
     return TaskSplit(info, "test", [], np.array(y), groups and np.array(groups))
 
 
-def test_scores_are_the_literatures():
+def test_scores_are_those_of_the_literature():
     multirc = split_of("multirc", [1, 0, 1, 1, 0], ["a", "a", "b", "b", "c"])
     predicted = [1, 0, 1, 0, 0]
     assert multirc.score(predicted) == {
@@ -227,20 +229,38 @@ def test_scores_are_the_literatures():
         split_of("cola", [1, 0, 1]).score([1, 0])
 
 
-def test_what_cannot_be_had_is_said(tmp_path):
+def test_infos_and_splits_can_be_pickled():
+    info = list_tasks()[0]
+    assert pickle.loads(pickle.dumps(info)) == info
+    split = split_of("multirc", [1, 0], ["a", "a"])
+    assert pickle.loads(pickle.dumps(split)).score([1, 0]) == split.score([1, 0])
+
+
+def test_unknown_task_or_split_raises():
     with pytest.raises(ValueError, match="'name' parameter of fetch_task must be .* Got 'nothing'"):
         fetch_task("nothing")
     with pytest.raises(ValueError, match="'split' parameter of fetch_task must be .* Got 'dev'"):
         fetch_task("cr", "dev")
-    with pytest.raises(FileNotFoundError, match=r"no file .*cr\.test\.jsonl.* data_dir must"):
+
+
+def test_missing_file_raises(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data_dir has no file cr\.test\.jsonl"):
         fetch_task("cr", "test", data_dir=tmp_path)
-    wrong = ("{", '{"text": "a"}', "[1]", '{"texts": "a", "label": 1}')
-    labels = ('"yes"', "1.5", "NaN", "[1]")
-    wrong += tuple(f'{{"text": "a", "label": {label}}}' for label in labels)
-    for line in wrong:
-        (tmp_path / "cr.train.jsonl").write_text('{"text": "a", "label": 1}\n' + line)
-        with pytest.raises(ValueError, match=r"line 2 of .*cr\.train\.jsonl.* is no row of cr"):
-            fetch_task("cr", data_dir=tmp_path)
-    # HF_HUB_OFFLINE is set in these tests: this is the error of a machine without the Hub.
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", '{"text": "a"}', "[1]", '{"texts": "a", "label": 1}', '{"text": "a", "label": 1.5}'],
+)
+def test_invalid_row_raises_with_its_line(tmp_path, line):
+    (tmp_path / "cr.train.jsonl").write_text('{"text": "a", "label": 1}\n' + line)
+    with pytest.raises(
+        ValueError, match=r"line 2 of .*cr\.train\.jsonl' is not a row of task 'cr'"
+    ):
+        fetch_task("cr", data_dir=tmp_path)
+
+
+def test_unreachable_hub_raises():
+    # HF_HUB_OFFLINE is set in these tests.
     with pytest.raises(OSError, match=r"'cr' could not be fetched .* data_dir .*cr\.test\.jsonl"):
         fetch_task("cr", "test")

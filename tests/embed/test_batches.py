@@ -8,20 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefixembed import load_backbone
-from prefixembed._embed.batching import (
-    Tokens,
+from prefixembed._embed.batches import (
     expand,
     first_positions,
     pad_batch,
     plan_batches,
     shuffle_batches,
-    tokenize,
     word_slots,
 )
 from prefixembed._embed.texts import Words
+from prefixembed._embed.tokens import Tokens, tokenize
+from prefixembed.reading import Reading
 
 
-def test_first_positions_tell_repetitions():
+def test_first_positions_find_repetitions():
     texts = ["b", "a", "b", ("a", "b"), ("a", "b"), "a"]
     assert list(first_positions(texts)) == [0, 1, 0, 3, 3, 1]
 
@@ -29,14 +29,13 @@ def test_first_positions_tell_repetitions():
 @given(st.lists(st.text(st.characters(), max_size=30), max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_any_unicode_becomes_tokens(tiny, texts):
-    # st.characters() without a codec makes lone surrogates too.
+    # Without a codec, st.characters() also generates lone surrogates.
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
-    tokenizer = backbone.tokenizer(16)
     for rows in (texts, [(text, text[::-1]) for text in texts]):
-        tokens = tokenize(tokenizer, rows)
+        tokens = tokenize(backbone, rows, Reading("mean", 16))
         assert len(tokens.ids) == len(tokens.type_ids) == len(rows)
         assert all(2 <= n <= 16 for n in tokens.lengths)
-        # One token a byte, a special one at the start and one after each text.
+        # One token per byte, a special token at the start and one after each text.
         n_bytes = [len("".join(row).encode("utf-16", "surrogatepass")
                    .decode("utf-16", "replace").encode()) for row in rows]  # fmt: skip
         n_special = 2 if rows is texts else 3
@@ -45,9 +44,9 @@ def test_any_unicode_becomes_tokens(tiny, texts):
 
 def test_a_lone_surrogate_reads_as_the_replacement_character(tiny):
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
-    tokenizer = backbone.tokenizer(64)
-    odd = tokenize(tokenizer, ["a\ud800b", "plain", "\ud83d\ude00"])
-    even = tokenize(tokenizer, ["a\ufffdb", "plain", "\U0001f600"])
+    reading = Reading("mean", 64)
+    odd = tokenize(backbone, ["a\ud800b", "plain", "\ud83d\ude00"], reading)
+    even = tokenize(backbone, ["a\ufffdb", "plain", "\U0001f600"], reading)
     for one, other in zip(odd.ids, even.ids, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -66,7 +65,7 @@ def test_planned_batches_hold_each_text_once_within_the_budget(lengths, budget):
     assert longest == sorted(longest, reverse=True)
 
 
-def test_no_texts_plan_no_batches():
+def test_no_texts_need_no_batches():
     assert plan_batches(np.array([], dtype=int), 10) == []
 
 
@@ -80,7 +79,7 @@ def test_shuffled_batches_hold_each_text_once(lengths, size, seed):
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
 
 
-def test_shuffled_batches_differ_and_waste_little():
+def test_shuffled_batches_differ_and_need_little_padding():
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 100, size=2000)
     first, second = (shuffle_batches(lengths, 16, rng) for _ in range(2))
@@ -105,32 +104,35 @@ def test_padding_is_on_the_right_and_masked():
 FORK = """
 import os, sys
 from prefixembed import load_backbone
-from prefixembed._embed.batching import tokenize
-tokenizer = load_backbone(sys.argv[1]).tokenizer(32)
+from prefixembed._embed.tokens import tokenize
+from prefixembed.reading import Reading
+backbone, reading = load_backbone(sys.argv[1]), Reading("mean", 32)
 texts = [f"text {k}" for k in range(5000)]
-ids = tokenize(tokenizer, texts).ids
+ids = tokenize(backbone, texts, reading).ids
 child = os.fork()
 if not child:
-    same = all((a == b).all() for a, b in zip(tokenize(tokenizer, texts).ids, ids))
+    same = all((a == b).all() for a, b in zip(tokenize(backbone, texts, reading).ids, ids))
     os._exit(0 if same and os.environ["TOKENIZERS_PARALLELISM"] == "false" else 1)
 assert os.waitpid(child, 0)[1] == 0
 print(os.environ.get("TOKENIZERS_PARALLELISM"))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-@pytest.mark.parametrize("said", [None, "false"])
-def test_a_forked_child_tokenizes_without_a_warning(tiny, said):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@pytest.mark.parametrize("setting", [None, "false"])
+def test_a_forked_child_tokenizes_without_a_warning(tiny, setting):
     environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
-    if said:
-        environment["TOKENIZERS_PARALLELISM"] = said
+    if setting:
+        environment["TOKENIZERS_PARALLELISM"] = setting
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", FORK, tiny()],
         env=environment, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "forked" not in done.stderr
-    assert done.stdout.splitlines()[-1] == str(said), "the parent's environment is left alone"
+    assert done.stdout.splitlines()[-1] == str(setting), (
+        "the environment of the parent must not change"
+    )
 
 
 @given(
@@ -138,7 +140,7 @@ def test_a_forked_child_tokenizes_without_a_warning(tiny, said):
     data=st.data(),
 )
 @settings(max_examples=80, deadline=None)
-def test_expand_gives_every_vector_of_each_text(sizes, data):
+def test_expand_returns_every_vector_of_each_text(sizes, data):
     ends = np.cumsum(sizes, dtype=np.intp)
     picked = data.draw(st.lists(st.integers(0, len(sizes) - 1), max_size=10)) if sizes else []
     expected = [row for k in picked for row in range(ends[k] - sizes[k], ends[k])]
@@ -147,12 +149,12 @@ def test_expand_gives_every_vector_of_each_text(sizes, data):
 
 @given(st.lists(st.lists(st.text(max_size=6), max_size=5), min_size=1, max_size=5))
 @settings(max_examples=60, deadline=None)
-def test_every_token_belongs_to_the_word_that_it_lies_in(tiny, sentences):
+def test_every_token_belongs_to_the_word_that_contains_it(tiny, sentences):
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     tokenizer = backbone.tokenizer(64)
     rows = [Words(words) for words in sentences]
-    tokens = tokenize(tokenizer, rows)
-    plain = tokenize(tokenizer, [row.text for row in rows])
+    tokens = tokenize(backbone, rows, Reading("mean", 64))
+    plain = tokenize(backbone, [row.text for row in rows], Reading("mean", 64))
     for k, row in enumerate(rows):
         np.testing.assert_array_equal(tokens.ids[k], plain.ids[k])
         spans, start = [], 0

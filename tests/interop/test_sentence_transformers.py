@@ -1,6 +1,7 @@
-"""A bank as a model of sentence-transformers gives the bank's vectors."""
+"""sentence-transformers: the model of a bank returns the vectors of the bank."""
 
 import copy
+import json
 import pickle
 import shutil
 import sys
@@ -16,6 +17,7 @@ from sentence_transformers.util import semantic_search
 from sklearn.preprocessing import normalize
 
 from prefixembed import PrefixBank, PrefixEncoder, load_backbone, release_backbones
+from prefixembed.interop import to_sentence_transformer
 
 CPU = {
     "dtype": "float32", "device": "cpu", "cache": None, "max_length": 40, "on_truncate": "ignore"
@@ -25,9 +27,9 @@ TEXTS = [*TEXTS, *(f"text {k} " * k for k in range(1, 5))]
 
 @pytest.fixture
 def make_bank(tiny, random_prefix):
-    def make(family="bert", n=2, fields=None, **params):
+    def make(family="bert", n=2, reading=None, **params):
         prefixes = {
-            f"p{seed}": random_prefix(tiny(family), 4 + seed, seed, 0.5, **(fields or {}))
+            f"p{seed}": random_prefix(tiny(family), 4 + seed, seed, 0.5, **(reading or {}))
             for seed in range(n)
         }
         known = {} if n else {"backbone": tiny(family)}
@@ -42,9 +44,9 @@ def close(found, expected):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("batch_size", [1, 4, 32])
-def test_vectors_are_the_banks(make_bank, family, batch_size):
+def test_vectors_equal_those_of_the_bank(make_bank, family, batch_size):
     bank = make_bank(family)
-    vectors = bank.to_sentence_transformer().encode(TEXTS, batch_size=batch_size)
+    vectors = to_sentence_transformer(bank).encode(TEXTS, batch_size=batch_size)
     assert vectors.dtype == np.float32
     close(vectors, bank.transform(TEXTS))
 
@@ -58,29 +60,29 @@ def test_vectors_are_the_banks(make_bank, family, batch_size):
         {"active": []},
         {"n": 0, "pooling": "cls"},
         {"pooling": "max", "pooled_layers": 2},
-        {"fields": {"first_position": 9}},
-        {"family": "roberta", "fields": {"first_position": 9, "pooling": "last"}},
+        {"reading": {"first_position": 9}},
+        {"family": "roberta", "reading": {"first_position": 9, "pooling": "last"}},
     ],
 )
-def test_vectors_go_by_all_that_decides_them(make_bank, params):
+def test_parameters_of_the_bank_are_obeyed(make_bank, params):
     bank = make_bank(**params)
-    vectors = bank.to_sentence_transformer().encode(TEXTS, batch_size=4)
+    vectors = to_sentence_transformer(bank).encode(TEXTS, batch_size=4)
     close(vectors, bank.transform(TEXTS))
     assert np.abs(vectors - make_bank().transform(TEXTS)).max() > 0.01
 
 
-def test_pairs_are_one_sequence(make_bank):
+def test_pairs_are_read_as_one_sequence_or_refused(make_bank):
     bank = make_bank(max_length=64)
-    close(bank.to_sentence_transformer().encode(PAIRS), bank.transform(PAIRS))
-    model = make_bank(pairs="apart").to_sentence_transformer()
-    with pytest.raises(ValueError, match="pairs='apart' .* encode the texts"):
+    close(to_sentence_transformer(bank).encode(PAIRS), bank.transform(PAIRS))
+    model = to_sentence_transformer(make_bank(pairs="apart"))
+    with pytest.raises(ValueError, match=r"\(pairs='apart'\): encode the texts"):
         model.encode(PAIRS)
     close(model.encode(TEXTS), bank.set_params(max_length=40).transform(TEXTS))
 
 
-def test_what_users_of_sentence_transformers_do(make_bank):
+def test_methods_of_sentence_transformers(make_bank):
     bank = make_bank()
-    model = bank.to_sentence_transformer(prompts={"query": "find: "}, similarity_fn_name="dot")
+    model = to_sentence_transformer(bank, prompts={"query": "find: "}, similarity_fn_name="dot")
     vectors = bank.transform(TEXTS)
     close(model.encode("what a film"), bank.transform(["what a film"])[0])
     scaled = model.encode(TEXTS, normalize_embeddings=True, convert_to_tensor=True)
@@ -102,9 +104,9 @@ def test_what_users_of_sentence_transformers_do(make_bank):
     assert [hits[0]["corpus_id"] for hits in found] == [0, 1, 2]
 
 
-def test_tokens(make_bank):
-    model = make_bank().to_sentence_transformer()
-    ours = load_backbone(make_bank().values()[0].backbone).tokenizer(40)
+def test_tokens_equal_those_of_the_tokenizer(make_bank):
+    model = to_sentence_transformer(make_bank())
+    ours = load_backbone(make_bank()["p0"].backbone).tokenizer(40)
     features = model.preprocess(TEXTS[:3])
     assert set(features) == {"input_ids", "attention_mask", "token_type_ids"}
     for text, ids, mask in zip(
@@ -113,16 +115,16 @@ def test_tokens(make_bank):
         assert ids[mask == 1].tolist() == ours.encode(text).ids
         assert model.tokenizer(text)["input_ids"] == ours.encode(text).ids
     with pytest.raises(AttributeError, match="'tokenizer'"):
-        model.tokenizer = model.tokenizer  # what is not asked is not taken
+        model.tokenizer = model.tokenizer  # a bank keeps its tokenizer
     del features["token_type_ids"]
     close(model(features)["sentence_embedding"], make_bank().transform(TEXTS[:3]))
     each = model.encode(TEXTS[:3], output_value="token_embeddings")
     close(np.stack([some.mean(0) for some in each]), make_bank().transform(TEXTS[:3]))
 
 
-def test_long_texts_are_cut_where_the_model_says(make_bank):
+def test_long_texts_are_cut_at_max_seq_length(make_bank):
     bank = make_bank(max_length=None, on_truncate="warn")
-    model = bank.to_sentence_transformer()
+    model = to_sentence_transformer(bank)
     assert model.max_seq_length == 64
     model.max_seq_length = 10
     long = ["w" * 30, "v" * 30, "u" * 30]
@@ -131,11 +133,11 @@ def test_long_texts_are_cut_where_the_model_says(make_bank):
         vectors = model.encode(long, batch_size=2)
     assert [warning.filename for warning in caught] == [__file__]
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # said once
+        warnings.simplefilter("error")  # the model warns once
         model.encode(long, batch_size=2)
     bank.set_params(max_length=10, on_truncate="ignore")
     close(vectors, bank.transform(long))
-    model = bank.set_params(on_truncate="raise").to_sentence_transformer()
+    model = to_sentence_transformer(bank.set_params(on_truncate="raise"))
     for _ in range(2):
         with pytest.raises(ValueError, match="on_truncate='raise' refuses to cut them"):
             model.encode(long)
@@ -144,30 +146,32 @@ def test_long_texts_are_cut_where_the_model_says(make_bank):
         model.encode(TEXTS)
 
 
-def test_saved_and_loaded(make_bank, tmp_path):
+def test_saved_model_can_be_loaded(make_bank, tmp_path):
     bank = make_bank(combine="mean", weights={"p1": 0.2})
     folder = str(tmp_path / "model")
-    model = bank.to_sentence_transformer(prompts={"query": "find: "})
+    model = to_sentence_transformer(bank, prompts={"query": "find: "})
     model.max_seq_length = 30
     model.save_pretrained(folder)
+    (module,) = json.loads((tmp_path / "model" / "modules.json").read_text())
+    assert module["type"] == "prefixembed.interop.sentence_transformers.PrefixModule"
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         SentenceTransformer(folder)
     params = {"dtype": torch.float32, "on_truncate": "ignore"}
     again = SentenceTransformer(folder, device="cpu", trust_remote_code=True, model_kwargs=params)
-    assert again[0].bank.values() == bank.values()
+    assert dict(again[0].bank.items()) == dict(bank.items())
     assert again.max_seq_length == 30 and again.prompts["query"] == "find: "
     np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
-    # The same folder is a bank's.
+    # A bank can be loaded from the same folder.
     read = PrefixBank.load(folder, **(CPU | {"max_length": 30}))
     close(read.transform(TEXTS), model.encode(TEXTS))
-    assert not list((tmp_path / "model").glob("model*"))  # the backbone goes by its name
+    assert not list((tmp_path / "model").glob("model*"))  # the backbone is saved by name only
 
 
-def test_loaded_with_a_backbone_that_lies_elsewhere(make_bank, tmp_path):
+def test_loading_with_other_parameters(make_bank, tmp_path):
     bank = make_bank()
     folder, moved = str(tmp_path / "model"), str(tmp_path / "moved")
-    shutil.copytree(bank.values()[0].backbone, moved)
-    bank.to_sentence_transformer().save_pretrained(folder)
+    shutil.copytree(bank["p0"].backbone, moved)
+    to_sentence_transformer(bank).save_pretrained(folder)
     params = {"backbone": moved, "torch_dtype": "float32", "on_truncate": "ignore"}
     again = SentenceTransformer(folder, device="cpu", trust_remote_code=True, model_kwargs=params)
     close(again.encode(TEXTS), bank.transform(TEXTS))
@@ -181,11 +185,11 @@ def test_loaded_with_a_backbone_that_lies_elsewhere(make_bank, tmp_path):
             SentenceTransformer(folder, trust_remote_code=True, **wrong)
 
 
-def test_casting_the_model_leaves_the_shared_backbone_alone(make_bank):
+def test_casting_the_model_does_not_change_the_shared_backbone(make_bank):
     bank = make_bank()
-    backbone = load_backbone(bank.values()[0].backbone, dtype="float32", device="cpu")
+    backbone = load_backbone(bank["p0"].backbone, dtype="float32", device="cpu")
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
-    model = bank.to_sentence_transformer()
+    model = to_sentence_transformer(bank)
     vectors = model.encode(TEXTS)
     model.bfloat16().train()
     assert model.dtype == torch.bfloat16
@@ -202,9 +206,9 @@ def test_casting_the_model_leaves_the_shared_backbone_alone(make_bank):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_moved_to_cuda(make_bank):
+def test_model_moves_to_cuda(make_bank):
     bank = make_bank()
-    model = bank.to_sentence_transformer().to("cuda")
+    model = to_sentence_transformer(bank).to("cuda")
     assert model.device.type == "cuda"
     vectors = model.encode(TEXTS, convert_to_tensor=True)
     assert vectors.device.type == "cuda"
@@ -213,29 +217,29 @@ def test_moved_to_cuda(make_bank):
     np.testing.assert_allclose(model.cpu().encode(TEXTS), expected, atol=1e-5)
 
 
-def test_a_copy_of_its_own(make_bank):
+def test_changes_to_the_bank_do_not_affect_the_model(make_bank):
     bank = make_bank()
-    model = bank.to_sentence_transformer()
+    model = to_sentence_transformer(bank)
     vectors = model.encode(TEXTS)
     close(copy.deepcopy(model).encode(TEXTS), vectors)
     packed = pickle.dumps(model)
-    assert len(packed) < 40_000  # no backbone
+    assert len(packed) < 40_000  # without the backbone
     close(pickle.loads(packed).encode(TEXTS), vectors)
     bank.remove("p0").set_params(combine="mean", max_length=8)
     np.testing.assert_array_equal(model.encode(TEXTS), vectors)
     assert "'prefixes': ['p0', 'p1']" in repr(model)
 
 
-def test_nothing_learns(make_bank):
-    model = make_bank().to_sentence_transformer()
+def test_backbone_and_prefixes_are_frozen(make_bank):
+    model = to_sentence_transformer(make_bank())
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not model(model.preprocess(TEXTS))["sentence_embedding"].requires_grad
 
 
 @pytest.mark.filterwarnings("ignore:the training loss is stuck")
-def test_the_backbone_that_it_loads_can_be_trained_on(make_bank, tiny, fresh_backbones):
+def test_backbone_loaded_in_inference_mode_can_be_trained_on(make_bank, tiny, fresh_backbones):
     bank = make_bank(dtype="bfloat16")
-    model = bank.to_sentence_transformer()
+    model = to_sentence_transformer(bank)
     release_backbones()
     model.encode(TEXTS)  # in inference mode
     encoder = PrefixEncoder(tiny(), max_epochs=1, random_state=0, dtype="bfloat16", device="cpu")
@@ -244,31 +248,33 @@ def test_the_backbone_that_it_loads_can_be_trained_on(make_bank, tiny, fresh_bac
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), b"bytes", 3])
-def test_what_is_no_text_is_refused(make_bank, value):
+def test_inputs_other_than_texts_are_refused(make_bank, value):
     with pytest.raises(ValueError, match=r"batch\[\d\] must be a str, got"):
-        make_bank().to_sentence_transformer().encode(["a", value])
+        to_sentence_transformer(make_bank()).encode(["a", value])
 
 
 def test_vectors_that_are_not_finite_are_refused(make_bank):
     bank = make_bank(n=1)
     huge = replace(bank["p0"], keys_values=1e38 * bank["p0"].keys_values)
-    model = bank.add("p0", huge).to_sentence_transformer()
+    model = to_sentence_transformer(bank.add("p0", huge))
     with pytest.raises(FloatingPointError, match="vectors are not finite"):
         model.encode(TEXTS)
 
 
 @pytest.mark.parametrize("params", [{"output": "words"}, {"output_dtype": "int8"}])
-def test_banks_of_other_vectors_are_refused(make_bank, params):
-    with pytest.raises(ValueError, match="gives one float32 vector a text, got output="):
-        make_bank(**params).to_sentence_transformer()
+def test_banks_with_other_outputs_are_refused(make_bank, params):
+    with pytest.raises(ValueError, match="returns one float32 vector per text, got output="):
+        to_sentence_transformer(make_bank(**params))
 
 
 def test_wrong_parameters_are_refused_at_once(make_bank):
-    with pytest.raises(ValueError, match="'combine' parameter of PrefixBank"):
-        make_bank(combine="sum").to_sentence_transformer()
+    with pytest.raises(
+        ValueError, match="'combine' parameter of to_sentence_transformer .* Got 'sum'"
+    ):
+        to_sentence_transformer(make_bank(combine="sum"))
     with pytest.raises(ValueError, match="active has 'p9'"):
-        make_bank(active=["p9"]).to_sentence_transformer()
-    model = make_bank().to_sentence_transformer()
+        to_sentence_transformer(make_bank(active=["p9"]))
+    model = to_sentence_transformer(make_bank())
     with pytest.raises(ValueError, match="processing_kwargs must be None"):
         model.encode(TEXTS, processing_kwargs={"text": {"max_length": 9}})
 
@@ -276,4 +282,4 @@ def test_wrong_parameters_are_refused_at_once(make_bank):
 def test_without_sentence_transformers_the_error_names_the_extra(make_bank, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match=r"pip install 'prefixembed\[sentence-transformers\]'"):
-        make_bank().to_sentence_transformer()
+        to_sentence_transformer(make_bank())

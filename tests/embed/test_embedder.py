@@ -9,33 +9,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefixembed import VectorCache, load_backbone
-from prefixembed._embed import embedder as _embedding
-from prefixembed._embed import encoding as _encoding
+from prefixembed._embed import embedder as module
+from prefixembed._embed import encoding
+from prefixembed._embed.combination import Combination
 from prefixembed._embed.embedder import Embedder
 from prefixembed._embed.encoding import is_out_of_memory, resolve_batch_tokens
 from prefixembed._embed.quantization import quantize
-from prefixembed.cache import Representation
+from prefixembed.reading import Reading
 
 
 def make_embedder(folder, pooling="mean", max_length=64, dtype="float32", **kwargs):
     backbone = load_backbone(folder, dtype=dtype, device="cpu")
-    settings = {"cache": None, "batch_tokens": 1024, "on_truncate": "warn"}
-    return Embedder(
-        Representation(backbone.fingerprint, (), "concat", pooling, 1, max_length, dtype),
-        lambda: (backbone, None),
-        backbone.n_features,
-        **(settings | kwargs),
-    )
+    combination = Combination(
+        names=(), prefixes=(), weights=(), combine="concat", backbone=folder, revision=None,
+        reading=Reading(pooling, max_length), n_features=backbone.n_features,
+        fingerprint=backbone.fingerprint,
+    )  # fmt: skip
+    settings = {"cache": None, "batch_tokens": 1024, "on_truncate": "warn", "device": "cpu"}
+    return Embedder(combination, **(settings | {"dtype": dtype} | kwargs))
 
 
 def embed(folder, texts, *, progress=False, out=None, **kwargs):
-    return _embedding.embed(make_embedder(folder, **kwargs), texts, out, progress)
+    return module.embed(make_embedder(folder, **kwargs), texts, out, progress)
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(_embedding, "_FIRST_CHUNK", 2)
-    monkeypatch.setattr(_embedding, "CHUNK", 8)
+    monkeypatch.setattr(module, "_FIRST_CHUNK", 2)
+    monkeypatch.setattr(module, "CHUNK", 8)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max", "last"])
@@ -61,11 +62,11 @@ def test_repeated_texts_are_encoded_once(tiny, encoded):
     assert np.abs(vectors[0] - vectors[1]).max() > 0.01
 
 
-def test_no_texts_give_no_rows(tiny):
+def test_no_texts_return_no_rows(tiny):
     assert embed(tiny(), []).shape == (0, 32)
 
 
-def test_texts_cut_short_are_counted_once(tiny):
+def test_truncated_texts_are_reported_once(tiny):
     texts = ["x" * 100, "x" * 100, "y" * 62, "y" * 63]
     with pytest.warns(UserWarning, match="3 of 4 texts are longer than max_length=64") as w:
         embed(tiny(), texts)
@@ -88,9 +89,9 @@ def test_texts_cut_short_are_counted_once(tiny):
         MemoryError(),
     ],
 )
-def test_out_of_memory_halves_the_budget_and_goes_on(tiny, monkeypatch, error):
+def test_out_of_memory_halves_the_budget_and_continues(tiny, monkeypatch, error):
     expected = embed(tiny(), TEXTS * 3 + ["one more"])
-    real = _encoding._embed_batch
+    real = encoding._embed_batch
     sizes = []
 
     def small_device(backbone, tokens, positions, *args):
@@ -100,38 +101,38 @@ def test_out_of_memory_halves_the_budget_and_goes_on(tiny, monkeypatch, error):
             raise error
         return real(backbone, tokens, positions, *args)
 
-    monkeypatch.setattr(_encoding, "_embed_batch", small_device)
+    monkeypatch.setattr(encoding, "_embed_batch", small_device)
     vectors = embed(tiny(), TEXTS * 3 + ["one more"], batch_tokens=500)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert sum(size > 60 for size in sizes) >= 2
     failed = [k for k, size in enumerate(sizes) if size > 60]
-    assert failed == list(range(len(failed))), "once it fits, no later batch may fail"
+    assert failed == list(range(len(failed))), "once a batch fits, no later one may fail"
 
 
 def test_a_text_that_does_not_fit_alone_is_an_error(tiny, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(_encoding, "_embed_batch", full)
+    monkeypatch.setattr(encoding, "_embed_batch", full)
     with pytest.raises(torch.OutOfMemoryError):
         embed(tiny(), TEXTS)
 
 
-def test_other_errors_are_not_taken_for_lack_of_memory(tiny, monkeypatch):
+def test_other_errors_are_not_mistaken_for_lack_of_memory(tiny, monkeypatch):
     calls = []
 
     def broken(*args):
         calls.append(args)
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(_encoding, "_embed_batch", broken)
+    monkeypatch.setattr(encoding, "_embed_batch", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         embed(tiny(), TEXTS)
     assert len(calls) == 1
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_auto_budget_goes_by_the_device():
+def test_auto_budget_depends_on_the_device():
     assert resolve_batch_tokens("auto", torch.device("cpu")) < resolve_batch_tokens(
         "auto", torch.device("cuda")
     )
@@ -159,7 +160,7 @@ odd_text = st.text(st.characters(), max_size=40)
 
 @given(st.lists(st.one_of(odd_text, st.builds(str.__mul__, odd_text, st.integers(0, 9)))))
 @settings(max_examples=30, deadline=None)
-def test_any_unicode_gives_the_vector_that_it_gives_alone(tiny, texts):
+def test_any_unicode_has_the_same_vector_alone_and_among_others(tiny, texts):
     params = {"on_truncate": "ignore", "batch_tokens": 100}
     vectors = embed(tiny(), texts, **params)
     assert vectors.shape == (len(texts), 32)
@@ -185,7 +186,7 @@ def test_chunks_change_nothing(tiny, small_chunks, cached):
 
 def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, monkeypatch):
     tokenized, behind = [], []
-    real_tokenize, real_batch = _embedding.tokenize, _encoding._embed_batch
+    real_tokenize, real_batch = module.tokenize, encoding._embed_batch
     started = threading.Semaphore(0)
 
     def tokenize(*args, **kwargs):
@@ -194,19 +195,19 @@ def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, mo
         return real_tokenize(*args, **kwargs)
 
     def encode(*args):
-        # Before the first chunk is encoded, the second one is being tokenized.
+        # The second chunk is being tokenized before the first one is encoded.
         if not behind:
             assert started.acquire(timeout=10) and started.acquire(timeout=10)
         behind.append(len(tokenized))
         return real_batch(*args)
 
-    monkeypatch.setattr(_embedding, "tokenize", tokenize)
-    monkeypatch.setattr(_encoding, "_embed_batch", encode)
+    monkeypatch.setattr(module, "tokenize", tokenize)
+    monkeypatch.setattr(encoding, "_embed_batch", encode)
     embed(tiny(), [f"text {k}" for k in range(30)])
     assert behind[0] >= 2
 
 
-def test_vectors_of_an_iterator_and_into_a_file(tiny, tmp_path):
+def test_iterators_and_files_take_vectors(tiny, tmp_path):
     expected = embed(tiny(), SOME)
     lists = (SOME[k : k + 7] for k in range(0, len(SOME), 7))
     np.testing.assert_allclose(embed(tiny(), lists), expected, atol=1e-5)
@@ -235,19 +236,19 @@ def test_an_out_that_does_not_fit_is_refused(tiny, out, message):
         embed(tiny(), ["a", "b"], out=out)
 
 
-def test_more_texts_than_out_has_rows(tiny):
+def test_more_texts_than_rows_of_out_are_refused(tiny):
     with pytest.raises(ValueError, match="out has 3 rows"):
         embed(tiny(), iter([["a", "b"], ["c", "d"]]), out=np.zeros((3, 32), np.float32))
 
 
-def test_raising_on_long_texts_stops_before_the_rest_is_encoded(tiny, small_chunks, encoded):
+def test_raise_stops_before_the_rest_is_encoded(tiny, small_chunks, encoded):
     texts = ["a", "b", "x" * 99, *(f"text {k}" for k in range(40))]
     with pytest.raises(ValueError, match="1 of 6 texts are longer"):
         embed(tiny(), texts, on_truncate="raise")
     assert len(encoded) == 2
 
 
-def test_what_was_cut_is_told_of_cached_texts_too(tiny):
+def test_truncation_of_cached_texts_is_reported_too(tiny):
     cache = VectorCache()
     for _ in range(2):
         with pytest.warns(UserWarning, match="2 of 3 texts are longer than max_length=64"):
@@ -258,7 +259,7 @@ def test_what_was_cut_is_told_of_cached_texts_too(tiny):
 
 
 @pytest.mark.parametrize("output_dtype", ["float16", "int8", "binary"])
-def test_small_vectors_are_made_row_by_row(tiny, small_chunks, output_dtype):
+def test_small_vectors_are_quantized_row_by_row(tiny, small_chunks, output_dtype):
     expected = quantize(embed(tiny(), SOME, batch_tokens=1), output_dtype)
     vectors = embed(tiny(), SOME, batch_tokens=1, output_dtype=output_dtype)
     np.testing.assert_array_equal(vectors, expected)
@@ -267,9 +268,9 @@ def test_small_vectors_are_made_row_by_row(tiny, small_chunks, output_dtype):
     np.testing.assert_array_equal(out, expected)
 
 
-def test_a_cached_row_of_another_length_is_no_hit(tiny):
+def test_a_cached_row_of_another_length_is_not_a_hit(tiny):
     cache = VectorCache()
     embedder = make_embedder(tiny(), cache=cache)
     keys = embedder.representation.keys(["a"])
     cache.put(keys, np.ones((1, 31), np.float32), np.zeros(1, bool))
-    np.testing.assert_array_equal(_embedding.embed(embedder, ["a"]), embed(tiny(), ["a"]))
+    np.testing.assert_array_equal(module.embed(embedder, ["a"]), embed(tiny(), ["a"]))

@@ -1,4 +1,4 @@
-"""What must hold on every engine that joblib can work on, whoever made it."""
+"""Checks that must pass on every backend of joblib, and what the tests of corpora share."""
 
 import os
 import time
@@ -20,25 +20,26 @@ TASKS = {
     "one": (["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4),
     "two": (["one", "two", "three", "four"] * 4, [0, 0, 1, 1] * 4),
 }
+NOT_A_TEXT = r"dataset\['text'\]\[30\] must be a str, got None"
 
 
-def read(folder):
-    """Give the vectors of a corpus, in the order of its files."""
+def read_vectors(folder):
+    """Return the vectors of a corpus, in the order of its files."""
     files = sorted(folder.glob("part-*.parquet"))
     return np.concatenate([np.stack(pq.read_table(file)["vector"].to_numpy()) for file in files])
 
 
 def check_corpus(bank, out, **backend):
-    """Embed a corpus: the rows, in order, that one process gives."""
+    """Check that a corpus has the rows and the order that one process gives it."""
     rows = Dataset.from_dict({"text": TEXTS[:60]})
     with joblib.parallel_config(**backend):
-        done = embed_dataset(bank, rows, "text", out, shard_size=20)
-    assert (done.n_rows, done.n_shards, done.n_made) == (60, 3, 3)
-    np.testing.assert_allclose(read(out), bank.transform(TEXTS[:60]), atol=1e-5)
+        corpus = embed_dataset(bank, rows, "text", out, shard_size=20)
+    assert (corpus.n_rows, corpus.n_shards, corpus.n_made) == (60, 3, 3)
+    np.testing.assert_allclose(read_vectors(out), bank.transform(TEXTS[:60]), atol=1e-5)
 
 
 def check_learning(backbone, **backend):
-    """Learn source tasks side by side: what one process learns."""
+    """Check that fit_prefixes learns the same prefixes as in one process."""
     encoder = PrefixEncoder(backbone, max_epochs=4, learning_rate=0.05, random_state=0, **CPU)
     expected = fit_prefixes(TASKS, encoder)
     with joblib.parallel_config(**backend):
@@ -51,7 +52,7 @@ def check_learning(backbone, **backend):
 
 
 def check_search(bank, **backend):
-    """Search over subsets of a bank: the scores of one process."""
+    """Check that a grid search over a bank has the same scores as in one process."""
     texts, labels = TASKS["one"]
     pipe = Pipeline([("enc", bank), ("clf", LogisticRegression())])
     search = GridSearchCV(pipe, {"enc__active": [None, []], "clf__C": [0.1, 10.0]}, cv=2)
@@ -61,11 +62,8 @@ def check_search(bank, **backend):
     np.testing.assert_allclose(found, expected)
 
 
-NO_TEXT = r"dataset\['text'\]\[30\] must be a str, got None"
-
-
-def check_error(bank, out, message=NO_TEXT, **backend):
-    """Meet what is no text: an error comes back, and the same call without it makes the rest."""
+def check_error(bank, out, message=NOT_A_TEXT, **backend):
+    """Check that an error in a worker is raised, and that a corrected call makes the rest."""
     for last in (None, TEXTS[30]):
         rows = Dataset.from_dict({"text": [*TEXTS[:30], last]})
         with joblib.parallel_config(**backend):
@@ -74,25 +72,25 @@ def check_error(bank, out, message=NO_TEXT, **backend):
                     embed_dataset(bank, rows, "text", out, shard_size=20)
             else:
                 embed_dataset(bank, rows, "text", out, shard_size=20)
-    np.testing.assert_allclose(read(out), bank.transform(TEXTS[:31]), atol=1e-5)
+    np.testing.assert_allclose(read_vectors(out), bank.transform(TEXTS[:31]), atol=1e-5)
 
 
-def check_one_backbone_a_process(bank, **backend):
-    """Transform in many jobs: every process has loaded one backbone, whatever it did."""
+def check_one_backbone_per_process(bank, **backend):
+    """Check that each worker loads one backbone, however many jobs it does."""
     with joblib.parallel_config(**backend):
-        seen = joblib.Parallel()(joblib.delayed(_where)(bank, k) for k in range(12))
-    by_process = {}
-    for process, backbone, _ in seen:
-        by_process.setdefault(process, set()).add(backbone)
-    assert os.getpid() not in by_process, "in other processes"
-    assert len(by_process) <= 2, "which do more than one job"
-    assert all(len(backbones) == 1 for backbones in by_process.values())
+        results = joblib.Parallel()(joblib.delayed(_embed_one)(bank, k) for k in range(12))
+    backbones = {}
+    for process, backbone, _ in results:
+        backbones.setdefault(process, set()).add(backbone)
+    assert os.getpid() not in backbones, "workers are other processes"
+    assert len(backbones) <= 2, "each worker does several jobs"
+    assert all(len(ids) == 1 for ids in backbones.values())
     expected = bank.transform(TEXTS[:12])
-    np.testing.assert_allclose([vector for *_, vector in seen], expected, atol=1e-5)
+    np.testing.assert_allclose([vector for *_, vector in results], expected, atol=1e-5)
 
 
-def _where(bank, k):
+def _embed_one(bank, k):
     vector = bank.transform([TEXTS[k]])[0]
-    time.sleep(0.05)  # so that one process does not do them all
+    time.sleep(0.05)  # long enough for the other worker to get jobs, too
     backbone = load_backbone(next(iter(bank.values())).backbone, dtype="float32", device="cpu")
     return os.getpid(), id(backbone), vector

@@ -1,0 +1,39 @@
+"""Files that are replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
+    """Write a file so that a kill or an error leaves the old one as it was.
+
+    Parameters
+    ----------
+    target : Path
+        File to write or replace. Its folder must exist.
+    write : callable
+        Called with the path of a temporary file in the same folder, which it must fill.
+    """
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    # mkstemp creates files that only their owner can read; a saved file follows the umask.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,144 @@
+"""Descriptions of prefixes: the model card of a repository, and the table of a notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+_PAPER = "[arXiv 2305.13499](https://arxiv.org/abs/2305.13499)"
+_CARD_COLUMNS = (
+    "source task", "objective", "classes", "texts", "held-out scores", "positions", "reading",
+    "digest",
+)  # fmt: skip
+_TABLE_COLUMNS = (
+    "prefix", "active", "weight", "source task", "positions", "texts", "held out", "kB",
+)  # fmt: skip
+
+
+def model_card(
+    repo_id: str,
+    prefixes: Mapping[str, Mapping[str, Any]],
+    backbone: str,
+    usage: str,
+    how: str = "",
+) -> str:
+    """Return the model card of a prefix or a bank.
+
+    Parameters
+    ----------
+    repo_id : str
+        Repository on the Hub, which is the title.
+    prefixes : mapping of str to mapping
+        Name of each prefix to what ``Prefix.facts`` returns.
+    backbone : str
+        Hub name or folder of the backbone.
+    usage : str
+        Lines of Python that load and use the prefixes.
+    how : str, default=""
+        Sentence on how the prefixes are combined.
+
+    Returns
+    -------
+    card : str
+        Markdown with a YAML header.
+    """
+    header = ["library_name: prefixembed", "pipeline_tag: feature-extraction"]
+    if not os.path.isdir(backbone):
+        header.append(f"base_model: {json.dumps(backbone)}")
+    header.append("tags: [prefix-tuning, text-embeddings, arxiv:2305.13499]")
+    intro = (
+        f"Prefixes of {len(prefixes)} source task{'s' * (len(prefixes) != 1)} on the frozen "
+        f"backbone `{_plain(backbone)}`, for the library prefixembed ({_PAPER}). {how}"
+    )
+    table = [_markdown_row(_CARD_COLUMNS), "|---" * len(_CARD_COLUMNS) + "|"]
+    for name, facts in prefixes.items():
+        cells = (
+            name, facts["objective"] or "none", facts["n_classes"] or "",
+            facts["training"].get("n_texts", ""), _scores(facts["training"]), facts["length"],
+            _reading(facts["reading"]), facts["digest"][:12],
+        )  # fmt: skip
+        table.append(_markdown_row([_plain(str(cell)) for cell in cells]))
+    lines = ["---", *header, "---", "", f"# {_plain(repo_id)}", "", intro, "", *table]
+    return "\n".join([*lines, "", "```python", usage, "```", ""])
+
+
+def bank_table(
+    prefixes: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, float],
+    backbone: str,
+    combine: str,
+) -> str:
+    """Return a table of the prefixes of a bank, for notebooks.
+
+    Parameters
+    ----------
+    prefixes : mapping of str to mapping
+        Name of each prefix to what ``Prefix.facts`` returns.
+    weights : mapping of str to float
+        Name of each active prefix to its weight.
+    backbone : str
+        Hub name or folder of the backbone.
+    combine : str
+        How prefixes are combined.
+
+    Returns
+    -------
+    html : str
+        Table in which names are escaped.
+    """
+    caption = (
+        f"{len(weights)} of {len(prefixes)} prefixes active, combined by {combine}, on {backbone}"
+    )
+    rows = []
+    for name, facts in prefixes.items():
+        n_texts = facts["training"].get("n_texts")
+        cells = (
+            name, "yes" if name in weights else "no",
+            f"{weights[name]:g}" if name in weights else "", _task(facts), str(facts["length"]),
+            f"{n_texts:,}" if isinstance(n_texts, int) else "", _scores(facts["training"]),
+            f"{facts['n_bytes'] / 1000:,.0f}",
+        )  # fmt: skip
+        rows.append(_html_row(cells, "td"))
+    return (
+        f"<table><caption>{escape(caption)}</caption>"
+        f"<thead>{_html_row(_TABLE_COLUMNS, 'th')}</thead><tbody>{''.join(rows)}</tbody></table>"
+    )
+
+
+def _scores(training: Mapping[str, Any]) -> str:
+    """Return the scores on held-out texts, such as ``"accuracy 0.875"``."""
+    return ", ".join(
+        f"{key.removeprefix('valid_')} {value:.3f}"
+        for key, value in training.items()
+        if key.startswith("valid_") and key != "valid_loss" and isinstance(value, float)
+    )
+
+
+def _reading(reading: Mapping[str, Any]) -> str:
+    return ", ".join(f"{field}={value!r}" for field, value in reading.items())
+
+
+def _task(facts: Mapping[str, Any]) -> str:
+    task = (facts["objective"] or "none").replace("_", " ")
+    if facts["n_classes"] is not None:
+        task += f", {facts['n_classes']} classes"
+    if facts["reading"].get("pairs") is not None:
+        task += f", pairs {facts['reading']['pairs']}"
+    return task
+
+
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Keep a name from being read as Markdown."""
+    shown = text.encode("utf-8", "replace").decode("utf-8")
+    return " ".join(shown.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")

@@ -1,0 +1,168 @@
+"""Load a backbone's files: weights, configuration, tokenizer, and their fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from prefixembed._model.families import SUPPORTED, default_pooling, longest_text
+from prefixembed._model.hook import ATTENTION, register
+from prefixembed._model.own_reading import own_reading
+from prefixembed._model.relative import RELATIVE, patch_relative_attention
+from prefixembed.reading import Reading
+
+# Fields of a configuration that do not change a vector, or that the loaded weights tell better.
+_VOLATILE_CONFIG = (
+    "_name_or_path", "architectures", "attn_implementation", "dtype", "gradient_checkpointing",
+    "id2label", "label2id", "output_past", "problem_type", "torch_dtype", "transformers_version",
+    "use_cache",
+)  # fmt: skip
+_PROBES = ("Is it a test? Yes: don't panic!", "  Ünï¢ødé 中文 \U0001f600\t\n 3.14", "")
+
+
+@dataclass(frozen=True)
+class BackboneFiles:
+    """What the files of a backbone hold.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        In eval mode, without gradients and without a pooler.
+    tokenizer : tokenizers.Tokenizer
+        Without padding and truncation.
+    wrapper : transformers.PreTrainedTokenizerFast
+        The tokenizer as transformers loads it.
+    fingerprint : str
+        Hexadecimal SHA-256 of weights, configuration and tokenizer.
+    """
+
+    model: Any
+    tokenizer: Tokenizer
+    wrapper: Any
+    fingerprint: str
+
+
+@torch.inference_mode(False)  # so that prefixes can be trained whatever mode the caller is in
+def load_files(
+    name: str, revision: str | None, dtype: torch.dtype, device: torch.device
+) -> BackboneFiles:
+    """Load a backbone that nothing else shares."""
+    with naming(name):
+        raw_config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    family = raw_config.get("model_type")
+    if family not in SUPPORTED or raw_config.get("is_decoder"):
+        kind = f"a decoder of the {family!r} family" if family in SUPPORTED else f"{family!r}"
+        raise ValueError(
+            f"backbone {name!r} is {kind}, which is not supported; supported are models of the "
+            f"families {', '.join(SUPPORTED)}"
+        )
+    register()
+    with naming(name), quiet_transformers():
+        model, report = AutoModel.from_pretrained(
+            name,
+            revision=revision,
+            dtype=torch.float32,
+            attn_implementation="eager" if family in RELATIVE else ATTENTION,
+            output_loading_info=True,
+        )
+        wrapper = AutoTokenizer.from_pretrained(name, revision=revision)
+    if hasattr(model, "pooler"):
+        # It is not used, and randomly initialized where a checkpoint has none.
+        model.pooler = None
+    missing = {key for key in report["missing_keys"] if not key.startswith("pooler.")}
+    if missing or report["mismatched_keys"]:
+        wrong = sorted(missing) or sorted(str(key) for key in report["mismatched_keys"])
+        raise ValueError(
+            f"the checkpoint of backbone {name!r} lacks {len(wrong)} of its weights, "
+            f"for example {wrong[0]!r}"
+        )
+    tokenizer = getattr(wrapper, "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(f"backbone {name!r} has no tokenizer in Rust (tokenizer.json)")
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    if not tokenizer.encode("").ids:
+        raise ValueError(f"the tokenizer of backbone {name!r} adds no special tokens")
+
+    patch_relative_attention(model)
+    fingerprint = _fingerprint(model, raw_config, tokenizer)
+    for parameter in model.parameters():
+        # Parameters alone: the frequencies of rotary positions are buffers and stay in float32.
+        parameter.data = parameter.data.to(dtype)
+    model.to(device).eval().requires_grad_(False)
+    return BackboneFiles(model, tokenizer, wrapper, fingerprint)
+
+
+def load_own_reading(name: str, revision: str | None) -> tuple[int, Reading]:
+    """Return the number of features and the own reading, without loading weights."""
+    with naming(name):
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        path = cached_file(
+            name, "tokenizer_config.json", revision=revision,
+            _raise_exceptions_for_missing_entries=False,
+        )  # fmt: skip
+    limit = None
+    if path is not None:
+        with open(path, encoding="utf-8") as file:
+            limit = json.load(file).get("model_max_length")
+    longest = longest_text(config, VERY_LARGE_INTEGER if limit is None else limit)
+    pooling = default_pooling(config.model_type)
+    return int(config.hidden_size), own_reading(name, revision, pooling, longest)
+
+
+def _fingerprint(model: torch.nn.Module, raw_config: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """Digest what decides vectors: weights, configuration, and the tokenizer's behaviour.
+
+    Weights count in float32. The configuration is taken from its file, since classes of later
+    transformers versions add fields. The tokenizer counts by vocabulary and behaviour, since
+    serializations differ.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+    config = {key: value for key, value in raw_config.items() if key not in _VOLATILE_CONFIG}
+    probes = [tokenizer.encode(text).ids for text in _PROBES]
+    probes.append(tokenizer.encode(_PROBES[0], _PROBES[1]).ids)
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    digest.update(json.dumps([config, probes, vocabulary], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Name the backbone in errors of loading."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"backbone {name!r} could not be loaded, as a folder or from the Hub: {error}"
+        ) from error
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence the reports and progress bars of transformers."""
+    # Its report lists the pooler and the language-model head, which are not used. Weights that
+    # are used and missing are refused by load_files.
+    verbosity = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,205 @@
+"""Parameters that several public classes and functions share, described once."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_PLACEHOLDER = re.compile(r"^( *)\$(\w+)$", re.MULTILINE)
+
+SHARED = {
+    "revision": """
+revision : str, default=None
+    Revision of the backbone on the Hub. None for the newest one.
+""",
+    "pooling": """
+pooling : {"auto", "mean", "cls", "max", "last"}, default="auto"
+    How token vectors become one vector per text:
+
+    - ``"auto"``: as the backbone was trained. That is the pooling that ``modules.json`` of
+      sentence-transformers names, or else ``"last"`` for decoders and ``"mean"`` for others;
+    - ``"mean"`` or ``"max"``: the mean or the maximum over all tokens;
+    - ``"cls"`` or ``"last"``: the vector of the first or the last token.
+""",
+    "pooled_layers": """
+pooled_layers : int, default=1
+    Number of last layers whose token vectors are averaged before pooling.
+""",
+    "pairs": """
+pairs : {"auto", "joint", "apart"}, default="auto"
+    How pairs of texts are read:
+
+    $joint_or_apart
+    - ``"auto"``: ``"apart"`` if the backbone was trained to embed sentences, as its
+      ``modules.json`` says, and ``"joint"`` otherwise.
+""",
+    "joint_or_apart": """
+- ``"joint"``: as one sequence of both texts, as in the paper;
+- ``"apart"``: each text by itself. The vector of a pair is ``[u, v, |u - v|]`` [2]_, three times
+  as wide as the vector of a text;
+""",
+    "prompt": """
+prompt : str, default=None
+    Text that is put before each text, such as the instruction that a backbone was trained with.
+    It comes before the first text of a joint pair, and before both texts of a pair that is read
+    apart. It counts towards `max_length` and cannot be combined with words. None for the
+    default prompt of the backbone, if ``config_sentence_transformers.json`` names one.
+""",
+    "max_length": """
+max_length : int, default=None
+    Longest text in tokens, special tokens included; prefixes do not count. None for the limit
+    in the backbone's ``sentence_bert_config.json``, or as much as the backbone can take.
+""",
+    "batch_size": """
+batch_size : int, default=32
+    Number of texts per step.
+""",
+    "early_stopping": """
+early_stopping : bool, default=True
+    Whether to set `validation_fraction` of the training texts aside, to stop when their loss
+    has not improved for `n_iter_no_change` epochs, and to keep the epoch with the lowest loss.
+""",
+    "validation_fraction": """
+validation_fraction : float, default=0.1
+    Share of each class that is set aside for validation. A class with a single text stays in
+    the training set.
+""",
+    "n_iter_no_change": """
+n_iter_no_change : int, default=2
+    Number of epochs without improvement after which training stops.
+""",
+    "batch_tokens": """
+batch_tokens : int or "auto", default="auto"
+    Maximum number of tokens per batch, padding included. ``"auto"`` depends on the device. It
+    changes speed and memory only, up to rounding in `dtype`.
+""",
+    "on_truncate": """
+on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
+    What to do with texts longer than `max_length`:
+
+    - ``"warn"``: cut them and warn once per call;
+    - ``"raise"``: raise a ValueError;
+    - ``"ignore"``: cut them silently;
+    - ``"window"``: read them in windows of `max_length` tokens that overlap by a quarter, and
+      pool the vectors of the windows. It needs ``output="texts"``, and ``pairs="apart"`` for
+      pairs. Training still cuts, with a warning.
+""",
+    "device": """
+device : str, default="auto"
+    Device to compute on. ``"auto"`` picks CUDA, then MPS, then the CPU.
+""",
+    "dtype": """
+dtype : {"auto", "float32", "bfloat16", "float16"}, default="auto"
+    Dtype that the backbone computes in. ``"auto"`` picks bfloat16 where the hardware multiplies
+    in it, and float32 elsewhere.
+""",
+    "output": """
+output : {"texts", "words"}, default="texts"
+    What :meth:`transform` returns a vector for:
+
+    - ``"texts"``: each text, or each pair of texts;
+    - ``"words"``: each word of sentences that are given as sequences of words. The vector of a
+      word is the mean over its tokens, and zero for a word without tokens.
+""",
+    "output_dtype": """
+output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
+    Dtype of the vectors that :meth:`transform` returns. ``"int8"`` scales each vector by
+    itself: 127 stands for four times its root mean square. ``"binary"`` packs the signs of
+    eight features into a byte; :func:`numpy.unpackbits` unpacks them.
+""",
+    "cache": """
+cache : "memory", path, VectorCache or None, default="memory"
+    Where vectors are kept by content, so that no text is encoded twice:
+
+    - ``"memory"``: one :class:`VectorCache` that the whole process shares;
+    - the path of a file: kept for later processes and shared with workers;
+    - None: nothing is kept.
+""",
+    "verbose": """
+verbose : bool or int, default=False
+    Whether to show progress bars.
+""",
+    "random_state": """
+random_state : int, RandomState instance or None, default=None
+    Seed of the validation split, the order of texts, and the initial values. Pass an int for
+    reproducible results.
+""",
+    "repo_id": """
+repo_id : str
+    Repository on the Hub, as ``"user/name"``.
+""",
+    "paper": """
+.. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text Representations with
+   Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
+""",
+    "sentence_bert": """
+.. [2] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019.
+""",
+    "ax": """
+ax : matplotlib Axes, default=None
+    Axes to draw on. None for axes in a new figure.
+""",
+    "ax_": """
+ax_ : matplotlib Axes
+    Axes that were drawn on.
+""",
+    "figure_": """
+figure_ : matplotlib Figure
+    Figure that contains `ax_`.
+""",
+    "rows": """
+X : array-like of str of shape (n_texts,) or (n_texts, 2)
+    Texts, or pairs of texts, or whatever else the objective of the task takes.
+""",
+    "task": """
+task : str, default=None
+    Name of the source task. None if there is only one.
+""",
+    "sample_weight": """
+sample_weight : array-like of shape (n_texts,), default=None
+    Weights of texts.
+""",
+    "X": """
+X : array-like of str of shape (n_texts,) or (n_texts, 2)
+    Texts, or pairs of texts.
+""",
+}
+
+
+def substitute(described: T) -> T:
+    """Replace lines such as ``$device`` in a docstring by the shared description of a parameter.
+
+    Parameters
+    ----------
+    described : class or function
+        Object whose docstring has placeholders, each alone on its line. The methods of a class
+        are included.
+
+    Returns
+    -------
+    described : class or function
+        The same object.
+
+    Raises
+    ------
+    KeyError
+        If a placeholder has no shared description.
+    """
+    methods = vars(described).values() if inspect.isclass(described) else ()
+    for one in (described, *methods):
+        one = getattr(one, "__func__", one)  # of class methods
+        if isinstance(one, property) or not callable(one) or not one.__doc__:
+            continue  # there are no docstrings under python -OO
+        if _PLACEHOLDER.search(one.__doc__):
+            one.__doc__ = _fill(inspect.cleandoc(one.__doc__))
+    return described
+
+
+def _fill(text: str) -> str:
+    return _PLACEHOLDER.sub(
+        lambda match: textwrap.indent(_fill(SHARED[match[2]].strip()), match[1]), text
+    )

@@ -1,0 +1,447 @@
+"""Caches in memory and on disk: bounds, eviction, damage, processes and kills."""
+
+import copy
+import multiprocessing
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import TEXTS
+from sklearn.base import clone
+
+from prefixembed import PrefixBank, VectorCache
+
+CPU = {"dtype": "float32", "device": "cpu"}
+
+
+def rows_of(n, start=0, n_features=4):
+    keys = [b"%020d" % k for k in range(start, start + n)]
+    vectors = np.arange(start, start + n, dtype=np.float32)[:, None] + np.zeros(
+        n_features, np.float32
+    )
+    return keys, vectors, np.arange(start, start + n) % 3 == 0
+
+
+def assert_holds(cache, keys, vectors, truncated):
+    for row, vector, cut in zip(cache.get(keys), vectors, truncated, strict=True):
+        assert row is not None
+        np.testing.assert_array_equal(row[0], vector)
+        assert row[1] == cut
+
+
+@pytest.fixture(params=["memory", "disk"])
+def make(request, tmp_path):
+    """Return a function that makes a cache in memory or on disk."""
+
+    def of(**params):
+        path = None if request.param == "memory" else tmp_path / "c.db"
+        return VectorCache(path, **params)
+
+    return of
+
+
+# Both stores
+
+
+def test_vectors_come_back_as_they_were_put(make):
+    cache = make()
+    keys, vectors, truncated = rows_of(1200)
+    cache.put(keys, vectors, truncated)
+    assert_holds(cache, keys, vectors, truncated)
+    assert cache.get([b"no"]) == [None]
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.n_vectors) == (1200, 1, 1200)
+    assert stats.n_bytes >= vectors.nbytes
+    cache.put([], vectors[:0], truncated[:0])
+    cache.put(keys[:1], vectors[1:2], truncated[:1])  # again: the last one counts
+    assert_holds(cache, keys[:1], vectors[1:2], truncated[:1])
+    assert cache.stats().n_vectors == 1200
+    cache.clear()
+    assert cache.get(keys[:2]) == [None, None]
+    assert cache.stats().n_vectors == 0
+
+
+@pytest.mark.parametrize("n_features", [256, 1024, 2048, 5000])
+@pytest.mark.parametrize("max_bytes", [0, 100, 400_000, 3_000_000])
+def test_size_stays_within_max_bytes(make, max_bytes, n_features):
+    cache = make(max_bytes=max_bytes)
+    largest = 0
+    for start in range(0, 1200, 100):
+        cache.put(*rows_of(100, start, n_features))
+        largest = max(largest, cache.stats().n_bytes)
+        if cache.path is not None:
+            largest = max(largest, os.path.getsize(cache.path))
+    smallest_file = 5 * 16384 if cache.path is not None else 0
+    assert largest <= max(max_bytes, smallest_file)
+    if max_bytes > 1e6:
+        assert cache.stats().n_vectors * n_features * 4 > 0.4 * max_bytes, (
+            "most of the bound is used"
+        )
+        assert_holds(cache, *rows_of(10, 1190, n_features))
+
+
+def test_least_recently_used_vectors_are_evicted_first(make, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    cache = make(max_bytes=1_800_000)
+    keys, vectors, truncated = rows_of(1600, n_features=256)
+    for start in range(0, 1200, 100):
+        part = slice(start, start + 100)
+        cache.put(keys[part], vectors[part], truncated[part])
+        clock[0] += 100
+    cache.get(keys[:100])  # used again
+    clock[0] += 100
+    cache.put(keys[1200:], vectors[1200:], truncated[1200:])
+    kept = [row is not None for row in cache.get(keys)]
+    assert all(kept[:100]) and all(kept[1200:])
+    assert not any(kept[100:200])
+
+
+def test_threads_share_a_cache(make):
+    cache = make()
+
+    def work(k):
+        part = rows_of(50, 25 * (k % 7))
+        cache.put(*part)
+        assert_holds(cache, *part)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(work, range(40)))
+    assert cache.stats().n_vectors == 200
+
+
+def test_a_copy_is_the_cache_itself_and_a_pickle_holds_its_parameters(make):
+    cache = make(max_bytes=10**7)
+    cache.put(*rows_of(3))
+    assert copy.deepcopy(cache) is cache
+    assert clone(PrefixBank({}, cache=cache)).cache is cache
+    other = pickle.loads(pickle.dumps(cache))
+    assert (other.path, other.max_bytes) == (cache.path, cache.max_bytes)
+    assert other.stats().n_vectors == (0 if cache.path is None else 3)
+
+
+@pytest.mark.parametrize("max_bytes", [-1, 1.5, "1", True])
+def test_an_invalid_max_bytes_is_refused(max_bytes):
+    with pytest.raises(ValueError, match="max_bytes must be an int >= 0"):
+        VectorCache(max_bytes=max_bytes)
+
+
+# The file
+
+
+CELLS = {
+    "vector": "vector = zeroblob(256)",
+    "type": "vector = 'text'",
+    "flag": "truncated = 300",
+    "used": "used = 'yesterday'",
+}
+
+
+def damage(path, kind):
+    with open(path, "r+b") as file:
+        size = file.seek(0, 2)
+        if kind == "cut":
+            file.truncate(size // 3)
+        elif kind == "header":
+            file.seek(0)
+            file.write(b"\xff" * 64)
+        elif kind == "tree":
+            file.seek(16384)
+            file.write(b"\xff" * 16384)
+        elif kind == "text":
+            file.truncate(0)
+            file.seek(0)
+            file.write(b"dear diary\n" * 99)
+        elif kind == "version":
+            file.seek(60)
+            file.write((99).to_bytes(4, "big"))
+
+
+DAMAGE = ["cut", "header", "tree", "text", "version", "foreign", "vector", "type", "flag", "used"]
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_or_foreign_file_is_renamed(tmp_path, kind):
+    path = tmp_path / "c.db"
+    rows = rows_of(2000, n_features=64)
+    VectorCache(path).put(*rows)
+    if kind == "foreign":
+        path.unlink()
+        with sqlite3.connect(path) as db:
+            db.execute("CREATE TABLE vectors (mine TEXT)")
+        db.close()
+    elif kind in CELLS:
+        with sqlite3.connect(path) as db:
+            db.execute(f"UPDATE vectors SET {CELLS[kind]} WHERE key = ?", rows[0][7:8])
+        db.close()
+    else:
+        damage(path, kind)
+    before = path.read_bytes()
+    cache = VectorCache(path)
+    with pytest.warns(UserWarning, match=r"damaged or not a cache .* renamed to 'c.db.damaged1'"):
+        found = cache.get(rows[0])
+    # None of its vectors is returned, and none of its bytes is lost.
+    assert found == [None] * 2000
+    assert (tmp_path / "c.db.damaged1").read_bytes() == before
+    cache.put(*rows)
+    assert_holds(cache, *rows)
+    assert_holds(VectorCache(path), *rows)
+
+
+def test_a_flipped_bit_never_returns_a_wrong_vector(tmp_path):
+    path = tmp_path / "c.db"
+    rows = rows_of(40, n_features=64)
+    VectorCache(path).put(*rows)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    n_noticed = 0
+    for position in rng.integers(len(whole), size=150):
+        broken = bytearray(whole)
+        broken[position] ^= 1 << int(rng.integers(8))
+        for left in tmp_path.iterdir():
+            left.unlink()
+        path.write_bytes(broken)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = VectorCache(path).get(rows[0])
+        n_noticed += bool(caught)
+        for row, vector, cut in zip(found, *rows[1:], strict=True):
+            if row is not None:
+                np.testing.assert_array_equal(row[0], vector)
+                assert row[1] == cut
+    assert n_noticed > 10
+
+
+def test_a_file_that_was_not_created_as_a_cache_is_left_alone(tmp_path, tiny):
+    table = tmp_path / "table.csv"
+    table.write_text("a,b\n" * 100)
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as db:
+        db.execute("CREATE TABLE mine (x)")
+    db.close()
+    expected = PrefixBank({}, backbone=tiny(), cache=None, **CPU).transform(TEXTS)
+    for path in (table, other):
+        before = path.read_bytes()
+        bank = PrefixBank({}, backbone=tiny(), cache=path, **CPU)
+        with pytest.warns(UserWarning, match="not created as a cache .* left alone") as caught:
+            vectors = bank.transform(TEXTS)
+        assert len(caught) == 1 and caught[0].filename == __file__
+        np.testing.assert_array_equal(vectors, expected)
+        assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.db", "table.csv"]
+
+
+def test_an_empty_file_becomes_a_cache(tmp_path):
+    (tmp_path / "c.db").touch()
+    cache = VectorCache(tmp_path / "c.db")
+    cache.put(*rows_of(3))
+    assert_holds(cache, *rows_of(3))
+
+
+def test_a_deleted_file_is_created_again(tmp_path):
+    cache = VectorCache(tmp_path / "new" / "folder" / "c.db")
+    cache.put(*rows_of(3))
+    os.unlink(cache.path)
+    assert cache.get(rows_of(3)[0]) == [None] * 3
+    cache.put(*rows_of(3))
+    assert_holds(cache, *rows_of(3))
+
+
+def test_a_path_that_cannot_be_written_gives_one_warning(tmp_path, tiny):
+    (tmp_path / "file").write_text("a file")
+    bank = PrefixBank({}, backbone=tiny(), cache=tmp_path / "file" / "c.db", **CPU)
+    expected = bank.set_params(cache=None).transform(TEXTS)
+    bank.set_params(cache=tmp_path / "file" / "c.db")
+    with pytest.warns(UserWarning, match="cannot be used") as caught:
+        vectors = np.stack([bank.transform(TEXTS) for _ in range(2)])
+    assert len(caught) == 1
+    np.testing.assert_array_equal(vectors, [expected, expected])
+
+
+def test_a_locked_file_is_waited_for_and_then_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("prefixembed._files.vector_store._TIMEOUT", 0.2)
+    cache = VectorCache(tmp_path / "c.db")
+    cache.put(*rows_of(3))
+    other = sqlite3.connect(cache.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.warns(UserWarning, match="locked"):
+        cache.put(*rows_of(3, start=9))
+    # A writer does not block readers, even if they try to record the time of use.
+    monkeypatch.setattr("prefixembed._files.vector_store._TOUCH_AFTER", -1.0)
+    assert_holds(cache, *rows_of(3))
+    other.execute("ROLLBACK")
+    other.close()
+    cache.put(*rows_of(3, start=9))
+    assert_holds(cache, *rows_of(3, start=9))
+
+
+def test_no_files_stay_open(tmp_path):
+    psutil = pytest.importorskip("psutil")
+    cache = VectorCache(tmp_path / "c.db")
+    cache.put(*rows_of(3))
+    before = psutil.Process().num_fds()
+    for _ in range(20):
+        cache.get(rows_of(3)[0])
+        cache.put(*rows_of(3))
+    assert psutil.Process().num_fds() <= before
+
+
+WRITER = """
+import sys, numpy as np
+from prefixembed import VectorCache
+cache = VectorCache(sys.argv[1], max_bytes=3_000_000)
+rng = np.random.default_rng(int(sys.argv[2]))
+print("ready", flush=True)
+for _ in range(int(sys.argv[3])):
+    k = rng.integers(3000, size=64)
+    keys = [b"%020d" % j for j in k]
+    vectors = k[:, None].astype(np.float32) + np.zeros(256, np.float32)
+    for row, vector in zip(cache.get(keys), vectors):
+        assert row is None or (row[0] == vector).all()
+    cache.put(keys, vectors, k % 2 == 0)
+print(cache.stats().hits)
+"""
+
+
+def start(path, seed, n_rounds):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", WRITER, path, str(seed), str(n_rounds)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def test_processes_share_a_file(tmp_path):
+    path = str(tmp_path / "c.db")
+    processes = [start(path, seed, 40) for seed in range(4)]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert int(out.split()[-1]) > 0
+    assert os.path.getsize(path) < 4_500_000
+
+
+def test_a_kill_at_any_moment_leaves_a_good_file(tmp_path):
+    path = str(tmp_path / "c.db")
+    rng = np.random.default_rng(0)
+    for seed in range(6):
+        process = start(path, seed, 10**6)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(rng.uniform(0.02, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cache = VectorCache(path)
+        keys, vectors, _ = rows_of(3000, n_features=256)
+        found = cache.get(keys)
+    assert sum(row is not None for row in found) > 100
+    for row, vector in zip(found, vectors, strict=True):
+        assert row is None or (row[0] == vector).all()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+
+
+TWO_THREADS = """
+import sys, threading, time, numpy as np
+from prefixembed import VectorCache
+cache, me = VectorCache(sys.argv[1]), int(sys.argv[2])
+done = threading.Event()
+
+def read():
+    while not done.is_set():
+        cache.get([b"%020d" % (me * 10**9)])
+
+reader = threading.Thread(target=read)
+reader.start()
+n, end = 0, time.time() + 3
+while time.time() < end:
+    keys = [b"%020d" % (me * 10**9 + n + k) for k in range(20)]
+    cache.put(keys, np.full((20, 64), n, np.float32), np.zeros(20, bool))
+    n += 20
+done.set()
+reader.join()
+print(n)
+"""
+
+
+def test_processes_whose_threads_read_and_write_lose_nothing(tmp_path):
+    # Closing a file drops all locks that the process holds on it. If the cache opened the file
+    # itself, beside SQLite, one of these processes would delete the other's write-ahead log.
+    path = tmp_path / "c.db"
+    VectorCache(path).put(*rows_of(3))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", TWO_THREADS, str(path), str(k)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for k in (1, 2)
+    ]  # fmt: skip
+    written = 0
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0 and not err, err
+        written += int(out)
+    with sqlite3.connect(path) as db:
+        assert db.execute("SELECT COUNT(*) FROM vectors").fetchone() == (written + 3,)
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+    assert [p.name for p in tmp_path.iterdir() if "damaged" in p.name] == []
+
+
+FORKS = """
+import os, sys, threading, time, warnings, numpy as np
+warnings.simplefilter("ignore", DeprecationWarning)
+from prefixembed import VectorCache
+cache = VectorCache(None if sys.argv[1] == "memory" else sys.argv[1])
+rows = [b"%020d" % k for k in range(200)], np.ones((200, 64), np.float32), np.zeros(200, bool)
+done = threading.Event()
+
+def write():
+    while not done.is_set():
+        cache.put(*rows)
+
+writer = threading.Thread(target=write)
+writer.start()
+for _ in range(20):
+    child = os.fork()
+    if not child:
+        cache.put(*rows)
+        os._exit(0 if all(row is not None for row in cache.get(rows[0])) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+done.set()
+writer.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@pytest.mark.parametrize("kind", ["memory", "disk"])
+def test_a_cache_works_in_a_child_that_is_forked_while_a_thread_uses_it(tmp_path, kind):
+    where = "memory" if kind == "memory" else str(tmp_path / "c.db")
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, where], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_child_processes_can_use_the_file_of_the_parent(tmp_path, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this platform cannot {method}")
+    cache = VectorCache(tmp_path / "c.db")
+    cache.put(*rows_of(30))
+    with warnings.catch_warnings():
+        # Python 3.12 and later warn about forks of a process with threads.
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            found = pool.map(cache.get, [rows_of(30)[0]] * 4)
+    for rows in found:
+        assert [row[0][0] for row in rows] == list(range(30))

@@ -1,0 +1,190 @@
+"""Training of a prefix on a small backbone."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXTS
+from helpers import ratings
+
+from prefixembed import load_backbone
+from prefixembed._embed.batches import pad_batch
+from prefixembed._embed.tokens import tokenize
+from prefixembed._fit import prefix_learner
+from prefixembed._fit.examples import prepare, read_rows
+from prefixembed._fit.learning import train
+from prefixembed._fit.optimization import Recipe
+from prefixembed._fit.prefix_learner import PrefixLearner, initial_keys_values
+from prefixembed.reading import Reading
+
+RECIPE = Recipe(max_epochs=2, batch_size=4, learning_rate=0.01, weight_decay=0.0, patience=None)
+READING = Reading("mean", 64)
+
+
+@pytest.fixture
+def backbone(tiny):
+    return load_backbone(tiny(), dtype="float32", device="cpu")
+
+
+def make_examples(backbone, validation_fraction=None):
+    texts = [f"{'good' if k % 2 else 'bad'} {k}" for k in range(16)]
+    rows = read_rows("classification", texts, np.arange(16) % 2)
+    return prepare(rows, backbone, READING, validation_fraction, np.random.default_rng(0))
+
+
+def make_learner(backbone, hidden_size=None, init="normal", examples=None):
+    return PrefixLearner(
+        backbone,
+        make_examples(backbone) if examples is None else examples,
+        READING,
+        prefix_length=4,
+        init=init,
+        reparameterize=hidden_size,
+        rng=np.random.default_rng(0),
+    )
+
+
+def learn(learner, batch_tokens=10_000):
+    rng = np.random.default_rng(0)
+    outcome = train({"": learner.examples}, learner, RECIPE, batch_tokens=batch_tokens, rng=rng)
+    outcome.reraise(None)
+    return outcome.history
+
+
+def make_start(backbone, texts, length, init, seed=0):
+    tokens = tokenize(backbone, texts, READING)
+    rng = np.random.default_rng(seed)
+    return initial_keys_values(backbone, tokens, READING, length, init, rng)
+
+
+@pytest.mark.parametrize("hidden_size", [None, 6])
+def test_gradients_reach_prefix_and_head_and_nothing_else(backbone, hidden_size):
+    learner = make_learner(backbone, hidden_size)
+    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    start = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
+    assert ("keys_values" in start) == (hidden_size is None)
+    learn(learner)
+    for name, parameter in learner.model.named_parameters():
+        assert not torch.equal(parameter, start[name]), name
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+    assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+    assert not any(module.training for module in backbone.model.modules())
+    after = backbone.model.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_each_layer_and_position_of_a_prefix_is_learned(backbone):
+    learner = make_learner(backbone, init="text")
+    start = learner.model.prefix().detach().clone()
+    learn(learner)
+    moved = (learner.model.prefix() - start).abs().amax(dim=(2, 4))  # (layer, 2, position)
+    assert (moved > 1e-4).all()
+
+
+def test_text_start_has_keys_and_values_of_the_backbone(backbone):
+    start = make_start(backbone, TEXTS, 5, "text", seed=3)
+    tokens = tokenize(backbone, TEXTS, READING)
+    with torch.no_grad():
+        hidden = []
+        for k in range(len(TEXTS)):
+            batch = pad_batch(tokens, np.array([k]), backbone.pad_id)
+            outputs = backbone.model(torch.from_numpy(batch.ids), output_hidden_states=True)
+            hidden.append([h[0] for h in outputs.hidden_states])
+        for layer in range(3):
+            attention = backbone.model.encoder.layer[layer].attention.self
+            for which, project in enumerate((attention.key, attention.value)):
+                real = torch.cat([project(rows[layer]) for rows in hidden])  # (token, feature)
+                chosen = start[layer, which].transpose(0, 1).flatten(1)  # (position, feature)
+                distance = torch.cdist(chosen, real, compute_mode="donot_use_mm_for_euclid_dist")
+                assert distance.min(dim=1).values.max() < 1e-4
+
+
+@pytest.mark.parametrize("init", ["text", "normal"])
+def test_starts_repeat_with_the_seed_and_differ_between_seeds(backbone, init):
+    one, same, other = (make_start(backbone, TEXTS, 5, init, seed) for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_prefix_can_be_longer_than_there_are_texts(backbone):
+    assert make_start(backbone, ["one text"], 12, "text").shape == (3, 2, 4, 12, 8)
+
+
+def test_mlp_begins_at_its_start_and_folds_to_keys_and_values(backbone):
+    learner = make_learner(backbone, hidden_size=6)
+    model = learner.model
+    assert (model.prefix() - model.start).abs().max() < 0.1
+    learn(learner)
+    assert (model.prefix() - model.start).abs().max() > 1e-3
+    # The output of the MLP for each position is laid out as (layer, 2, head, head_dim).
+    flat = model.mlp(torch.arange(4)).detach()
+    folded = (model.prefix() - model.start).detach()
+    for position in range(4):
+        torch.testing.assert_close(folded[:, :, :, position].flatten(), flat[position])
+    keys_values, head = learner.learned()
+    np.testing.assert_array_equal(keys_values, model.prefix().detach().numpy())
+    assert head.objective == "classification" and head.classes.tolist() == [0, 1]
+
+
+def test_learned_head_of_a_regression_predicts_on_the_scale_of_the_labels(backbone):
+    texts, numbers = ratings(24)
+    rows = read_rows("regression", texts, numbers)
+    data = prepare(rows, backbone, READING, None, np.random.default_rng(0))
+    learner = make_learner(backbone, examples=data)
+    learn(learner)
+    _, head = learner.learned()
+    vectors = learner.embed(data.tokens, 1000)
+    standardized = learner.model.head(torch.from_numpy(vectors)).detach().numpy()
+    expected = standardized * numbers.std() + numbers.mean()
+    np.testing.assert_allclose(head.decision_function(vectors), expected, rtol=1e-5)
+
+
+def test_small_budgets_give_the_same_training(backbone):
+    examples = make_examples(backbone, validation_fraction=0.25)
+    learners = [make_learner(backbone, examples=examples) for _ in range(3)]
+    assert len(examples.valid) == 4
+    histories = [
+        learn(learner, batch_tokens)
+        for learner, batch_tokens in zip(learners, (10_000, 25, 1), strict=True)
+    ]
+    expected = learners[0].model.prefix()
+    for learner, history in zip(learners[1:], histories[1:], strict=True):
+        torch.testing.assert_close(learner.model.prefix(), expected, atol=1e-3, rtol=1e-3)
+        for name in ("train_loss", "valid_loss"):
+            np.testing.assert_allclose(history[name], histories[0][name], rtol=1e-4)
+
+
+def test_step_is_repeated_in_parts_when_the_device_runs_out_of_memory(backbone, monkeypatch):
+    expected, learner = make_learner(backbone), make_learner(backbone)
+    learn(expected)
+    real = prefix_learner.encode_batch
+    failures = []
+
+    def small_device(backbone, tokens, positions, *args):
+        if len(positions) > 1 and len(failures) < 3:
+            failures.append(len(positions))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(backbone, tokens, positions, *args)
+
+    monkeypatch.setattr(prefix_learner, "encode_batch", small_device)
+    learn(learner)
+    assert len(failures) >= 2
+    torch.testing.assert_close(
+        learner.model.prefix(), expected.model.prefix(), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_other_errors_of_a_step_are_raised(backbone, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(prefix_learner, "encode_batch", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        learn(make_learner(backbone))
+
+
+def test_global_random_state_does_not_change(backbone):
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    learn(make_learner(backbone, hidden_size=6))
+    assert torch.equal(torch.rand(3), expected)

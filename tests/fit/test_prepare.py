@@ -1,0 +1,91 @@
+"""Tokenized examples, and readings that are refused before training."""
+
+import numpy as np
+import pytest
+from helpers import choices, labels, make_encoder, make_multitask, ratings, reviews, tags
+
+from prefixembed import load_backbone
+from prefixembed._fit.examples import prepare, read_rows
+from prefixembed.reading import Reading
+
+PAIRS = [("a film", "of joy"), ("a film", "a bore")] * 4
+SENTENCES = [["a", "joy"], ["a", "bore"]] * 4
+WORD_LABELS = [["x", "y"], ["x", "z"]] * 4
+
+
+def prepare_rows(tiny, reading, objective, X, y, fraction=None):
+    backbone = load_backbone(tiny(), dtype="float32", device="cpu")
+    rows = read_rows(objective, X, y)
+    return prepare(rows, backbone, reading, fraction, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "n_units"),
+    [
+        ("classification", reviews, 1),
+        ("regression", ratings, 1),
+        ("multilabel", labels, 1),
+        ("multiple_choice", choices, 2),
+        ("token_classification", tags, 1),
+    ],
+)
+def test_each_row_is_trained_or_validated_on_with_all_its_texts(tiny, objective, data, n_units):
+    X, y = data(40)
+    examples = prepare_rows(tiny, Reading("mean", 64), objective, X, y, fraction=0.2)
+    rows = np.concatenate([examples.train, examples.valid])
+    np.testing.assert_array_equal(np.sort(rows), np.arange(40))
+    assert 6 <= len(examples.valid) <= 10
+    assert len(examples.texts(rows)) == len(examples.tokens.ids) == examples.n_texts.sum()
+    assert (examples.counts >= n_units).all()
+    for row in (0, 17, 39):
+        lengths = examples.tokens.lengths[examples.texts(np.array([row]))]
+        assert examples.longest[row] == lengths.max()
+    assert examples.objective.name == objective
+
+
+def test_training_cuts_texts_even_with_windows(tiny):
+    reading = Reading("mean", 8, windows=True)
+    texts = ["a very long text", "short"] * 4
+    examples = prepare_rows(tiny, reading, "classification", texts, [0, 1] * 4)
+    assert examples.tokens.truncated.tolist() == [True, False] * 4
+    assert examples.tokens.lengths.max() == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "objective", "X", "y", "message"),
+    [
+        ({"windows": True, "pairs": "joint"}, "classification", PAIRS, [0, 1] * 4,
+         "on_truncate='window' reads each text by itself.* pairs='joint'"),
+        ({"windows": True, "pairs": None}, "classification", PAIRS, [0, 1] * 4,
+         "on_truncate='window' reads each text by itself.* pairs='joint'"),
+        ({"windows": True}, "token_classification", SENTENCES, WORD_LABELS,
+         "on_truncate='window' returns one vector per text, not per word"),
+        ({"prompt": "query: "}, "token_classification", SENTENCES, WORD_LABELS,
+         "prompt must be empty for sentences in words, got 'query: '"),
+        ({"pooled_layers": 4}, "classification", PAIRS, [0, 1] * 4,
+         "pooled_layers must be at most the 3 layers"),
+        ({"max_length": 5000}, "classification", PAIRS, [0, 1] * 4,
+         "max_length must lie between 8 and"),
+    ],
+)  # fmt: skip
+def test_reading_that_does_not_fit_is_refused(tiny, changes, objective, X, y, message):
+    reading = Reading(**({"pooling": "mean", "max_length": 64} | changes))
+    with pytest.raises(ValueError, match=message):
+        prepare_rows(tiny, reading, objective, X, y)
+
+
+@pytest.mark.parametrize(
+    ("params", "objective", "X", "y", "message"),
+    [
+        ({"on_truncate": "window"}, "classification", PAIRS, [0, 1] * 4, "pairs='joint'"),
+        ({"on_truncate": "window"}, "token_classification", SENTENCES, WORD_LABELS, "per word"),
+        ({"prompt": "query: "}, "token_classification", SENTENCES, WORD_LABELS, "prompt must be"),
+    ],
+)
+def test_estimators_refuse_it_before_they_train(tiny, params, objective, X, y, message):
+    encoder = make_encoder(tiny(), objective=objective, **params)
+    with pytest.raises(ValueError, match=message):
+        encoder.fit(X, y)
+    encoder = make_multitask(tiny(), objectives={"a": objective}, **params)
+    with pytest.raises(ValueError, match=message):
+        encoder.fit({"a": (X, y)})

@@ -1,0 +1,68 @@
+"""Estimators with quick settings, and small random data for each kind of source task."""
+
+import numpy as np
+
+from prefixembed import MultiTaskEncoder, PrefixEncoder
+
+GOOD, BAD = ["joy", "gem", "fine"], ["bore", "dull", "mess"]
+# Objectives of `three_tasks` that are not the default.
+OBJECTIVES = {"stars": "regression", "words": "token_classification"}
+_QUICK = {"batch_size": 8, "max_length": 64, "random_state": 0, "dtype": "float32", "device": "cpu"}
+
+
+def make_encoder(folder, **params):
+    return PrefixEncoder(folder, **(_QUICK | {"max_epochs": 3, "learning_rate": 0.03} | params))
+
+
+def make_multitask(folder, **params):
+    rates = {"learning_rate": 2e-3, "head_learning_rate": 2e-2}
+    return MultiTaskEncoder(folder, **(_QUICK | {"max_epochs": 4} | rates | params))
+
+
+def reviews(n=48, seed=0):
+    """Return texts with one good or bad word, and their classes."""
+    rng = np.random.default_rng(seed)
+    classes = np.where(rng.random(n) < 0.5, "good", "bad")
+    words = {"good": [*GOOD, "love"], "bad": [*BAD, "hate"]}
+    texts = [f"{rng.choice(words[name])} {rng.integers(99)} a film" for name in classes]
+    return texts, classes
+
+
+def ratings(n=60, seed=0):
+    """Return texts of three words, and numbers that grow with the good ones."""
+    rng = np.random.default_rng(seed)
+    n_good = rng.integers(0, 4, size=n)
+    texts = [" ".join([*rng.choice(GOOD, k), *rng.choice(BAD, 3 - k)]) for k in n_good]
+    return texts, 10.0 * n_good + 100
+
+
+def labels(n=60, seed=0):
+    """Return texts, and for each whether it has a good word and whether it has a bad word."""
+    rng = np.random.default_rng(seed)
+    present = rng.integers(2, size=(n, 2))
+    texts = [f"{GOOD[0] * a} {BAD[0] * b} {rng.integers(9)}" for a, b in present]
+    return texts, present
+
+
+def choices(n=60, seed=0):
+    """Return rows of a context and two or three choices, and the position of the good one."""
+    rng = np.random.default_rng(seed)
+    rows, right = [], rng.integers(2, size=n)
+    for k in right:
+        words = list(rng.choice(BAD, 2 + rng.integers(2)))
+        words[k] = str(rng.choice(GOOD))
+        rows.append(("what is good", words))
+    return rows, right
+
+
+def tags(n=60, seed=0):
+    """Return sentences in words, and the class of each word."""
+    rng = np.random.default_rng(seed)
+    sentences = [list(rng.choice(GOOD + BAD, rng.integers(1, 5))) for _ in range(n)]
+    return sentences, [["good" if word in GOOD else "bad" for word in s] for s in sentences]
+
+
+def three_tasks():
+    """Return a classification, a regression and a task of words for `MultiTaskEncoder`."""
+    texts, present = labels(80)
+    return {"good": (texts, present[:, 0]), "stars": ratings(80), "words": tags(80)}

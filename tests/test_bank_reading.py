@@ -1,0 +1,191 @@
+"""A bank's reading comes from its active prefixes, and a bank notices when its vectors change."""
+
+import copy
+import dataclasses
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from conftest import PAIRS, TEXTS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+
+from prefixembed import PrefixBank, PrefixEncoder
+from prefixembed.reading import PAIRS as KINDS
+from prefixembed.reading import POOLINGS, Reading
+
+CPU = {"dtype": "float32", "device": "cpu", "on_truncate": "ignore"}
+# One other value of each field that two prefixes may differ in.
+OTHER = {
+    "pooling": st.sampled_from(POOLINGS),
+    "max_length": st.sampled_from([8, 40, 80]),
+    "pooled_layers": st.sampled_from([1, 2, 3]),
+    "pairs": st.sampled_from([None, *KINDS]),
+    "prompt": st.sampled_from(["", "a query: "]),
+    "first_position": st.sampled_from([0, 3]),
+}
+
+
+def test_every_field_of_a_reading_is_tried():
+    assert set(OTHER) | {"windows"} == {field.name for field in dataclasses.fields(Reading)}
+
+
+@given(reading=st.fixed_dictionaries({}, optional=OTHER), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_inactive_prefixes_change_no_bit(tiny, random_prefix_of_module, reading, data):
+    make = random_prefix_of_module
+    if reading.get("first_position") and reading.get("max_length") == 80:
+        reading["max_length"] = 40
+    own = data.draw(st.sampled_from([{}, {"pairs": "apart"}, {"prompt": "x "}, {"max_length": 16}]))
+    active = {"a": make(tiny(), seed=1, **own), "b": make(tiny(), seed=2, **own)}
+    other = make(tiny(), seed=3, **reading)
+    selection = data.draw(st.sampled_from([["a", "b"], ["b"], []]))
+    for X in (TEXTS, PAIRS):
+        expected = PrefixBank(active, active=selection, **CPU).transform(X)
+        bank = PrefixBank({"odd": other, **active}, active=selection, **CPU)
+        np.testing.assert_array_equal(bank.transform(X), expected)
+        np.testing.assert_array_equal(bank.remove("odd").transform(X), expected)
+        np.testing.assert_array_equal(bank.add("odd", other, active=False).transform(X), expected)
+
+
+@pytest.fixture(scope="module")
+def random_prefix_of_module():
+    from conftest import random_prefix
+
+    return random_prefix.__wrapped__()
+
+
+def test_joint_and_apart_prefixes_share_a_bank(tiny, random_prefix):
+    joint, apart, single = (
+        random_prefix(tiny(), seed=k, pairs=pairs)
+        for k, pairs in enumerate(["joint", "apart", None])
+    )
+    bank = PrefixBank({"joint": joint, "apart": apart, "single": single}, **CPU)
+    assert bank.transform(TEXTS).shape == (len(TEXTS), 32)
+    with pytest.raises(ValueError, match="'joint' was learned with 'joint', 'apart' was learned"):
+        bank.transform(PAIRS)
+    for name, width in (("joint", 32), ("apart", 96)):
+        alone = clone(bank).set_params(active=[name, "single"])
+        assert alone.transform(PAIRS).shape == (len(PAIRS), width)
+    assert bank.set_params(pairs="apart").transform(PAIRS).shape == (len(PAIRS), 96)
+
+
+@pytest.mark.parametrize(("field", "value"), [("prompt", "x "), ("pooling", "cls")])
+def test_active_prefixes_that_read_differently_are_refused(tiny, random_prefix, field, value):
+    prefixes = {"a": random_prefix(tiny()), "odd": random_prefix(tiny(), seed=1, **{field: value})}
+    bank = PrefixBank(prefixes, **CPU)
+    with pytest.raises(ValueError, match=f"'a' and 'odd' cannot be .*, their {field} differs"):
+        bank.transform(TEXTS)
+    assert bank.set_params(active=["odd"]).transform(TEXTS).shape == (len(TEXTS), 32)
+    # What the bank decides, prefixes need not agree on.
+    assert bank.set_params(active=None, **{field: value}).transform(TEXTS).shape[1] == 32
+
+
+def fitted(folder, seed, prefix):
+    encoder = PrefixEncoder(folder, max_epochs=1, random_state=seed, early_stopping=False, **CPU)
+    encoder.max_length = 64
+    texts = [f"{prefix} {word} {k}" for k in range(6) for word in ("joy", "bore")]
+    return encoder, (texts, [0, 1] * 6)
+
+
+at_chance = pytest.mark.filterwarnings("ignore:the training loss is stuck")
+
+
+@at_chance
+def test_a_bank_holds_values(tiny):
+    encoder, data = fitted(tiny(), 0, "a")
+    bank = PrefixBank({"a": encoder.fit(*data)}, **CPU)
+    pipe = make_pipeline(clone(bank), LogisticRegression()).fit(*data)
+    before, vectors = bank["a"], bank.transform(TEXTS)
+    predicted = pipe.predict_proba(TEXTS)
+    encoder.set_params(random_state=1).fit(*data)
+    assert encoder.prefix_ != before
+    assert bank["a"] == before == bank.get_params()["prefixes"]["a"]
+    np.testing.assert_array_equal(bank.transform(TEXTS), vectors)
+    np.testing.assert_array_equal(pipe.predict_proba(TEXTS), predicted)
+    assert bank.set_params(prefixes={"a": encoder})["a"] == encoder.prefix_
+    assert clone(bank)["a"] == pickle.loads(pickle.dumps(bank))["a"] == encoder.prefix_
+    grid = {"prefixbank__prefixes": [{"a": before}, {"a": encoder.prefix_}]}
+    pipe = make_pipeline(bank, LogisticRegression())
+    search = GridSearchCV(pipe, grid, cv=2, error_score="raise").fit(*data)
+    assert search.best_estimator_[0]["a"] in (before, encoder.prefix_)
+    # scikit-learn clones what stands in a grid, and a cloned encoder has lost its fit.
+    grid = {"prefixbank__prefixes": [{"a": encoder}]}
+    with pytest.raises(ValueError, match=r"not fitted when .* pass its prefix_"):
+        GridSearchCV(pipe, grid, cv=2, error_score="raise").fit(*data)
+
+
+@at_chance
+def test_one_encoder_under_several_names(tiny):
+    encoder, (texts, labels) = fitted(tiny(), 0, "a")
+    flipped = [1 - label for label in labels]
+    bank = PrefixBank({"a": encoder.fit(texts, labels), "b": encoder.fit(texts, flipped)}, **CPU)
+    first = clone(encoder).fit(texts, labels).prefix_
+    assert (bank["a"], bank["b"]) == (first, encoder.prefix_) and first != encoder.prefix_
+    # Any other number of fits does not say which one is meant.
+    encoder.fit(texts, labels)
+    with pytest.raises(ValueError, match=r"prefixes \['a', 'b'\] are one PrefixEncoder"):
+        PrefixBank({"a": encoder, "b": encoder}, **CPU).transform(TEXTS)
+
+
+CHANGES = {
+    "add": lambda bank, new: bank.add("new", new),
+    "replace": lambda bank, new: bank.add("a", new),
+    "remove": lambda bank, new: bank.remove("b"),
+    "active": lambda bank, new: bank.set_params(active=["a"]),
+    "weights": lambda bank, new: bank.set_params(weights=0.5),
+    "combine": lambda bank, new: bank.set_params(combine="mean"),
+    "pooling": lambda bank, new: bank.set_params(pooling="cls"),
+    "max_length": lambda bank, new: bank.set_params(max_length=8),
+}
+
+
+@pytest.fixture
+def bank(tiny, random_prefix):
+    return PrefixBank({k: random_prefix(tiny(), seed=n) for n, k in enumerate("ab")}, **CPU)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_after_fit_is_noticed_once(bank, tiny, random_prefix, change):
+    pipe = make_pipeline(bank, LogisticRegression()).fit(["joy", "bore"] * 4, [0, 1] * 4)
+    CHANGES[change](bank, random_prefix(tiny(), seed=9))
+    with pytest.warns(UserWarning, match="must be fitted again") as caught:
+        pipe.predict(TEXTS)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pipe.predict(TEXTS)
+        pipe.fit(["joy", "bore"] * 4, [0, 1] * 4).predict(TEXTS)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("copied", [clone, copy.copy, copy.deepcopy, lambda bank: bank])
+def test_copies_and_banks_without_fit_do_not_warn(bank, tiny, random_prefix, change, copied):
+    if copied in (clone, copy.copy, copy.deepcopy):
+        bank.fit(TEXTS)
+    changed = copied(bank)
+    changed.transform(TEXTS)
+    CHANGES[change](changed, random_prefix(tiny(), seed=9))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        changed.transform(TEXTS)
+        bank.transform(TEXTS)
+
+
+def test_what_does_not_change_vectors_is_no_change(bank, tiny, random_prefix):
+    bank.set_params(active=["a", "b"]).fit(TEXTS)
+    loaded = pickle.loads(pickle.dumps(bank))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bank.add("c", random_prefix(tiny(), seed=5, prompt="x "), active=False)
+        bank.set_params(active=["b", "a"])
+        bank.set_params(batch_tokens=64, dtype="bfloat16", cache=None, backbone=tiny())
+        bank.transform(TEXTS)
+    # A pickle remembers what its head was fitted on.
+    with pytest.warns(UserWarning, match="must be fitted again"):
+        loaded.set_params(active=["a"]).transform(TEXTS)
