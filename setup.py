@@ -33,6 +33,7 @@ TEST = [
     "pytest-xdist",
     "ruff",
     "skops",
+    "vulture",
 ]
 BENCH = [*SENTENCE_TRANSFORMERS, "matplotlib", "peft", "psutil", "skrub"]
 DOCS = [

@@ -49,7 +49,7 @@ def representations(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "bank of both, concatenated": PrefixBank(**bank),
         "bank of both, mean": PrefixBank(**bank, combine="mean"),
         "fine-tuned, true labels": clone(tune).fit({"true": (X, y)}),
-        "fine-tuned, a head each": clone(tune).fit({"true": (X, y), "flipped": (X, 1 - y)}),
+        "fine-tuned, one head each": clone(tune).fit({"true": (X, y), "flipped": (X, 1 - y)}),
         # Half of the texts have true labels, the others flipped ones.
         "fine-tuned, as one task": clone(tune).fit({"both": (X, np.where(half, y, 1 - y))}),
     }

@@ -55,7 +55,7 @@ def learn(args: argparse.Namespace, task: Task) -> PrefixEncoder:
 
 def own_score(encoder: PrefixEncoder, bank: PrefixBank, task: Task) -> float:
     """Return the accuracy of a source task's own head on the vectors of a bank."""
-    logits = encoder.prefix_.decision_function(bank.transform(task.X_test))
+    logits = encoder.prefix_.head.decision_function(bank.transform(task.X_test))
     return float(np.mean(encoder.classes_[logits.argmax(axis=1)] == task.y_test))
 
 

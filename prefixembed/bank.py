@@ -66,9 +66,8 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
           attention among them;
         - ``"mean"``: every layer averages what attention to each prefix alone would give.
     weights : float or dict of str to float, default=None
-        Factor on the attention mass of prefixes before normalization: of all, or by name (1 for
-        names that are missing). Tokens lose attention to n concatenated prefixes; ``1 / n``
-        makes up for that.
+        Factor on the attention mass of prefixes before normalization: of all, or by name. Missing
+        names and None mean 1. ``1 / n`` makes up for attention lost to n concatenated prefixes.
     backbone : str or path-like, default=None
         Hub name or folder of the backbone. None for the one that the prefixes name. It must be
         given if there is no prefix, or if the backbone has moved.
@@ -148,8 +147,6 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
     >>> bank = PrefixBank({"stars": encoder})
     >>> bank.transform(["a fine film", "a dud"]).shape
     (2, 384)
-    >>> list(bank.add("more stars", encoder.prefix_).remove("stars"))
-    ['more stars']
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -260,11 +257,6 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         -------
         combination : Combination
             Names, prefixes and weights of the active prefixes, and the reading that they share.
-
-        Raises
-        ------
-        ValueError
-            If prefixes do not fit each other, or the bank does not know its backbone.
         """
         return combine_prefixes(
             check_prefixes(self.prefixes),
@@ -385,7 +377,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
 
     @property
     def n_features_out_(self) -> int:
-        """Length of the vector of a text, or of a pair if `fit` has seen pairs."""
+        """Length of the vectors of the kind of texts that `fit` has seen."""
         try:
             combination = self.combination()
             reading = combination.pairs_reading() if self.of_pairs_ else combination.reading
@@ -422,8 +414,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
                 "vectors, such as the head in a Pipeline, must be fitted again"
             )
 
-    def _html_repr(self) -> str:
-        # For notebooks: a table of the prefixes above scikit-learn's table of parameters.
+    def _html_repr(self) -> str:  # called by scikit-learn in notebooks
         try:
             combination = self.combination()
             weights = dict(zip(combination.names, combination.weights, strict=True))

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import _fit_context
-from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from prefixembed._embed.encoding import resolve_batch_tokens
 from prefixembed._embed.texts import is_pairs
-from prefixembed._embed.transformer import TextTransformer
-from prefixembed._embed.truncation import report_truncated
-from prefixembed._fit.examples import prepare, read_rows
-from prefixembed._fit.learning import check_can_resume, train, training_facts, warn_if_stuck
+from prefixembed._fit.examples import read_rows
+from prefixembed._fit.learning import check_can_resume, training_facts, warn_if_stuck
 from prefixembed._fit.objectives import OBJECTIVES
-from prefixembed._fit.optimization import MAX_RATE, Recipe
 from prefixembed._fit.predictions import SourceHeadMixin
 from prefixembed._fit.prefix_learner import PrefixLearner
+from prefixembed._fit.transformer import LearningTransformer
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import Count
 from prefixembed.backbone import load_backbone
@@ -38,7 +33,7 @@ _REMEMBERED_FITS = 64
 
 
 @substitute
-class PrefixEncoder(SourceHeadMixin, TextTransformer):
+class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     """Learn a prefix from one labelled source task on a frozen backbone.
 
     In every attention layer, tokens also attend to ``prefix_length`` trainable keys and values
@@ -157,22 +152,12 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **TextTransformer._parameter_constraints,
+        **LearningTransformer._parameter_constraints,
         "objective": [StrOptions(set(OBJECTIVES))],
         "prefix_length": [Count(1)],
         "init": [StrOptions({"text", "normal"})],
         "reparameterize": [Count(1), None],
-        "pooled_layers": [Count(1)],
-        "learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
-        "weight_decay": [Interval(Real, 0, MAX_RATE, closed="both")],
-        "batch_size": [Count(1)],
-        "max_epochs": [Count(1)],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Count(1)],
         "class_weight": [StrOptions({"balanced"}), dict, None],
-        "checkpoint_dir": [str, os.PathLike, None],
-        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -284,17 +269,11 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
         """
         check_can_resume(self.checkpoint_dir, self.random_state)
         rows = read_rows(self.objective, X, y, sample_weight, self.class_weight)
-        random = check_random_state(self.random_state)
-        rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
+        rng = self._make_rng()
         dtype = "float32" if self.dtype == "float16" else self.dtype
         backbone = load_backbone(self.backbone, self.revision, dtype, self.device)
-        reading = replace(backbone.reading, **self._reading_params())
-        fraction = self.validation_fraction if self.early_stopping else None
-        data = prepare(rows, backbone, reading, fraction, rng)
-        reading = replace(reading, windows=False)
-        truncated = data.tokens.truncated
-        n_truncated = int(truncated.sum())
-        report_truncated(n_truncated, len(truncated), reading.max_length, self.on_truncate)
+        tasks, reading = self._prepare({"": rows}, backbone, rng)
+        data = tasks[""]
         learner = PrefixLearner(
             backbone,
             data,
@@ -304,22 +283,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
             reparameterize=self.reparameterize,
             rng=rng,
         )
-        recipe = Recipe(
-            max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            patience=self.n_iter_no_change if self.early_stopping else None,
-        )
-        outcome = train(
-            {"": data},
-            learner,
-            recipe,
-            batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
-            rng=rng,
-            progress=bool(self.verbose),
-            checkpoint_dir=self.checkpoint_dir,
-        )
+        outcome = self._train(tasks, learner, backbone, rng)
         if outcome.is_usable:
             keys_values, head = learner.learned()
             self._keep(
@@ -331,7 +295,7 @@ class PrefixEncoder(SourceHeadMixin, TextTransformer):
                     reading=reading if is_pairs(rows.texts) else replace(reading, pairs=None),
                     head=head,
                     revision=self.revision,
-                    training=training_facts(data, recipe, outcome.history),
+                    training=training_facts(data, self._recipe(), outcome.history),
                 )
             )
             self.history_ = outcome.history

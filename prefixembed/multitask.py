@@ -3,47 +3,40 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping
-from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import _fit_context
-from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
-from prefixembed._embed.encoding import resolve_batch_tokens
 from prefixembed._embed.texts import is_pairs
-from prefixembed._embed.transformer import TextTransformer
-from prefixembed._embed.truncation import report_truncated
-from prefixembed._fit.examples import check_tasks, prepare, read_rows
+from prefixembed._fit.examples import check_tasks, read_rows
 from prefixembed._fit.fine_tuning import FineTuner, pack_backbone, write_backbone
-from prefixembed._fit.learning import check_can_resume, train
+from prefixembed._fit.learning import check_can_resume
 from prefixembed._fit.objectives import OBJECTIVES
-from prefixembed._fit.optimization import MAX_RATE, Recipe
+from prefixembed._fit.optimization import MAX_RATE
 from prefixembed._fit.predictions import score_units
+from prefixembed._fit.temporary_backbone import TemporaryBackbone
+from prefixembed._fit.transformer import LearningTransformer
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._utils.docstrings import substitute
-from prefixembed._utils.parameters import Count
-from prefixembed.backbone import Backbone, load_backbone, release_backbones
+from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.bank import PrefixBank
 from prefixembed.cache import VectorCache
 from prefixembed.head import Head
 
 if TYPE_CHECKING:
-    import torch
     from typing_extensions import Self
 
 
 @substitute
-class MultiTaskEncoder(TextTransformer):
+class MultiTaskEncoder(LearningTransformer):
     """Fine-tune a copy of a whole backbone on several source tasks together, then freeze it.
 
     This is the way to general representations that prefixes are an alternative to [1]_. Each step
@@ -150,27 +143,17 @@ class MultiTaskEncoder(TextTransformer):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **TextTransformer._parameter_constraints,
+        **LearningTransformer._parameter_constraints,
         "objectives": [dict, None],
         "temperature": [Interval(Real, 1, None, closed="both")],
-        "pooled_layers": [Count(1)],
-        "learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
         "head_learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
-        "weight_decay": [Interval(Real, 0, MAX_RATE, closed="both")],
-        "batch_size": [Count(1)],
-        "max_epochs": [Count(1)],
-        "early_stopping": ["boolean"],
-        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
-        "n_iter_no_change": [Count(1)],
-        "checkpoint_dir": [str, os.PathLike, None],
-        "random_state": ["random_state"],
     }
 
     # `tasks` is what fit learns from, and not metadata to route.
     __metadata_request__fit: ClassVar[dict[str, str]] = {"tasks": UNUSED}
 
     # The folder that the fine-tuned backbone is loaded from; written when it is first needed.
-    _place: _TemporaryBackbone | None = None
+    _place: TemporaryBackbone | None = None
 
     def __init__(
         self,
@@ -269,45 +252,20 @@ class MultiTaskEncoder(TextTransformer):
         check_can_resume(self.checkpoint_dir, self.random_state)
         objectives = self._objectives(tasks)
         rows = {name: read_rows(objectives[name], *task) for name, task in tasks.items()}
-        random = check_random_state(self.random_state)
-        rng = np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
+        rng = self._make_rng()
         original = load_backbone(self.backbone, self.revision, "float32", self.device)
-        reading = replace(original.reading, **self._reading_params())
-        fraction = self.validation_fraction if self.early_stopping else None
-        data = {
-            name: prepare(some, original, reading, fraction, rng) for name, some in rows.items()
-        }
-        reading = replace(reading, windows=False)
-        truncated = np.concatenate([some.tokens.truncated for some in data.values()])
-        n_truncated = int(truncated.sum())
-        report_truncated(n_truncated, len(truncated), reading.max_length, self.on_truncate)
-        recipe = Recipe(
-            max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            patience=self.n_iter_no_change if self.early_stopping else None,
-        )
+        data, reading = self._prepare(rows, original, rng)
+        dtype = resolve_dtype(self.dtype, resolve_device(self.device))
         tuner = FineTuner(
             original,
             data,
             reading,
             learning_rate=float(self.learning_rate),
             head_learning_rate=float(self.head_learning_rate),
-            mixed_precision=str(self._resolved_dtype()) == "torch.bfloat16",
+            mixed_precision=dtype is torch.bfloat16,
             rng=rng,
         )
-        with tuner.training():
-            outcome = train(
-                data,
-                tuner,
-                recipe,
-                temperature=float(self.temperature),
-                batch_tokens=resolve_batch_tokens(self.batch_tokens, original.device),
-                rng=rng,
-                progress=bool(self.verbose),
-                checkpoint_dir=self.checkpoint_dir,
-            )
+        outcome = self._train(data, tuner, original, rng, float(self.temperature))
         if outcome.is_usable:
             self.history_ = outcome.history
             self.heads_ = tuner.heads_learned()
@@ -423,7 +381,7 @@ class MultiTaskEncoder(TextTransformer):
         """
         check_is_fitted(self)
         if self._place is None:
-            self._place = _TemporaryBackbone(self._files)
+            self._place = TemporaryBackbone(self._files)
         return PrefixBank({}, backbone=self._place, **self._running_params())
 
     def _logits(
@@ -447,9 +405,6 @@ class MultiTaskEncoder(TextTransformer):
                     f"are {list(OBJECTIVES)}"
                 )
         return {name: chosen.get(name, "classification") for name in tasks}
-
-    def _resolved_dtype(self) -> torch.dtype:
-        return resolve_dtype(self.dtype, resolve_device(self.device))
 
     def fit_transform(self, tasks: Any, y: Any = None, **params: Any) -> NDArray[Any]:
         """Raise an error: `tasks` holds several X, and none of them is to be transformed.
@@ -479,34 +434,3 @@ class MultiTaskEncoder(TextTransformer):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "heads_")
-
-
-class _TemporaryBackbone(os.PathLike[str]):
-    """A folder of a backbone that exists as long as somebody holds this object."""
-
-    def __init__(self, files: Mapping[str, bytes]) -> None:
-        self._path = tempfile.mkdtemp(prefix="prefixembed-")
-        weakref.finalize(self, _discard, self._path, os.getpid())
-        write_backbone(files, self._path)
-
-    def __fspath__(self) -> str:
-        return self._path
-
-    def __repr__(self) -> str:
-        return repr(self._path)
-
-    def __copy__(self) -> _TemporaryBackbone:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _TemporaryBackbone:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Another process uses the folder while it exists, and does not remove it.
-        return str, (self._path,)
-
-
-def _discard(path: str, pid: int) -> None:
-    if os.getpid() == pid:  # a forked child leaves the folder to its parent
-        release_backbones(path)
-        shutil.rmtree(path, ignore_errors=True)

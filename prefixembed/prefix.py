@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from prefixembed._files.atomic import write_atomically
 from prefixembed._files.cards import model_card
 from prefixembed._files.hub import HubMixin
 from prefixembed._files.tensors import pack_tensors, unpack_tensors
+from prefixembed._utils.properties import cached_property
 from prefixembed._version import __version__
 from prefixembed.head import Head, decode_classes, encode_classes, read_only
 from prefixembed.reading import Reading
@@ -149,7 +149,7 @@ class Prefix(HubMixin):
         """Labels of the source task, or None where there are none."""
         return None if self.head is None else self.head.classes
 
-    @functools.cached_property
+    @cached_property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the content, equal on every platform.
 

@@ -1,11 +1,10 @@
-"""Tiny random backbones of every supported family, and the real one of the demo extra."""
+"""Fixtures: tiny random backbones of each supported family, a real one, and random prefixes."""
 
 import dataclasses
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Tiny backbones gain nothing from threads, and threads that wait for each other on a busy machine
-# cost many times what they save.
+# Tiny backbones are no faster with threads, and on a busy machine they are much slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
@@ -21,7 +20,7 @@ from prefixembed.head import Head
 from prefixembed.reading import Reading
 from prefixembed.tasks import demo_backbone
 
-# Every run tries the same examples, so that a failure can be reproduced.
+# Each run tries the same examples, so that failures can be reproduced.
 settings.register_profile("seeded", derandomize=True)
 settings.load_profile("seeded")
 
@@ -31,7 +30,7 @@ FAMILIES = [
     "albert", "bert", "camembert", "distilbert", "electra", "modernbert", "nomic_bert", "roberta",
     "xlm-roberta", *RELATIVE, *DECODERS,
 ]  # fmt: skip
-# Old versions of transformers do not know all of them: NomicBERT came after 5.1.
+# Old versions of transformers lack some: NomicBERT was added after 5.1.
 FAMILIES = [family for family in FAMILIES if family in CONFIG_MAPPING]
 READING_FIELDS = [field.name for field in dataclasses.fields(Reading)]
 SPECIAL = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -64,26 +63,26 @@ def make_backbone(folder, family, seed=0, **changes):
     if family in ("bert", "electra"):
         config["type_vocab_size"] = 2
     elif family == "modernbert":
-        # Windows of 8 tokens in two layers of three.
+        # Local attention over 8 tokens in two of the three layers.
         config |= {"local_attention": 8, "global_attn_every_n_layers": 3}
         config |= {"cls_token_id": 0, "sep_token_id": 2}
     if family in ("albert", "electra"):
         config["embedding_size"] = 16
     if family == "albert":
-        # Two groups, the second of which is run twice.
+        # Two groups of weights for three layers.
         config |= {"num_hidden_groups": 2}
     elif family == "deberta-v2":
-        # As in version 3.
+        # The settings of DeBERTa version 3.
         config |= {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
         config |= {"position_buckets": 4, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
         config |= {"position_biased_input": False}
     elif family in DECODERS:
-        # Two heads of queries share one head of keys, and n_heads * head_dim is not hidden_size.
+        # Each key head serves two query heads, and n_heads * head_dim is not hidden_size.
         config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
     if family == "mistral":
         config["sliding_window"] = 8
     elif family == "qwen3":
-        # Windows in the last layer only.
+        # Sliding windows in the last layer only.
         config |= {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
     torch.manual_seed(seed)
     model = AutoModel.from_config(AutoConfig.for_model(family, **(config | changes)))
@@ -117,7 +116,7 @@ def make_backbone(folder, family, seed=0, **changes):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """Return the folder of a tiny backbone of a family."""
+    """Return a function that returns the folder of a tiny backbone of a family."""
     folders = {}
 
     def folder_of(family="bert"):
@@ -130,26 +129,27 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def minilm():
+    """Return the folder of the real backbone of the demo extra."""
     return demo_backbone()
 
 
 @pytest.fixture
 def fresh_backbones():
-    """Start and end with no backbone loaded."""
+    """Release all backbones before and after a test."""
     release_backbones()
     yield
     release_backbones()
 
 
 @pytest.fixture(autouse=True)
-def no_memory(monkeypatch):
-    """Let the shared cache keep nothing, so that equal vectors must be computed."""
+def no_shared_cache(monkeypatch):
+    """Make the shared cache keep nothing, so that each test computes its vectors."""
     monkeypatch.setattr(cache, "_opened", {None: VectorCache(max_bytes=0)})
 
 
 @pytest.fixture
 def encoded(monkeypatch):
-    """List the token ids of every text that goes through the backbone."""
+    """Return a list that receives the token ids of each text that is encoded."""
     ids = []
     real = encoding._embed_batch
 
@@ -161,9 +161,9 @@ def encoded(monkeypatch):
     return ids
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def random_prefix():
-    """Make a prefix of random keys and values that fits a backbone."""
+    """Return a function that makes a prefix of random keys and values for a backbone."""
 
     def make(folder, length=5, seed=0, scale=1.0, head=True, **changes):
         backbone = load_backbone(folder, dtype="float32", device="cpu")

@@ -1,11 +1,11 @@
-"""Soak test: repeat everything, and check that memory and open files do not grow.
+"""Soak test: repeat everyday work, and measure memory, objects, open files and threads.
 
-``test_sharing.py`` runs a few rounds. To run it for an hour::
+``test_sharing.py`` runs a few rounds, and checks that nothing grows. To run it for an hour::
 
     python tests/soak.py BACKBONE --minutes 60
 
-BACKBONE is a folder or a Hub name. Each round fits a prefix with checkpoints, adds it to a bank in
-place of an older one, computes vectors in every way, and saves and loads.
+BACKBONE is a folder or a Hub name. Each round fits a prefix with checkpoints, puts it into a bank in
+place of an older one, computes vectors with several settings, and saves and loads everything.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CPU = {"dtype": "float32", "device": "cpu", "max_length": 64, "on_truncate": "ig
 
 
 class Soak:
-    """Run rounds on one bank."""
+    """Run rounds of work on one bank."""
 
     def __init__(self, backbone, folder):
         self.backbone, self.folder = backbone, Path(folder)
@@ -98,7 +98,7 @@ def measure(process):
 
 
 def main():
-    """Run for some minutes or rounds, and print the first and the last measurement."""
+    """Run for a number of minutes or rounds, and print the first and the last measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("backbone")
     parser.add_argument("--minutes", type=float, default=0.0)
@@ -108,7 +108,7 @@ def main():
     process = psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(args.backbone, folder)
-        for _ in range(25):  # until the caches are full
+        for _ in range(25):  # fill the caches first
             soak.round()
         measured = [measure(process)]
         started = time.monotonic()

@@ -1,6 +1,5 @@
 """Every public object is documented, and its docstring agrees with its signature."""
 
-import functools
 import importlib
 import inspect
 import pkgutil
@@ -11,6 +10,7 @@ import pytest
 from numpydoc.docscrape import FunctionDoc
 
 import prefixembed
+from prefixembed._utils.properties import cached_property
 
 API = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
 MODULES = [
@@ -76,7 +76,7 @@ def public_calls():
 def public_properties():
     for value, (name, *_) in OBJECTS.items():
         for property_name, member in vars(value).items() if inspect.isclass(value) else ():
-            is_property = isinstance(member, (property, functools.cached_property))
+            is_property = isinstance(member, (property, cached_property))
             if is_property and not property_name.startswith("_"):
                 yield pytest.param(inspect.getdoc(member), id=f"{name}.{property_name}")
 

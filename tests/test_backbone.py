@@ -1,3 +1,5 @@
+"""Backbones: loading, fingerprints, refused models, devices and dtypes."""
+
 import dataclasses
 import json
 import multiprocessing
@@ -31,7 +33,7 @@ def load(folder, **kwargs):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_families_load_frozen_and_in_eval_mode(tiny, family):
+def test_each_family_is_loaded_frozen_and_in_eval_mode(tiny, family):
     backbone = load(tiny(family))
     assert backbone.layout == (3, 4, 8)
     assert backbone.n_features == 32
@@ -39,7 +41,7 @@ def test_families_load_frozen_and_in_eval_mode(tiny, family):
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
 
 
-def test_is_loaded_once_by_many_threads(tiny, fresh_backbones, monkeypatch):
+def test_threads_load_a_backbone_once(tiny, fresh_backbones, monkeypatch):
     loads = []
     real = module._read_backbone
     monkeypatch.setattr(module, "_read_backbone", lambda *args: loads.append(args) or real(*args))
@@ -47,12 +49,12 @@ def test_is_loaded_once_by_many_threads(tiny, fresh_backbones, monkeypatch):
         backbones = list(threads.map(lambda _: load(tiny("bert")), range(16)))
     assert len(loads) == 1
     assert all(backbone is backbones[0] for backbone in backbones)
-    # Another dtype is another copy; a path written otherwise is not.
+    # Each dtype has its own copy. Different spellings of a path share one.
     assert load(tiny("bert"), dtype="bfloat16") is not backbones[0]
     assert load(tiny("bert") + "/.") is backbones[0]
 
 
-def test_release_lets_go_of_one_or_all(tiny, fresh_backbones):
+def test_release_frees_one_backbone_or_all(tiny, fresh_backbones):
     first, second = load(tiny("bert")), load(tiny("roberta"))
     assert release_backbones(tiny("bert")) == 1
     assert load(tiny("bert")) is not first
@@ -61,7 +63,17 @@ def test_release_lets_go_of_one_or_all(tiny, fresh_backbones):
     assert release_backbones() == 0
 
 
-def test_fingerprint_is_of_the_content(tiny, fresh_backbones, tmp_path):
+def test_path_names_the_same_backbone_as_a_string(tiny, fresh_backbones):
+    backbone = load(Path(tiny("bert")))
+    assert backbone is load(tiny("bert")) and backbone.name == tiny("bert")
+    assert release_backbones(Path(tiny("roberta"))) == 0
+    assert release_backbones(Path(tiny("bert"))) == 1
+    assert load(tiny("bert")) is not backbone
+    with pytest.raises(OSError, match="no-such-backbone"):
+        load(Path("no-such-backbone"))
+
+
+def test_fingerprint_depends_on_content_only(tiny, fresh_backbones, tmp_path):
     original = load(tiny("bert"))
     assert load(tiny("bert"), dtype="bfloat16").fingerprint == original.fingerprint
     copied = shutil.copytree(tiny("bert"), tmp_path / "copy")
@@ -113,8 +125,8 @@ def test_fingerprint_is_the_same_in_another_process(tiny):
     assert done.stdout.strip() == load(tiny("roberta")).fingerprint
 
 
-def test_a_checkpoint_of_another_head_loads_its_encoder(tiny, tmp_path, fresh_backbones):
-    # RoBERTa as it is published: a masked language model, no pooler, a head that is not used.
+def test_checkpoint_with_another_head_loads_its_encoder(tiny, tmp_path, fresh_backbones):
+    # RoBERTa is published as a masked language model: without a pooler, and with a head.
     model = AutoModelForMaskedLM.from_pretrained(tiny("roberta"))
     for file in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(f"{tiny('roberta')}/{file}", tmp_path)
@@ -125,7 +137,7 @@ def test_a_checkpoint_of_another_head_loads_its_encoder(tiny, tmp_path, fresh_ba
     batch = pad_batch(tokens, np.arange(len(TEXTS)), plain.pad_id)
     with torch.no_grad():
         torch.testing.assert_close(published.forward(batch)[0], plain.forward(batch)[0])
-    # Twice loaded, twice the same: nothing in it was drawn at random.
+    # Loading again gives the same weights: none of them was drawn at random.
     release_backbones()
     assert load(str(tmp_path)).fingerprint == published.fingerprint
 
@@ -140,24 +152,24 @@ def test_missing_weights_are_refused(tiny, tmp_path, fresh_backbones):
 
 
 @pytest.mark.parametrize("family", ["deberta", "gpt2", "t5", None])
-def test_other_families_are_refused_by_name(tmp_path, family):
+def test_unsupported_families_are_refused_by_name(tmp_path, family):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family} if family else {}))
     with pytest.raises(ValueError, match="not supported; supported are .*bert, .*xlm-roberta"):
         load(str(tmp_path))
 
 
-def test_decoders_are_refused(tmp_path):
+def test_encoder_configured_as_a_decoder_is_refused(tmp_path):
     BertConfig(is_decoder=True).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a decoder of the 'bert' family"):
         load(str(tmp_path))
 
 
-def test_a_name_that_is_nowhere_says_so():
+def test_unknown_name_is_refused():
     with pytest.raises(OSError, match="no-such-backbone"):
         load("no-such-backbone")
 
 
-def test_a_tokenizer_without_special_tokens_is_refused(tiny, tmp_path):
+def test_tokenizer_without_special_tokens_is_refused(tiny, tmp_path):
     folder = shutil.copytree(tiny("bert"), tmp_path / "copy")
     content = json.loads((folder / "tokenizer.json").read_text())
     content["post_processor"] = None
@@ -167,7 +179,7 @@ def test_a_tokenizer_without_special_tokens_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["custom", "bert"])
-def test_code_that_comes_with_a_model_is_not_run(tiny, tmp_path, family):
+def test_code_in_a_model_folder_is_not_executed(tiny, tmp_path, family):
     folder = shutil.copytree(tiny("bert"), tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
     config["model_type"] = family
@@ -175,7 +187,7 @@ def test_code_that_comes_with_a_model_is_not_run(tiny, tmp_path, family):
     config["auto_map"] = names
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    if family == "bert":  # which transformers knows by itself
+    if family == "bert":  # transformers has its own code for it
         assert load(folder).n_features == 32
     else:
         with pytest.raises(ValueError, match="'custom', which is not supported"):
@@ -183,14 +195,14 @@ def test_code_that_comes_with_a_model_is_not_run(tiny, tmp_path, family):
     assert not (tmp_path / "ran").exists()
 
 
-def test_max_length_is_checked(tiny):
+def test_max_length_beyond_the_positions_is_refused(tiny):
     with pytest.raises(ValueError, match="the 80 tokens .* got 81"):
         load(tiny("bert")).tokenizer(81)
-    # Two positions of a RoBERTa belong to its padding token.
+    # RoBERTa reserves two positions for padding.
     assert load(tiny("roberta")).max_length == 78
 
 
-def test_loading_leaves_transformers_as_it_was(tmp_path):
+def test_loading_restores_the_logging_of_transformers(tmp_path):
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -199,7 +211,7 @@ def test_loading_leaves_transformers_as_it_was(tmp_path):
     assert logging.is_progress_bar_enabled() == bar
 
 
-def test_a_prefix_of_another_backbone_is_refused(tiny, random_prefix, tmp_path):
+def test_prefix_of_another_backbone_is_refused(tiny, random_prefix, tmp_path):
     prefix = random_prefix(tiny("bert"))
     other = load(make_backbone(tmp_path, "bert", seed=1))
     with pytest.raises(ValueError, match=rf"my prefix was learned on backbone .*{tiny('bert')}"):
@@ -209,7 +221,7 @@ def test_a_prefix_of_another_backbone_is_refused(tiny, random_prefix, tmp_path):
                                   head=None))  # fmt: skip
 
 
-def test_dtype_and_device_by_name():
+def test_names_of_dtypes_and_devices_are_resolved_or_refused():
     cpu = torch.device("cpu")
     assert devices.resolve_dtype("float32", cpu) == torch.float32
     assert devices.resolve_dtype("bfloat16", cpu) == torch.bfloat16
@@ -228,18 +240,18 @@ def test_dtype_and_device_by_name():
     [({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16),
      ({"avx512_f": True}, torch.float32)],
 )  # fmt: skip
-def test_auto_takes_bfloat16_where_the_cpu_multiplies_in_it(monkeypatch, capabilities, expected):
+def test_auto_is_bfloat16_on_cpus_that_multiply_in_it(monkeypatch, capabilities, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert devices.resolve_dtype("auto", torch.device("cpu")) == expected
 
 
-def test_rotary_frequencies_stay_exact_in_bfloat16(tiny):
+def test_rotary_frequencies_stay_in_float32(tiny):
     model = load(tiny("modernbert"), dtype="bfloat16").model
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.rotary_emb.full_attention_inv_freq.dtype == torch.float32
 
 
-def test_loaded_in_inference_mode_it_can_still_be_trained_on(tiny, fresh_backbones):
+def test_backbone_loaded_in_inference_mode_can_be_trained_on(tiny, fresh_backbones):
     with torch.inference_mode():
         model = load(tiny(), dtype="bfloat16").model
     assert not any(parameter.is_inference() for parameter in model.parameters())
@@ -261,7 +273,7 @@ def test_cuda_equals_cpu(tiny, random_prefix, family):
     ("has_cuda", "has_mps", "expected"),
     [(True, True, "cuda:0"), (True, False, "cuda:0"), (False, True, "mps"), (False, False, "cpu")],
 )
-def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch, has_cuda, has_mps, expected):
+def test_auto_prefers_cuda_to_mps_and_mps_to_the_cpu(monkeypatch, has_cuda, has_mps, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
@@ -271,7 +283,7 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch, has_cuda, has_mps, e
 
 
 def _device_of_a_worker(folder, current=0):
-    # In the worker: what it would take, were there two devices. Each waits until both are at work.
+    # Runs in a worker, as if there were two devices. Workers wait until both have started.
     Path(folder, str(os.getpid())).touch()
     while len(list(Path(folder).iterdir())) < 2:
         time.sleep(0.01)
@@ -281,17 +293,17 @@ def _device_of_a_worker(folder, current=0):
     return devices.resolve_device("auto").index, devices.resolve_device("cuda:0").index
 
 
-def test_workers_share_out_devices(tmp_path):
+def test_workers_are_spread_over_devices(tmp_path):
     with ProcessPoolExecutor(2) as executor:
         running = [executor.submit(_device_of_a_worker, str(tmp_path)) for _ in range(2)]
         indices = [future.result(timeout=120) for future in running]
-        # Whoever has chosen a device in the worker keeps it.
+        # If the worker has already chosen a device, it keeps it.
         assert executor.submit(_device_of_a_worker, str(tmp_path), 1).result()[0] == 1
     assert {index for index, _ in indices} == {0, 1}
-    assert {index for _, index in indices} == {0}, "the one that was asked for"
+    assert {index for _, index in indices} == {0}, "an explicit index must be obeyed"
 
 
-def test_numbers_of_workers_are_their_names(monkeypatch):
+def test_number_in_the_name_of_a_worker_picks_its_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
@@ -306,8 +318,8 @@ def test_numbers_of_workers_are_their_names(monkeypatch):
     assert found == [0, 0, 0, 0, 0, 2, 1, 0]
 
 
-def test_inputs_for_cuda_are_asked_to_be_pinned_and_not_waited_for(tiny, monkeypatch):
-    # The calls alone: what they do on a device, test_cuda_equals_cpu sees where there is one.
+def test_inputs_for_cuda_are_pinned_and_copied_asynchronously(tiny, monkeypatch):
+    # This checks the calls only; test_cuda_equals_cpu checks the result where there is a device.
     backbone = load(tiny())
     calls = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
@@ -324,7 +336,7 @@ def test_inputs_for_cuda_are_asked_to_be_pinned_and_not_waited_for(tiny, monkeyp
     ("device", "in_worker", "n_devices"),
     [("cuda", True, 1), ("cuda", True, 2), ("cuda", False, 1), ("cpu", True, 1)],
 )
-def test_workers_on_one_device_are_told_what_to_do(monkeypatch, device, in_worker, n_devices):
+def test_worker_on_a_shared_device_is_warned(monkeypatch, device, in_worker, n_devices):
     parent = object() if in_worker else None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: n_devices)
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
@@ -338,7 +350,7 @@ def test_workers_on_one_device_are_told_what_to_do(monkeypatch, device, in_worke
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_last_layers_are_averaged(tiny, family, n):
+def test_pooled_layers_are_averaged(tiny, family, n):
     backbone = load_backbone(tiny(family), dtype="float32", device="cpu")
     tokens = tokenize(backbone, ["one two three", "four"], Reading("mean", 64))
     batch = pad_batch(tokens, np.arange(2), backbone.pad_id)

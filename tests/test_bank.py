@@ -1,3 +1,8 @@
+"""PrefixBank: vectors, prefixes as a mapping, parameters, copies and containers."""
+
+import pickle
+from pathlib import Path
+
 import joblib
 import numpy as np
 import pandas as pd
@@ -29,7 +34,7 @@ def bank(prefixes):
 
 @pytest.mark.parametrize("combine", ["concat", "mean"])
 @pytest.mark.parametrize("X", [TEXTS, PAIRS], ids=["texts", "pairs"])
-def test_vectors_equal_the_method_in_plain_algebra(tiny, prefixes, combine, X):
+def test_vectors_equal_the_formula_of_the_method(tiny, prefixes, combine, X):
     backbone = load_backbone(tiny(), **CPU)
     bank = PrefixBank(prefixes, active=["c", "a"], combine=combine, weights={"a": 0.5}, **CPU)
     tokens = tokenize(backbone, X, Reading("mean", 64))
@@ -51,7 +56,7 @@ def test_bank_of_one_equals_its_encoder(tiny, random_prefix, combine, pooling):
     np.testing.assert_array_equal(bank.transform(TEXTS), encoder.transform(TEXTS))
 
 
-def test_empty_selection_and_empty_bank_are_the_bare_backbone(tiny, bank):
+def test_empty_selection_and_empty_bank_return_the_vectors_of_the_backbone(tiny, bank):
     backbone = load_backbone(tiny(), **CPU)
     tokens = tokenize(backbone, TEXTS, Reading("mean", 64))
     bare = [
@@ -69,7 +74,7 @@ def test_empty_selection_and_empty_bank_are_the_bare_backbone(tiny, bank):
 
 
 @pytest.mark.parametrize("combine", ["concat", "mean"])
-def test_order_of_prefixes_does_not_change_a_bit(prefixes, combine):
+def test_order_and_names_of_prefixes_do_not_matter(prefixes, combine):
     backwards = dict(reversed(prefixes.items()))
     renamed = {f"{name}{name}": prefix for name, prefix in backwards.items()}
     vectors = PrefixBank(prefixes, combine=combine, **CPU).transform(TEXTS)
@@ -78,7 +83,7 @@ def test_order_of_prefixes_does_not_change_a_bit(prefixes, combine):
         np.testing.assert_array_equal(vectors, same)
 
 
-def test_active_weights_and_combine_all_matter(bank):
+def test_each_parameter_of_the_representation_changes_vectors(bank):
     variants = [
         {},
         {"active": ["a", "b"]},
@@ -103,13 +108,13 @@ def test_active_weights_and_combine_all_matter(bank):
     np.testing.assert_array_equal(same, vectors[0])
 
 
-def test_add_remove_and_without(bank, prefixes, tiny, random_prefix):
+def test_prefixes_can_be_added_replaced_and_removed(bank, prefixes, tiny, random_prefix):
     original = bank.transform(TEXTS)
     new = random_prefix(tiny(), seed=9)
     assert bank.add("new", new) is bank
     assert list(bank) == ["a", "b", "c", "new"] and list(prefixes) == ["a", "b", "c"]
     assert np.abs(bank.transform(TEXTS) - original).max() > 0.01
-    # Taking it away gives back what was there, to the bit: nothing was retrained.
+    # Nothing was retrained: without the new prefix, the vectors are equal bit for bit.
     np.testing.assert_array_equal(bank.without("new").transform(TEXTS), original)
     assert "new" in bank
     np.testing.assert_array_equal(bank.remove("new").transform(TEXTS), original)
@@ -127,7 +132,7 @@ def test_add_remove_and_without(bank, prefixes, tiny, random_prefix):
     assert "b" in bank
 
 
-def test_the_last_prefix_leaves_only_a_bank_that_knows_its_backbone(tiny, prefixes):
+def test_last_prefix_can_be_removed_only_if_backbone_is_set(tiny, prefixes):
     with pytest.raises(ValueError, match="leaves no prefix to name the backbone"):
         PrefixBank(prefixes, **CPU).remove("a", "b", "c")
     bank = PrefixBank(prefixes, backbone=tiny(), max_length=64, **CPU)
@@ -135,7 +140,7 @@ def test_the_last_prefix_leaves_only_a_bank_that_knows_its_backbone(tiny, prefix
     np.testing.assert_array_equal(bank.remove("a", "b", "c").transform(TEXTS), bare)
 
 
-def test_reads_like_a_dict(bank, prefixes):
+def test_bank_behaves_like_a_dict(bank, prefixes):
     assert dict(bank.items()) == prefixes == dict(zip(bank.keys(), bank.values(), strict=True))
     assert bank["b"] is prefixes["b"] and "b" in bank and "x" not in bank
     with pytest.raises(KeyError, match="'x'"):
@@ -151,7 +156,7 @@ def test_reads_like_a_dict(bank, prefixes):
         ({"keys_values": np.ones((3, 2, 2, 5, 16))}, "'a' and 'odd' .*layout"),
     ],
 )
-def test_prefixes_that_do_not_fit_are_named(bank, tiny, random_prefix, change, message):
+def test_prefixes_that_cannot_be_combined_are_named(bank, tiny, random_prefix, change, message):
     odd = random_prefix(tiny(), **change)
     with pytest.raises(ValueError, match=message):
         PrefixBank({**bank.prefixes, "odd": odd}).transform(TEXTS)
@@ -160,9 +165,9 @@ def test_prefixes_that_do_not_fit_are_named(bank, tiny, random_prefix, change, m
     assert "odd" not in bank
 
 
-def test_another_backbone_is_refused_and_the_same_elsewhere_taken(tiny, bank, tmp_path):
+def test_backbone_may_move_but_not_change(tiny, bank, tmp_path):
     expected = bank.transform(TEXTS)
-    moved = make_backbone(tmp_path / "moved", "bert")  # the same seed: the same weights
+    moved = make_backbone(tmp_path / "moved", "bert")  # equal weights
     np.testing.assert_array_equal(bank.set_params(backbone=moved).transform(TEXTS), expected)
     other = make_backbone(tmp_path / "other", "bert", seed=1)
     with pytest.raises(ValueError, match=r"prefix 'a' was learned on backbone .* fingerprint"):
@@ -200,19 +205,37 @@ def test_another_backbone_is_refused_and_the_same_elsewhere_taken(tiny, bank, tm
         ({"verbose": "x"}, "'verbose' parameter .* Got 'x'"),
     ],
 )
-def test_wrong_parameters_are_named(bank, params, message):
+def test_invalid_parameters_are_named(bank, params, message):
     with pytest.raises(ValueError, match=message):
         bank.set_params(**params).transform(TEXTS)
 
 
+def test_backbone_may_be_a_path(tiny, prefixes, tmp_path):
+    bank = PrefixBank(prefixes, backbone=Path(tiny()), **CPU)
+    expected = PrefixBank(prefixes, **CPU).transform(TEXTS)
+    bank.save(tmp_path / "bank")
+    loaded = PrefixBank.load(tmp_path / "bank", **CPU)
+    assert loaded.backbone == tiny()
+    moved = PrefixBank.load(tmp_path / "bank", backbone=Path(tiny()), **CPU)
+    pickled = pickle.loads(pickle.dumps(bank))
+    assert bank.backbone == moved.backbone == pickled.backbone == Path(tiny())
+    for same in (bank, loaded, moved, pickled, clone(bank)):
+        np.testing.assert_array_equal(same.transform(TEXTS), expected)
+        assert same.combination().backbone == tiny()
+    empty = PrefixBank({}, backbone=Path(tiny()), **CPU)
+    empty.save(tmp_path / "empty")
+    loaded = PrefixBank.load(tmp_path / "empty", **CPU)
+    np.testing.assert_array_equal(loaded.transform(TEXTS), empty.transform(TEXTS))
+
+
 @pytest.mark.parametrize("X", [["a", None], "a", [b"a"]])
-def test_bad_texts_are_refused_in_fit_and_transform(bank, X):
+def test_invalid_texts_are_refused_in_fit_and_transform(bank, X):
     for method in (bank.fit, bank.transform):
         with pytest.raises(ValueError, match="X"):
             method(X)
 
 
-def test_no_rows_and_texts_cut_short(bank):
+def test_no_rows_and_truncated_texts(bank):
     assert bank.transform([]).shape == (0, 32)
     with pytest.warns(UserWarning, match="1 of 3 texts are longer than max_length=64"):
         bank.transform(["x" * 99, "y", "y"])
@@ -220,7 +243,7 @@ def test_no_rows_and_texts_cut_short(bank):
         bank.set_params(on_truncate="raise").transform(["x" * 99])
 
 
-def test_the_longest_limit_of_the_prefixes_holds(tiny, random_prefix):
+def test_largest_max_length_of_the_prefixes_is_used(tiny, random_prefix):
     prefixes = {"a": random_prefix(tiny(), max_length=16), "b": random_prefix(tiny(), seed=1)}
     bank = PrefixBank(prefixes, on_truncate="raise", **CPU)
     bank.transform(["x" * 60])
@@ -230,7 +253,7 @@ def test_the_longest_limit_of_the_prefixes_holds(tiny, random_prefix):
         bank.set_params(max_length=16).transform(["x" * 60])
 
 
-def test_fit_and_clone_train_and_load_nothing(bank, prefixes, fresh_backbones):
+def test_fit_and_clone_load_no_backbone(bank, prefixes, fresh_backbones):
     assert bank.fit(TEXTS) is bank
     copy = clone(bank)
     assert copy["a"] is prefixes["a"]
@@ -238,13 +261,13 @@ def test_fit_and_clone_train_and_load_nothing(bank, prefixes, fresh_backbones):
     np.testing.assert_array_equal(copy.transform(TEXTS), bank.fit_transform(TEXTS))
 
 
-def test_clone_keeps_fitted_encoders(tiny, random_prefix):
+def test_clone_keeps_prefixes_of_fitted_encoders(tiny, random_prefix):
     encoder = PrefixEncoder.from_prefix(random_prefix(tiny()), **CPU)
     copy = clone(PrefixBank({"one": encoder}, **CPU))
     np.testing.assert_array_equal(copy.transform(TEXTS), encoder.transform(TEXTS))
 
 
-def test_a_dump_is_the_size_of_its_prefixes(bank, tmp_path):
+def test_pickle_is_as_small_as_its_prefixes(bank, tmp_path):
     bank.transform(TEXTS)
     joblib.dump(bank, tmp_path / "bank.joblib")
     arrays = sum(p.keys_values.nbytes + p.head.weight.nbytes for p in bank.values())
@@ -253,7 +276,7 @@ def test_a_dump_is_the_size_of_its_prefixes(bank, tmp_path):
     np.testing.assert_array_equal(loaded.transform(TEXTS), bank.transform(TEXTS))
 
 
-def test_containers_of_pandas_and_feature_names(bank):
+def test_data_frames_keep_the_index_and_have_feature_names(bank):
     frame = pd.DataFrame({"text": TEXTS}, index=range(10, 10 + len(TEXTS)))
     vectors = bank.set_output(transform="pandas").transform(frame["text"])
     assert list(vectors.index) == list(frame.index)
@@ -262,7 +285,7 @@ def test_containers_of_pandas_and_feature_names(bank):
     assert set(vectors.dtypes) == {np.dtype("float32")}
 
 
-def test_iterators_and_files_take_what_lists_take(bank, tmp_path):
+def test_iterators_and_out_return_the_vectors_of_a_list(bank, tmp_path):
     expected = bank.transform(TEXTS)
     np.testing.assert_allclose(bank.transform(text for text in TEXTS), expected, atol=1e-6)
     assert bank.transform(iter([])).shape == (0, 32)
@@ -280,7 +303,7 @@ def test_iterators_and_files_take_what_lists_take(bank, tmp_path):
     ("output_dtype", "dtype", "width"),
     [("float32", "f4", 32), ("float16", "f2", 32), ("int8", "i1", 32), ("binary", "u1", 4)],
 )
-def test_smaller_vectors_train_a_head(bank, output_dtype, dtype, width):
+def test_head_learns_from_each_output_dtype(bank, output_dtype, dtype, width):
     bank.set_params(output_dtype=output_dtype)
     texts = [f"{word} {k}" for k in range(20) for word in ("joy", "bore")]
     vectors = bank.transform(texts)
@@ -300,12 +323,12 @@ def test_float16_is_close_to_float32(bank):
     assert 0 < np.abs(rough - exact).max() < 0.02 * np.abs(exact).max()
 
 
-def test_fit_refuses_what_can_be_read_once(bank):
+def test_fit_refuses_iterators(bank):
     with pytest.raises(ValueError, match="X must be a sequence, got a generator: an iterator"):
         bank.fit_transform(text for text in TEXTS)
 
 
-def test_a_notebook_shows_what_a_bank_holds(tiny, random_prefix):
+def test_html_shows_the_prefixes(tiny, random_prefix):
     odd = "<script>alert(1)</script>"
     prefixes = {
         "a": random_prefix(tiny(), training={"n_texts": 1234, "valid_accuracy": 0.75}),
@@ -323,7 +346,7 @@ def test_a_notebook_shows_what_a_bank_holds(tiny, random_prefix):
     ):
         assert part in shown
     assert odd not in shown and "&lt;script&gt;" in shown
-    assert "PrefixBank" in shown  # scikit-learn's own
+    assert "PrefixBank" in shown  # in the table of scikit-learn
     wrong = PrefixBank(prefixes, active=["b"])
     assert "active has &#x27;b&#x27;" in wrong._repr_html_()
     assert "prefixes active" in PrefixBank({}, backbone=tiny())._repr_html_()

@@ -1,4 +1,4 @@
-"""A bank's reading comes from its active prefixes, and a bank notices when its vectors change."""
+"""Banks take their reading from active prefixes, hold values, and warn after a change."""
 
 import copy
 import dataclasses
@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from conftest import PAIRS, TEXTS
+from helpers import make_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -15,12 +16,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from prefixembed import PrefixBank, PrefixEncoder
+from prefixembed import PrefixBank
 from prefixembed.reading import PAIRS as KINDS
 from prefixembed.reading import POOLINGS, Reading
 
 CPU = {"dtype": "float32", "device": "cpu", "on_truncate": "ignore"}
-# One other value of each field that two prefixes may differ in.
+# Values of each field that an inactive prefix may have.
 OTHER = {
     "pooling": st.sampled_from(POOLINGS),
     "max_length": st.sampled_from([8, 40, 80]),
@@ -31,19 +32,18 @@ OTHER = {
 }
 
 
-def test_every_field_of_a_reading_is_tried():
+def test_examples_vary_each_field_of_a_reading():
     assert set(OTHER) | {"windows"} == {field.name for field in dataclasses.fields(Reading)}
 
 
 @given(reading=st.fixed_dictionaries({}, optional=OTHER), data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_inactive_prefixes_change_no_bit(tiny, random_prefix_of_module, reading, data):
-    make = random_prefix_of_module
+def test_inactive_prefixes_do_not_affect_vectors(tiny, random_prefix, reading, data):
     if reading.get("first_position") and reading.get("max_length") == 80:
         reading["max_length"] = 40
     own = data.draw(st.sampled_from([{}, {"pairs": "apart"}, {"prompt": "x "}, {"max_length": 16}]))
-    active = {"a": make(tiny(), seed=1, **own), "b": make(tiny(), seed=2, **own)}
-    other = make(tiny(), seed=3, **reading)
+    active = {name: random_prefix(tiny(), seed=seed, **own) for name, seed in (("a", 1), ("b", 2))}
+    other = random_prefix(tiny(), seed=3, **reading)
     selection = data.draw(st.sampled_from([["a", "b"], ["b"], []]))
     for X in (TEXTS, PAIRS):
         expected = PrefixBank(active, active=selection, **CPU).transform(X)
@@ -53,14 +53,7 @@ def test_inactive_prefixes_change_no_bit(tiny, random_prefix_of_module, reading,
         np.testing.assert_array_equal(bank.add("odd", other, active=False).transform(X), expected)
 
 
-@pytest.fixture(scope="module")
-def random_prefix_of_module():
-    from conftest import random_prefix
-
-    return random_prefix.__wrapped__()
-
-
-def test_joint_and_apart_prefixes_share_a_bank(tiny, random_prefix):
+def test_joint_and_apart_prefixes_can_share_a_bank(tiny, random_prefix):
     joint, apart, single = (
         random_prefix(tiny(), seed=k, pairs=pairs)
         for k, pairs in enumerate(["joint", "apart", None])
@@ -76,29 +69,28 @@ def test_joint_and_apart_prefixes_share_a_bank(tiny, random_prefix):
 
 
 @pytest.mark.parametrize(("field", "value"), [("prompt", "x "), ("pooling", "cls")])
-def test_active_prefixes_that_read_differently_are_refused(tiny, random_prefix, field, value):
+def test_active_prefixes_with_different_readings_are_refused(tiny, random_prefix, field, value):
     prefixes = {"a": random_prefix(tiny()), "odd": random_prefix(tiny(), seed=1, **{field: value})}
     bank = PrefixBank(prefixes, **CPU)
     with pytest.raises(ValueError, match=f"'a' and 'odd' cannot be .*, their {field} differs"):
         bank.transform(TEXTS)
     assert bank.set_params(active=["odd"]).transform(TEXTS).shape == (len(TEXTS), 32)
-    # What the bank decides, prefixes need not agree on.
+    # Prefixes need not agree on a field that a parameter of the bank decides.
     assert bank.set_params(active=None, **{field: value}).transform(TEXTS).shape[1] == 32
 
 
-def fitted(folder, seed, prefix):
-    encoder = PrefixEncoder(folder, max_epochs=1, random_state=seed, early_stopping=False, **CPU)
-    encoder.max_length = 64
-    texts = [f"{prefix} {word} {k}" for k in range(6) for word in ("joy", "bore")]
-    return encoder, (texts, [0, 1] * 6)
+def encoder_and_data(folder):
+    """Return an unfitted encoder, and texts and labels for it."""
+    texts = [f"a {word} {k}" for k in range(6) for word in ("joy", "bore")]
+    return make_encoder(folder, max_epochs=1, early_stopping=False), (texts, [0, 1] * 6)
 
 
 at_chance = pytest.mark.filterwarnings("ignore:the training loss is stuck")
 
 
 @at_chance
-def test_a_bank_holds_values(tiny):
-    encoder, data = fitted(tiny(), 0, "a")
+def test_bank_holds_prefixes_and_not_encoders(tiny):
+    encoder, data = encoder_and_data(tiny())
     bank = PrefixBank({"a": encoder.fit(*data)}, **CPU)
     pipe = make_pipeline(clone(bank), LogisticRegression()).fit(*data)
     before, vectors = bank["a"], bank.transform(TEXTS)
@@ -114,20 +106,20 @@ def test_a_bank_holds_values(tiny):
     pipe = make_pipeline(bank, LogisticRegression())
     search = GridSearchCV(pipe, grid, cv=2, error_score="raise").fit(*data)
     assert search.best_estimator_[0]["a"] in (before, encoder.prefix_)
-    # scikit-learn clones what stands in a grid, and a cloned encoder has lost its fit.
+    # scikit-learn clones the values of a grid, and a cloned encoder is not fitted.
     grid = {"prefixbank__prefixes": [{"a": encoder}]}
     with pytest.raises(ValueError, match=r"not fitted when .* pass its prefix_"):
         GridSearchCV(pipe, grid, cv=2, error_score="raise").fit(*data)
 
 
 @at_chance
-def test_one_encoder_under_several_names(tiny):
-    encoder, (texts, labels) = fitted(tiny(), 0, "a")
+def test_one_encoder_under_several_names_gives_one_prefix_per_fit(tiny):
+    encoder, (texts, labels) = encoder_and_data(tiny())
     flipped = [1 - label for label in labels]
     bank = PrefixBank({"a": encoder.fit(texts, labels), "b": encoder.fit(texts, flipped)}, **CPU)
     first = clone(encoder).fit(texts, labels).prefix_
     assert (bank["a"], bank["b"]) == (first, encoder.prefix_) and first != encoder.prefix_
-    # Any other number of fits does not say which one is meant.
+    # With another number of fits, it is unclear which prefix belongs to which name.
     encoder.fit(texts, labels)
     with pytest.raises(ValueError, match=r"prefixes \['a', 'b'\] are one PrefixEncoder"):
         PrefixBank({"a": encoder, "b": encoder}, **CPU).transform(TEXTS)
@@ -151,7 +143,7 @@ def bank(tiny, random_prefix):
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_after_fit_is_noticed_once(bank, tiny, random_prefix, change):
+def test_change_after_fit_is_warned_about_once(bank, tiny, random_prefix, change):
     pipe = make_pipeline(bank, LogisticRegression()).fit(["joy", "bore"] * 4, [0, 1] * 4)
     CHANGES[change](bank, random_prefix(tiny(), seed=9))
     with pytest.warns(UserWarning, match="must be fitted again") as caught:
@@ -165,7 +157,7 @@ def test_a_change_after_fit_is_noticed_once(bank, tiny, random_prefix, change):
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("copied", [clone, copy.copy, copy.deepcopy, lambda bank: bank])
-def test_copies_and_banks_without_fit_do_not_warn(bank, tiny, random_prefix, change, copied):
+def test_copies_and_unfitted_banks_do_not_warn(bank, tiny, random_prefix, change, copied):
     if copied in (clone, copy.copy, copy.deepcopy):
         bank.fit(TEXTS)
     changed = copied(bank)
@@ -177,7 +169,7 @@ def test_copies_and_banks_without_fit_do_not_warn(bank, tiny, random_prefix, cha
         bank.transform(TEXTS)
 
 
-def test_what_does_not_change_vectors_is_no_change(bank, tiny, random_prefix):
+def test_parameters_that_do_not_change_vectors_do_not_warn(bank, tiny, random_prefix):
     bank.set_params(active=["a", "b"]).fit(TEXTS)
     loaded = pickle.loads(pickle.dumps(bank))
     with warnings.catch_warnings():
@@ -186,6 +178,6 @@ def test_what_does_not_change_vectors_is_no_change(bank, tiny, random_prefix):
         bank.set_params(active=["b", "a"])
         bank.set_params(batch_tokens=64, dtype="bfloat16", cache=None, backbone=tiny())
         bank.transform(TEXTS)
-    # A pickle remembers what its head was fitted on.
+    # An unpickled bank still knows which vectors its head was fitted on.
     with pytest.warns(UserWarning, match="must be fitted again"):
         loaded.set_params(active=["a"]).transform(TEXTS)

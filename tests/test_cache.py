@@ -1,4 +1,4 @@
-"""Keys of vectors, names of caches, and the estimators that use them."""
+"""Keys of vectors, names of caches, and estimators that use caches."""
 
 import dataclasses
 import json
@@ -42,7 +42,7 @@ def test_different_texts_have_different_keys(texts):
     assert keys == dataclasses.replace(BASE).keys(texts)
 
 
-def test_pairs_that_are_split_elsewhere_have_different_keys():
+def test_pairs_split_at_different_places_have_different_keys():
     texts = ["ab", ("ab", ""), ("a", "b"), ("", "ab"), "pair2:ab", ("a", "b:"), ("a:", "b")]
     assert len(set(BASE.keys(texts))) == len(texts)
 
@@ -66,15 +66,15 @@ def test_pairs_that_are_split_elsewhere_have_different_keys():
         {"dtype": "bfloat16"},
     ],
 )
-def test_everything_that_decides_a_vector_changes_its_key(change):
+def test_each_field_of_a_representation_changes_keys(change):
     changed = dataclasses.replace(BASE, **change)
     assert changed.keys(["x"]) != BASE.keys(["x"])
     assert changed.digest != BASE.digest
 
 
-def test_the_order_of_prefixes_does_not_change_keys():
-    turned = dataclasses.replace(BASE, prefixes=BASE.prefixes[::-1])
-    assert turned.keys(["x"]) == BASE.keys(["x"]) and turned.digest == BASE.digest
+def test_order_of_prefixes_does_not_change_keys():
+    reordered = dataclasses.replace(BASE, prefixes=BASE.prefixes[::-1])
+    assert reordered.keys(["x"]) == BASE.keys(["x"]) and reordered.digest == BASE.digest
 
 
 def test_combine_does_not_change_keys_of_a_single_prefix():
@@ -82,7 +82,7 @@ def test_combine_does_not_change_keys_of_a_single_prefix():
     assert dataclasses.replace(one, combine="mean").keys(["x"]) == one.keys(["x"])
 
 
-def test_a_text_has_one_key_however_pairs_are_read():
+def test_pairs_parameter_does_not_change_keys_of_single_texts():
     apart = dataclasses.replace(BASE, reading=Reading("mean", 64, pairs="apart"))
     assert apart.keys(["x"]) == BASE.keys(["x"])
     assert pickle.loads(pickle.dumps(apart)).keys(["x"]) == BASE.keys(["x"])
@@ -91,12 +91,12 @@ def test_a_text_has_one_key_however_pairs_are_read():
 # Names
 
 
-def test_a_folder_is_refused(tmp_path, tiny):
+def test_path_of_a_folder_is_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match="cache must be the path of a file, got the folder"):
         PrefixBank({}, backbone=tiny(), cache=tmp_path, **CPU).transform(["a"])
 
 
-def test_one_name_opens_one_cache(tmp_path):
+def test_equal_names_open_the_same_cache(tmp_path):
     assert open_cache("memory") is open_cache()
     assert open_cache("memory").path is None
     by_str, by_path = open_cache(str(tmp_path / "c.db")), open_cache(tmp_path / "c.db")
@@ -106,7 +106,7 @@ def test_one_name_opens_one_cache(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["none", "None", "NONE"])
-def test_the_string_none_is_refused(tmp_path, tiny, monkeypatch, name):
+def test_string_none_is_refused(tmp_path, tiny, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     bank = PrefixBank({}, backbone=tiny(), cache=name, **CPU)
     for opening in (lambda: open_cache(name), lambda: bank.transform(["a"])):
@@ -125,7 +125,7 @@ def bank(tiny, random_prefix):
 
 
 @pytest.mark.parametrize("X", [TEXTS, PAIRS], ids=["texts", "pairs"])
-def test_a_text_is_encoded_once(bank, encoded, X):
+def test_each_text_is_encoded_once(bank, encoded, X):
     vectors = bank.fit_transform(X)
     n = len(encoded)
     assert n == len(X)
@@ -134,11 +134,11 @@ def test_a_text_is_encoded_once(bank, encoded, X):
     more = bank.transform([*X, *X, X[0]])
     np.testing.assert_array_equal(more[: len(X)], vectors)
     assert len(encoded) == n
-    # Neither the order nor the names of prefixes matter.
-    turned = PrefixBank(
+    # Order and names of prefixes do not matter.
+    reordered = PrefixBank(
         {n * 2: p for n, p in reversed(bank.items())}, **(CPU | {"cache": bank.cache})
     )
-    np.testing.assert_array_equal(turned.transform(X), vectors)
+    np.testing.assert_array_equal(reordered.transform(X), vectors)
     assert len(encoded) == n
     assert np.abs(bank.set_params(cache=None).transform(X) - vectors).max() < 1e-5
     assert len(encoded) == 2 * n
@@ -158,7 +158,7 @@ def test_a_text_is_encoded_once(bank, encoded, X):
         {"dtype": "bfloat16"},
     ],
 )
-def test_a_changed_parameter_misses_the_cache(bank, encoded, change):
+def test_changed_parameter_misses_the_cache(bank, encoded, change):
     bank.transform(["one text"])
     changed = clone(bank).set_params(**change)
     vector = changed.transform(["one text"])
@@ -168,7 +168,7 @@ def test_a_changed_parameter_misses_the_cache(bank, encoded, change):
     assert len(encoded) == 3
 
 
-def test_another_prefix_of_the_same_name_misses_the_cache(bank, encoded, tiny, random_prefix):
+def test_replaced_prefix_misses_the_cache(bank, encoded, tiny, random_prefix):
     before = bank.transform(["one text"])
     bank.add("a", random_prefix(tiny(), seed=99))
     assert np.abs(bank.transform(["one text"]) - before).max() > 1e-3
@@ -182,7 +182,7 @@ def test_another_backbone_misses_the_cache(tiny, encoded):
     assert len(encoded) == 2
 
 
-def test_an_encoder_and_its_bank_share_vectors(tiny, random_prefix, encoded):
+def test_encoder_and_its_bank_share_vectors(tiny, random_prefix, encoded):
     cache = VectorCache()
     encoder = PrefixEncoder.from_prefix(random_prefix(tiny()), cache=cache, **CPU)
     vectors = encoder.transform(TEXTS)
@@ -194,14 +194,14 @@ def test_an_encoder_and_its_bank_share_vectors(tiny, random_prefix, encoded):
     assert small.dtype == np.int8 and len(encoded) == len(TEXTS)
 
 
-def test_the_backbone_is_not_loaded_for_cached_vectors(bank):
+def test_cached_vectors_need_no_backbone(bank):
     expected = bank.transform(TEXTS)
     release_backbones()
     np.testing.assert_array_equal(clone(bank).transform(TEXTS), expected)
     assert release_backbones() == 0
 
 
-def test_estimators_share_a_cache_in_memory_by_default(bank, tiny, monkeypatch, encoded):
+def test_default_cache_is_shared_by_all_estimators(bank, tiny, monkeypatch, encoded):
     monkeypatch.setattr("prefixembed.cache._opened", {})
     one = PrefixBank(bank.prefixes, **CPU)
     one.transform(TEXTS)
@@ -211,7 +211,7 @@ def test_estimators_share_a_cache_in_memory_by_default(bank, tiny, monkeypatch, 
 
 
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_a_grid_search_encodes_each_text_once_per_subset(bank, encoded, kind, tmp_path):
+def test_grid_search_encodes_each_text_once_per_subset(bank, encoded, kind, tmp_path):
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=40)
     texts = [f"{['bore', 'joy'][label]} number {k}" for k, label in enumerate(labels)]
@@ -228,7 +228,7 @@ def test_a_grid_search_encodes_each_text_once_per_subset(bank, encoded, kind, tm
     assert len(encoded) == 8 * 40
     search.predict([*texts, "a new one"])
     assert len(encoded) == 8 * 40 + 1
-    # The scores equal those without a cache.
+    # Scores do not depend on the cache.
     few = {"enc__active": subsets[:3], "clf__C": [0.1]}
     with_cache = clone(search).set_params(param_grid=few).fit(texts, labels)
     without = clone(with_cache).set_params(estimator__enc__cache=None).fit(texts, labels)
@@ -239,10 +239,10 @@ def test_a_grid_search_encodes_each_text_once_per_subset(bank, encoded, kind, tm
 
 OTHER_PROCESS = """
 import json, sys, joblib
-from prefixembed._embed import encoding as _encoding
+from prefixembed._embed import encoding
 n = []
-real = _encoding._embed_batch
-_encoding._embed_batch = lambda *a: n.extend(a[2]) or real(*a)
+real = encoding._embed_batch
+encoding._embed_batch = lambda *a: n.extend(a[2]) or real(*a)
 pipe, texts = joblib.load(sys.argv[1])
 vectors = pipe.transform(texts)
 from prefixembed import release_backbones
@@ -250,7 +250,7 @@ print(json.dumps([len(n), release_backbones(), float(vectors.sum())]))
 """
 
 
-def test_another_process_finds_vectors_on_disk(bank, tmp_path):
+def test_another_process_uses_the_vectors_on_disk(bank, tmp_path):
     bank.set_params(cache=str(tmp_path / "c.db"))
     vectors = bank.transform(TEXTS)
     joblib.dump((bank, TEXTS), tmp_path / "bank.joblib")

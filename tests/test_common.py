@@ -32,9 +32,15 @@ class NumericEncoder(Numeric, PrefixEncoder):
             X, y = validate_data(self, X, y)
         return super().fit(as_texts(X), y, sample_weight)
 
-    def _vectors(self, X, *args, **kwargs):
+    def _embed(self, X, out):
+        return super()._embed(self._as_texts(X), out)
+
+    def _logits(self, X):
+        return super()._logits(self._as_texts(X))
+
+    def _as_texts(self, X):
         check_is_fitted(self)
-        return super()._vectors(as_texts(validate_data(self, X, reset=False)), *args, **kwargs)
+        return as_texts(validate_data(self, X, reset=False))
 
 
 class NumericBank(Numeric, PrefixBank):

@@ -1,56 +1,34 @@
+"""PrefixEncoder: learning, predictions, parameters, copies and saved prefixes."""
+
+import copy
 import pickle
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES
+from helpers import make_encoder, make_multitask, reviews
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.utils._param_validation import InvalidParameterError
 
-from prefixembed import (
-    Prefix,
-    PrefixBank,
-    PrefixEncoder,
-    load_backbone,
-    release_backbones,
-)
-from prefixembed._fit import prefix_learner as _source_task
+from prefixembed import Prefix, PrefixBank, PrefixEncoder, load_backbone, release_backbones
+from prefixembed._fit import prefix_learner
 
-# A few steps on a few texts leave the loss at chance, as the encoder rightly says.
+# After a few steps on a few texts the loss is still at chance, and the encoder warns about it.
 at_chance = pytest.mark.filterwarnings("ignore:the training loss is stuck")
-
-WORDS = {"good": ["joy", "gem", "fine", "love"], "bad": ["bore", "dull", "mess", "hate"]}
-
-
-def reviews(n=48, seed=0):
-    rng = np.random.default_rng(seed)
-    labels = np.where(rng.random(n) < 0.5, "good", "bad")
-    texts = [f"{rng.choice(WORDS[label])} {rng.integers(99)} a film" for label in labels]
-    return texts, labels
-
-
-def make(folder, **params):
-    settings = {
-        "max_epochs": 3,
-        "batch_size": 8,
-        "learning_rate": 0.03,
-        "max_length": 64,
-        "random_state": 0,
-        "dtype": "float32",
-        "device": "cpu",
-    }
-    return PrefixEncoder(folder, **(settings | params))
 
 
 @pytest.fixture(scope="module")
 def fitted(tiny):
-    return make(tiny(), max_epochs=12).fit(*reviews())
+    return make_encoder(tiny(), max_epochs=12).fit(*reviews())
 
 
-def test_learns_and_predicts(fitted):
+def test_encoder_learns_and_predicts(fitted):
     texts, labels = reviews(seed=1)
     assert fitted.score(texts, labels) > 0.85
     proba = fitted.predict_proba(texts)
@@ -60,12 +38,12 @@ def test_learns_and_predicts(fitted):
     decision = fitted.decision_function(texts)
     np.testing.assert_array_equal(predicted == "good", decision > 0)
     np.testing.assert_allclose(proba[:, 1], 1 / (1 + np.exp(-decision)))
-    # The head reads the vectors that transform gives.
+    # The head reads the vectors that transform returns.
     logits = fitted.prefix_.head.decision_function(fitted.transform(texts))
     np.testing.assert_allclose(logits[:, 1] - logits[:, 0], decision)
 
 
-def test_learns_on_the_real_backbone(minilm):
+def test_encoder_learns_on_a_real_backbone(minilm):
     texts, labels = reviews(64)
     encoder = PrefixEncoder(minilm, max_epochs=3, batch_size=8, random_state=0).fit(texts, labels)
     assert encoder.score(*reviews(64, seed=1)) > 0.9
@@ -95,34 +73,31 @@ def test_bfloat16_is_close_to_float32(minilm):
         {"dtype": "bfloat16"},
     ],
 )
-def test_random_state_repeats_exactly(tiny, params):
-    one, same, other = (
-        make(tiny(), **(params | {"random_state": seed})).fit(*reviews()) for seed in (0, 0, 1)
-    )
+def test_equal_random_states_learn_equal_prefixes(tiny, params):
+    encoders = [make_encoder(tiny(), **(params | {"random_state": seed})) for seed in (0, 0, 1)]
+    one, same, other = (encoder.fit(*reviews()) for encoder in encoders)
     assert one.prefix_ == same.prefix_
     figures = [{k: v for k, v in e.history_.items() if k != "seconds"} for e in (one, same)]
     assert figures[0] == figures[1]
     assert one.prefix_ != other.prefix_
 
 
-def test_what_is_learned_does_not_depend_on_other_fits(tiny):
+def test_concurrent_fits_do_not_affect_each_other(tiny):
     texts, labels = reviews()
-    alone = make(tiny()).fit(texts, labels).prefix_
+    alone = make_encoder(tiny()).fit(texts, labels).prefix_
+    encoders = [make_encoder(tiny(), random_state=seed) for seed in (0, 1, 2, 0)]
     with ThreadPoolExecutor(4) as threads:
-        fits = [
-            threads.submit(make(tiny(), random_state=seed).fit, texts, labels)
-            for seed in (0, 1, 2, 0)
-        ]
+        fits = [threads.submit(encoder.fit, texts, labels) for encoder in encoders]
     prefixes = [fit.result().prefix_ for fit in fits]
     np.testing.assert_allclose(prefixes[0].keys_values, alone.keys_values, atol=1e-5)
     np.testing.assert_allclose(prefixes[3].keys_values, alone.keys_values, atol=1e-5)
     assert prefixes[1] != prefixes[2]
 
 
-def test_fit_leaves_the_backbone_as_it_was(tiny, fitted):
+def test_fit_does_not_change_the_backbone(tiny, fitted):
     backbone = load_backbone(tiny(), dtype="float32", device="cpu")
     before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
-    bare = make(tiny()).fit(*reviews()).transform(["a text"])
+    bare = make_encoder(tiny()).fit(*reviews()).transform(["a text"])
     assert all(torch.equal(v, before[k]) for k, v in backbone.model.state_dict().items())
     assert not backbone.model.training
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
@@ -133,21 +108,21 @@ def test_fit_leaves_the_backbone_as_it_was(tiny, fitted):
                                     [0.0, 1.0] * 3, np.array(["a", "b"] * 3, dtype=object),
                                     pd.Series(["a", "b"] * 3, dtype="category")])  # fmt: skip
 @at_chance
-def test_labels_of_any_type_come_back(tiny, labels):
+def test_labels_of_any_type_are_predicted(tiny, labels):
     texts = [f"text {k}" for k in range(6)]
-    encoder = make(tiny(), early_stopping=False, max_epochs=1).fit(texts, labels)
+    encoder = make_encoder(tiny(), early_stopping=False, max_epochs=1).fit(texts, labels)
     predicted = encoder.predict(texts)
     assert set(predicted) <= set(labels)
     assert encoder.predict_proba(texts).shape == (6, len(set(labels)))
     assert encoder.decision_function(texts).ndim == (1 if len(set(labels)) == 2 else 2)
 
 
-def test_pairs_are_learned(tiny):
+def test_encoder_learns_from_pairs(tiny):
     rng = np.random.default_rng(0)
     first = rng.choice(["joy", "bore"], 60)
     second = rng.choice(["joy", "bore"], 60)
     X = pd.DataFrame({"a": first, "b": second}, index=rng.permutation(60))
-    encoder = make(tiny("bert"), max_epochs=30, learning_rate=0.05).fit(X, first == second)
+    encoder = make_encoder(tiny("bert"), max_epochs=30, learning_rate=0.05).fit(X, first == second)
     assert encoder.score(X, first == second) > 0.9
     np.testing.assert_array_equal(
         encoder.predict(X), encoder.predict(list(zip(first, second, strict=True)))
@@ -158,52 +133,52 @@ def test_pairs_are_learned(tiny):
 def test_early_stopping_keeps_the_best_epoch(tiny):
     rng = np.random.default_rng(0)
     texts = [f"text {k}" for k in range(60)]
-    labels = rng.integers(2, size=60)  # noise: validation gets worse while training goes on
-    encoder = make(tiny(), max_epochs=40, learning_rate=0.05, n_iter_no_change=3)
+    labels = rng.integers(2, size=60)  # random: the validation loss rises
+    encoder = make_encoder(tiny(), max_epochs=40, learning_rate=0.05, n_iter_no_change=3)
     history = encoder.fit(texts, labels).history_
     best = int(np.argmin(history["valid_loss"]))
     assert len(history["epoch"]) == best + 1 + 3 < 40
     assert encoder.prefix_.training["valid_loss"] == history["valid_loss"][best]
     assert encoder.prefix_.training["n_validation_texts"] == 6
-    full = make(tiny(), early_stopping=False, max_epochs=2).fit(texts, labels)
+    full = make_encoder(tiny(), early_stopping=False, max_epochs=2).fit(texts, labels)
     assert "valid_loss" not in full.history_
     assert full.prefix_.training["n_texts"] == 60
 
 
-def test_too_few_texts_to_validate_on(tiny):
+def test_too_few_texts_switch_early_stopping_off(tiny):
     with pytest.warns(UserWarning, match="4 texts are too few to set validation_fraction=0.1"):
-        encoder = make(tiny()).fit(["a", "b", "c", "d"], [0, 1, 0, 1])
+        encoder = make_encoder(tiny()).fit(["a", "b", "c", "d"], [0, 1, 0, 1])
     assert "valid_loss" not in encoder.history_
-    # A class of one text stays in training.
+    # The only text of a class is used for training.
     texts, labels = reviews()
-    encoder = make(tiny()).fit([*texts, "odd one"], [*labels, "odd"])
+    encoder = make_encoder(tiny()).fit([*texts, "odd one"], [*labels, "odd"])
     assert list(encoder.classes_) == ["bad", "good", "odd"]
     assert "valid_loss" in encoder.history_
 
 
-def test_weights_count_as_texts_do(tiny):
+def test_sample_weights_decide_between_contradictory_labels(tiny):
     texts, labels = reviews(24)
     flip = np.where(labels == "good", "bad", "good")
     params = {"early_stopping": False, "max_epochs": 12}
-    # Contradictory labels: what weighs more wins, and weight zero is as if it were not there.
+    # Labels contradict each other: heavier ones win, and texts of weight zero are ignored.
     weights = np.r_[np.full(24, 5.0), np.full(24, 0.1)]
-    encoder = make(tiny(), **params).fit(texts + texts, np.r_[labels, flip], weights)
+    encoder = make_encoder(tiny(), **params).fit(texts + texts, np.r_[labels, flip], weights)
     assert encoder.score(texts, labels) > 0.9
-    encoder = make(tiny(), **params).fit(texts + texts, np.r_[labels, flip], weights[::-1])
+    encoder = make_encoder(tiny(), **params).fit(texts + texts, np.r_[labels, flip], weights[::-1])
     assert encoder.score(texts, flip) > 0.9
     first_half = np.repeat([1.0, 0.0], 24)
-    left_out = make(tiny(), **params).fit(texts + texts, np.r_[labels, flip], first_half)
-    assert left_out.prefix_ == make(tiny(), **params).fit(texts, labels).prefix_
-    scaled = make(tiny(), **params).fit(texts, labels, np.full(24, 7.0))
+    left_out = make_encoder(tiny(), **params).fit(texts + texts, np.r_[labels, flip], first_half)
+    assert left_out.prefix_ == make_encoder(tiny(), **params).fit(texts, labels).prefix_
+    scaled = make_encoder(tiny(), **params).fit(texts, labels, np.full(24, 7.0))
     np.testing.assert_allclose(scaled.prefix_.keys_values, left_out.prefix_.keys_values, atol=1e-5)
 
 
-def test_class_weight_moves_the_odds(tiny):
+def test_class_weights_shift_probabilities(tiny):
     texts = ["same text"] * 20
     labels = [0] * 15 + [1] * 5
     odds = {}
     for weight in (None, "balanced", {0: 1, 1: 30}):
-        encoder = make(tiny(), early_stopping=False, max_epochs=25, class_weight=weight)
+        encoder = make_encoder(tiny(), early_stopping=False, max_epochs=25, class_weight=weight)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # there is nothing to learn
             odds[str(weight)] = encoder.fit(texts, labels).predict_proba(texts[:1])[0, 1]
@@ -213,21 +188,21 @@ def test_class_weight_moves_the_odds(tiny):
     assert heavy > 0.8
 
 
-def test_a_loss_stuck_at_chance_is_reported(tiny):
+def test_loss_stuck_at_chance_is_reported(tiny):
     rng = np.random.default_rng(0)
     texts = [f"text {k}" for k in range(64)]
     with pytest.warns(ConvergenceWarning, match=r"stuck at .*learning_rate than 1e-06") as caught:
-        make(tiny(), learning_rate=1e-6).fit(texts, rng.integers(3, size=64))
-    assert caught[0].filename == __file__, "a warning points at the line of the user"
+        make_encoder(tiny(), learning_rate=1e-6).fit(texts, rng.integers(3, size=64))
+    assert caught[0].filename == __file__, "the warning must point to the caller"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make(tiny(), max_epochs=12).fit(*reviews())
+        make_encoder(tiny(), max_epochs=12).fit(*reviews())
 
 
-def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_fit(tiny, monkeypatch):
-    real = _source_task.encode_batch
-    monkeypatch.setattr(_source_task, "encode_batch", lambda *args: real(*args) * float("nan"))
-    encoder = make(tiny(), learning_rate=0.5)
+def test_nan_loss_raises_and_leaves_the_encoder_unfitted(tiny, monkeypatch):
+    real = prefix_learner.encode_batch
+    monkeypatch.setattr(prefix_learner, "encode_batch", lambda *args: real(*args) * float("nan"))
+    encoder = make_encoder(tiny(), learning_rate=0.5)
     with pytest.raises(FloatingPointError, match=r"nan in epoch 1 at learning_rate=0\.5"):
         encoder.fit(*reviews())
     with pytest.raises(NotFittedError):
@@ -235,16 +210,17 @@ def test_a_loss_that_is_not_finite_is_an_error_and_leaves_no_fit(tiny, monkeypat
 
 
 @at_chance
-def test_long_texts_are_counted(tiny):
+def test_truncated_training_texts_are_reported(tiny):
     texts, labels = reviews(20)
-    encoder = make(tiny(), max_length=12)
+    encoder = make_encoder(tiny(), max_length=12)
     with pytest.warns(UserWarning, match=r"of 20 texts are longer than max_length=12"):
         encoder.fit(texts, labels)
     assert encoder.prefix_.training["n_truncated"] > 0
     with pytest.raises(ValueError, match="refuses to cut"):
-        make(tiny(), max_length=12, on_truncate="raise").fit(texts, labels)
-    assert make(tiny(), max_length=np.int64(40)).fit(texts, labels).prefix_.reading.max_length == 40
-    assert make(tiny(), max_length=None).fit(texts, labels).prefix_.reading.max_length == 80
+        make_encoder(tiny(), max_length=12, on_truncate="raise").fit(texts, labels)
+    for max_length, expected in ((np.int64(40), 40), (None, 80)):
+        prefix = make_encoder(tiny(), max_length=max_length).fit(texts, labels).prefix_
+        assert prefix.reading.max_length == expected
 
 
 @pytest.mark.parametrize(
@@ -259,9 +235,9 @@ def test_long_texts_are_counted(tiny):
         (["a", "b"], [0.5, 1.5], "continuous"),
     ],
 )
-def test_bad_input_is_refused(tiny, X, y, message):
+def test_invalid_data_is_refused(tiny, X, y, message):
     with pytest.raises(ValueError, match=message):
-        make(tiny()).fit(X, y)
+        make_encoder(tiny()).fit(X, y)
 
 
 @pytest.mark.parametrize(
@@ -276,12 +252,56 @@ def test_bad_input_is_refused(tiny, X, y, message):
         ("random_state", "x"), ("device", 0), ("dtype", "int8"), ("verbose", "loud"),
     ],
 )  # fmt: skip
-def test_wrong_parameters_are_named(tiny, name, value):
+def test_invalid_parameters_are_named(tiny, name, value):
     with pytest.raises(ValueError, match=rf"'{name}' parameter of PrefixEncoder .* Got {value!r}"):
-        make(tiny()).set_params(**{name: value}).fit(*reviews(8))
+        make_encoder(tiny()).set_params(**{name: value}).fit(*reviews(8))
 
 
-def test_the_constructor_takes_every_parameter_as_it_is(tiny):
+@pytest.fixture(scope="module")
+def transformers(tiny, fitted):
+    """Return a fitted transformer of each class."""
+    multitask = make_multitask(tiny(), max_epochs=1).fit({"a": reviews(16)})
+    bank = PrefixBank({"a": fitted}, dtype="float32", device="cpu")
+    return {"PrefixEncoder": fitted, "PrefixBank": bank, "MultiTaskEncoder": multitask}
+
+
+# A misspelled value of some parameters, and the options that the error must list.
+MISSPELLED = [
+    ("output", "word", ["texts", "words"]),
+    ("on_truncate", "rasie", ["warn", "raise", "ignore", "window"]),
+    ("output_dtype", "int4", ["float32", "float16", "int8", "binary"]),
+]
+
+
+@pytest.mark.parametrize("kind", ["PrefixEncoder", "PrefixBank", "MultiTaskEncoder"])
+def test_transform_checks_all_parameters(transformers, kind):
+    for name, value, options in MISSPELLED:
+        transformer = copy.copy(transformers[kind]).set_params(**{name: value})
+        message = f"The '{name}' parameter of {kind} must be .* Got '{value}' instead"
+        for X in (["a text"], [("a", "pair")], iter(["a text"]), []):
+            with pytest.raises(InvalidParameterError, match=message) as error:
+                transformer.transform(X)
+            assert all(repr(option) in str(error.value) for option in options)
+    for name in transformers[kind].get_params(deep=False):
+        transformer = copy.copy(transformers[kind]).set_params(**{name: b"wrong"})
+        with pytest.raises(InvalidParameterError, match=f"The '{name}' parameter of {kind} must"):
+            transformer.transform(["a text"])
+
+
+def test_from_prefix_checks_all_parameters(fitted):
+    for name, value, options in MISSPELLED:
+        message = f"The '{name}' parameter of PrefixEncoder must be .* Got '{value}' instead"
+        with pytest.raises(InvalidParameterError, match=message) as error:
+            PrefixEncoder.from_prefix(fitted.prefix_, **{name: value})
+        assert all(repr(option) in str(error.value) for option in options)
+    for name in fitted.get_params():
+        # The prefix records some parameters, which cannot be changed.
+        message = f"The '{name}' parameter of PrefixEncoder must|{name} is .* in the prefix, got"
+        with pytest.raises(ValueError, match=message):
+            PrefixEncoder.from_prefix(fitted.prefix_, **{name: b"wrong"})
+
+
+def test_constructor_stores_parameters_unchanged(tiny):
     encoder = PrefixEncoder()
     assert encoder.backbone == "roberta-large" and encoder.prefix_length == 5
     assert set(encoder.get_params()) == set(PrefixEncoder._parameter_constraints)
@@ -289,13 +309,13 @@ def test_the_constructor_takes_every_parameter_as_it_is(tiny):
     assert all(getattr(PrefixEncoder(**{name: odd}), name) is odd for name in encoder.get_params())
 
 
-def test_not_fitted_says_so(tiny):
+def test_unfitted_encoder_raises_not_fitted_error(tiny):
     for method in ("transform", "predict", "predict_proba", "decision_function"):
         with pytest.raises(NotFittedError):
-            getattr(make(tiny()), method)(["a"])
+            getattr(make_encoder(tiny()), method)(["a"])
 
 
-def test_pickles_are_light_and_load_nothing(tiny, fitted, fresh_backbones):
+def test_pickles_hold_no_backbone_and_load_none(tiny, fitted, fresh_backbones):
     content = pickle.dumps(fitted)
     arrays = fitted.prefix_.keys_values.nbytes + fitted.prefix_.head.weight.nbytes
     assert len(content) < 1.1 * arrays + 4000
@@ -306,13 +326,28 @@ def test_pickles_are_light_and_load_nothing(tiny, fitted, fresh_backbones):
     assert loaded.prefix_ == fitted.prefix_
 
 
-def test_clone_forgets_the_fit(fitted):
+@at_chance
+def test_backbone_may_be_a_path(tiny):
+    texts, labels = reviews(16)
+    encoder = make_encoder(Path(tiny()), max_epochs=1).fit(texts, labels)
+    assert encoder.prefix_ == make_encoder(tiny(), max_epochs=1).fit(texts, labels).prefix_
+    assert encoder.prefix_.backbone == tiny()
+    moved = PrefixEncoder.from_prefix(
+        encoder.prefix_, backbone=Path(tiny()), dtype="float32", device="cpu"
+    )
+    for other in (moved, pickle.loads(pickle.dumps(encoder)), clone(encoder).fit(texts, labels)):
+        assert other.backbone == Path(tiny())
+        np.testing.assert_array_equal(other.transform(texts), encoder.transform(texts))
+        np.testing.assert_array_equal(other.predict(texts), encoder.predict(texts))
+
+
+def test_clone_is_unfitted_and_keeps_parameters(fitted):
     assert not hasattr(clone(fitted), "prefix_")
     assert clone(fitted).get_params() == fitted.get_params()
 
 
 @at_chance
-def test_a_saved_prefix_makes_an_encoder_again(tiny, fitted, tmp_path):
+def test_saved_prefix_restores_its_encoder(tiny, fitted, tmp_path):
     fitted.prefix_.save(tmp_path / "p.safetensors")
     encoder = PrefixEncoder.from_prefix(
         Prefix.load(tmp_path / "p.safetensors"), dtype="float32", device="cpu"
@@ -324,35 +359,35 @@ def test_a_saved_prefix_makes_an_encoder_again(tiny, fitted, tmp_path):
     assert encoder.get_feature_names_out()[-1] == "prefixencoder31"
     with pytest.raises(ValueError, match="pooling is 'mean' in the prefix, got pooling='cls'"):
         PrefixEncoder.from_prefix(fitted.prefix_, pooling="cls")
-    # And it can be fitted anew.
+    # The encoder can be fitted again.
     assert encoder.set_params(max_epochs=1).fit(texts, labels).prefix_ != fitted.prefix_
 
 
-def test_another_backbone_behind_the_same_name_is_refused(tiny, fitted):
+def test_prefix_of_another_backbone_is_refused(tiny, fitted):
     encoder = pickle.loads(pickle.dumps(fitted)).set_params(backbone=tiny("electra"))
     with pytest.raises(ValueError, match="fingerprint"):
         encoder.transform(["a"])
 
 
 @at_chance
-def test_verbose_shows_progress(tiny, capsys):
-    make(tiny(), verbose=True, max_epochs=1).fit(*reviews(16))
+def test_verbose_shows_a_progress_bar(tiny, capsys):
+    make_encoder(tiny(), verbose=True, max_epochs=1).fit(*reviews(16))
     assert "fit, epoch 1 of 1: " in capsys.readouterr().err
-    make(tiny(), max_epochs=1).fit(*reviews(16))
+    make_encoder(tiny(), max_epochs=1).fit(*reviews(16))
     assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bert"])
-def test_other_families_learn_too(tiny, family):
-    encoder = make(tiny(family), max_epochs=20, early_stopping=False).fit(*reviews())
+def test_each_family_learns(tiny, family):
+    encoder = make_encoder(tiny(family), max_epochs=20, early_stopping=False).fit(*reviews())
     assert encoder.score(*reviews()) > 0.75
 
 
 @at_chance
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_trains_and_gives_almost_the_same_vectors(tiny, family):
+def test_prefix_trained_in_bfloat16_also_works_in_float32(tiny, family):
     texts, labels = reviews()
-    encoder = make(tiny(family), dtype="bfloat16", max_epochs=1).fit(texts, labels)
+    encoder = make_encoder(tiny(family), dtype="bfloat16", max_epochs=1).fit(texts, labels)
     exact = PrefixBank({"a": encoder}, dtype="float32", device="cpu").transform(texts)
     cosine = (exact * encoder.transform(texts)).sum(1) / np.linalg.norm(exact, axis=1)
     cosine /= np.linalg.norm(encoder.transform(texts), axis=1)
@@ -360,7 +395,7 @@ def test_bfloat16_trains_and_gives_almost_the_same_vectors(tiny, family):
 
 
 @at_chance
-def test_vectors_for_a_store_leave_predictions_as_they_are(tiny, fitted):
+def test_output_dtype_and_out_do_not_affect_predictions(tiny, fitted):
     texts, _ = reviews()
     scores = fitted.decision_function(texts)
     where = {"dtype": "float32", "device": "cpu"}
@@ -382,9 +417,9 @@ def test_float16_is_trained_in_float32(tiny):
     )
 
 
-def test_layers_are_pooled_in_fit_and_after_it(tiny):
+def test_pooled_layers_are_used_in_fit_and_transform(tiny):
     texts, labels = reviews()
-    encoder = make(tiny(), pooled_layers=2, max_epochs=12).fit(texts, labels)
+    encoder = make_encoder(tiny(), pooled_layers=2, max_epochs=12).fit(texts, labels)
     assert encoder.prefix_.reading.pooled_layers == 2
     assert encoder.score(*reviews(seed=1)) > 0.85
     again = PrefixEncoder.from_prefix(encoder.prefix_, dtype="float32", device="cpu")
@@ -395,4 +430,4 @@ def test_layers_are_pooled_in_fit_and_after_it(tiny):
     one = bank.set_params(pooled_layers=1).transform(texts)
     assert np.abs(one - encoder.transform(texts)).max() > 0.01
     with pytest.raises(ValueError, match="pooled_layers must be at most the 3 layers .* got 4"):
-        make(tiny(), pooled_layers=4).fit(texts, labels)
+        make_encoder(tiny(), pooled_layers=4).fit(texts, labels)

@@ -18,6 +18,7 @@ from sklearn.utils import get_tags
 from prefixembed import Prefix, PrefixBank, PrefixEncoder, VectorCache, load_backbone
 from prefixembed._embed.batches import pad_batch, plan_batches
 from prefixembed._fit.examples import prepare, read_rows
+from prefixembed.reading import Reading
 
 
 def make(folder, objective, **params):
@@ -89,7 +90,7 @@ def test_scores_of_choices_equal_scores_of_their_pairs(fitted):
     scores = encoder.decision_function(rows)
     for (context, options), row in zip(rows, scores, strict=True):
         vectors = encoder.transform([(context, option) for option in options])
-        expected = encoder.prefix_.decision_function(vectors)[:, 0]
+        expected = encoder.prefix_.head.decision_function(vectors)[:, 0]
         np.testing.assert_allclose(row[: len(options)], expected, atol=1e-4)
         assert (row[len(options) :] == -np.inf).all()
     frame = pd.DataFrame(rows, columns=["context", "choices"])
@@ -289,10 +290,9 @@ def test_a_refit_as_regression_removes_classes(tiny):
 def test_batches_of_choices_stay_within_the_budget(tiny):
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     rows = [("a", ["x" * 55] * 2)] * 3 + [("b", ["y"] * 20)] * 3
-    data = prepare(
-        read_rows("multiple_choice", rows, [0] * 6), backbone.tokenizer(64), None,
-        np.random.default_rng(0),
-    )  # fmt: skip
+    labelled = read_rows("multiple_choice", rows, [0] * 6)
+    reading = Reading("mean", 64, pairs="joint")
+    data = prepare(labelled, backbone, reading, None, np.random.default_rng(0))
     assert data.n_texts.tolist() == [2, 2, 2, 20, 20, 20]
     for part in plan_batches(data.longest, 250, data.n_texts):
         batch = pad_batch(data.tokens, data.texts(part), backbone.pad_id)

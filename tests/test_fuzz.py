@@ -110,8 +110,9 @@ def test_headers_that_are_not_objects_are_refused(tmp_path, header):
 
 
 PARAMETERS = {
-    "active": ["a"], "combine": "mean", "weights": {"a": 0.5}, "pooling": None, "max_length": 32,
-    "pairs": None, "output": "texts", "output_dtype": "float32", "pooled_layers": None,
+    "active": ["a"], "combine": "mean", "weights": {"a": 0.5}, "pooling": "auto", "max_length": 32,
+    "pairs": "auto", "prompt": None, "output": "texts", "output_dtype": "float32",
+    "pooled_layers": None,
 }  # fmt: skip
 
 

@@ -51,7 +51,10 @@ def test_skops_saves_a_pipeline_and_needs_few_trusted_types(tiny, random_prefix)
     bank = PrefixBank({"a": prefix}, dtype="float32", device="cpu")
     pipe = make_pipeline(bank, LogisticRegression()).fit(texts, labels)
     written = skops.io.dumps(pipe)
-    trusted = ["prefixembed.bank.PrefixBank", "prefixembed.prefix.Prefix"]
+    trusted = [
+        f"prefixembed.{name}"
+        for name in ("bank.PrefixBank", "head.Head", "prefix.Prefix", "reading.Reading")
+    ]
     assert skops.io.get_untrusted_types(data=written) == trusted
     loaded = skops.io.loads(written, trusted=trusted)
     np.testing.assert_array_equal(loaded.predict_proba(texts), pipe.predict_proba(texts))

@@ -20,19 +20,17 @@ from common import alternate, bars, machine, read_texts, table
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from prefixembed import load_backbone
-from prefixembed._embed.batching import pad_batch, shuffle_batches, tokenize
+from prefixembed._embed.batches import pad_batch, shuffle_batches
 from prefixembed._embed.encoding import resolve_batch_tokens
-from prefixembed._fit.examples import Examples
-from prefixembed._fit.objectives import OBJECTIVES, Targets
+from prefixembed._fit.examples import Examples, prepare, read_rows
+from prefixembed._fit.learning import train
 from prefixembed._fit.optimization import Recipe
-from prefixembed._fit.prefix_learner import (
-    PrefixModel,
-    initial_keys_values,
-    learn_prefix,
-)
-from prefixembed._model.pooling import Reading, pool
+from prefixembed._fit.prefix_learner import PrefixLearner
+from prefixembed._model.pooling import pool
+from prefixembed.reading import Reading
 from prefixembed.tasks import demo_backbone
 
+READING = Reading("mean", 128)
 BATCH = 32
 
 
@@ -95,17 +93,18 @@ def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) ->
 def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
     """Return a function that runs one epoch of prefixembed."""
     backbone = load_backbone(folder, dtype=dtype, device="cpu")
-    start = initial_keys_values(backbone, data.tokens, 5, "text", np.random.default_rng(0))
-    generator = torch.Generator().manual_seed(0)
-    model = PrefixModel(start, backbone.n_features, 2, None, generator)
-    recipe = Recipe(1, BATCH, 1e-5, 0.0, None)
+    learner = PrefixLearner(
+        backbone, data, READING, prefix_length=5, init="text", reparameterize=None,
+        rng=np.random.default_rng(0),
+    )  # fmt: skip
+    recipe = Recipe(
+        max_epochs=1, batch_size=BATCH, learning_rate=1e-5, weight_decay=0.0, patience=None
+    )
     budget = resolve_batch_tokens("auto", backbone.device)
 
     def epoch() -> None:
-        learn_prefix(
-            backbone, data, model, recipe, reading=Reading("mean"), batch_tokens=budget,
-            rng=np.random.default_rng(0), history={},
-        )  # fmt: skip
+        rng = np.random.default_rng(0)
+        train({"": data}, learner, recipe, batch_tokens=budget, rng=rng).reraise(None)
 
     return epoch
 
@@ -122,16 +121,9 @@ def main() -> None:
     folder = demo_backbone()
     backbone = load_backbone(folder, device="cpu")
     texts = read_texts(args.data, "short", args.steps * BATCH)
-    n = len(texts)
-    data = Examples(
-        tokens=tokenize(backbone.tokenizer(128), texts),
-        counts=np.ones(n, dtype=np.intp),
-        objective=OBJECTIVES["classification"],
-        targets=Targets(np.random.default_rng(0).integers(2, size=n), np.arange(2), 2),
-        weights=np.ones(n, dtype=np.float32),
-        train=np.arange(n),
-        valid=np.arange(0),
-    )
+    labels = np.random.default_rng(0).integers(2, size=len(texts))
+    rows = read_rows("classification", texts, labels)
+    data = prepare(rows, backbone, READING, None, np.random.default_rng(0))
     sides = {}
     for bfloat16, dtype in ((False, "float32"), (True, "bfloat16")):
         sides[f"full fine-tuning {dtype}"] = loop(FineTuned(folder), data, 0, bfloat16)
@@ -139,14 +131,14 @@ def main() -> None:
             sides[f"PEFT prefix tuning {dtype}"] = loop(peft, data, 0, bfloat16)
         sides[f"prefixembed {dtype}"] = own(folder, data, dtype)
     seconds = {k: float(np.median(v)) for k, v in alternate(sides, args.rounds).items()}
-    steps = -(-n // BATCH)
-    rows = []
+    steps = -(-len(texts) // BATCH)
+    cells = []
     for name, value in seconds.items():
         full = seconds[f"full fine-tuning {name.rpartition(' ')[2]}"]
-        rows.append((name, f"{1000 * value / steps:.0f}", f"{value / full:.2f}"))
+        cells.append((name, f"{1000 * value / steps:.0f}", f"{value / full:.2f}"))
     print(machine())
-    print(table(("side", "ms per step of 32 texts", "ratio to full fine-tuning"), rows))
-    ratios = {row[0]: float(row[2]) for row in rows}
+    print(table(("side", "ms per step of 32 texts", "ratio to full fine-tuning"), cells))
+    ratios = {name: float(ratio) for name, _, ratio in cells}
     bars(
         args.out / "fit.png", ratios, "time of a step, ratio to full fine-tuning in the same dtype"
     )

@@ -21,19 +21,9 @@ def first_positions(texts: Sequence[Text]) -> NDArray[np.intp]:
 
 
 def expand(positions: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Return the positions of the vectors of some texts that have any number of vectors each.
+    """Return the rows of the vectors of some texts, where each text has any number of vectors.
 
-    Parameters
-    ----------
-    positions : ndarray
-        Positions of texts.
-    ends : ndarray of shape (n_texts,)
-        Position after the last vector of each text; vectors lie in the order of texts.
-
-    Returns
-    -------
-    rows : ndarray
-        Positions of their vectors, text by text.
+    `ends` has, for each of all texts, the row after its last vector.
     """
     sizes = np.diff(ends, prepend=0)[positions]
     starts = np.cumsum(sizes) - sizes
@@ -41,22 +31,7 @@ def expand(positions: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.in
 
 
 def word_slots(tokens: Tokens, positions: NDArray[np.intp], width: int) -> NDArray[np.int64]:
-    """Return the number of each token's word; the words of a batch are numbered row by row.
-
-    Parameters
-    ----------
-    tokens : Tokens
-        Sentences in words.
-    positions : ndarray of shape (batch,)
-        Positions of the sentences in the batch.
-    width : int
-        Number of positions of the padded batch.
-
-    Returns
-    -------
-    slots : int64 ndarray of shape (batch, width)
-        -1 for padding and for tokens that belong to no word.
-    """
+    """Return each token's word, numbered over the batch, or -1: (batch, width)."""
     assert tokens.words is not None
     slots = np.full((len(positions), width), -1, dtype=np.int64)
     starts = np.cumsum(tokens.n_vectors[positions]) - tokens.n_vectors[positions]
@@ -69,22 +44,11 @@ def word_slots(tokens: Tokens, positions: NDArray[np.intp], width: int) -> NDArr
 def plan_batches(
     lengths: NDArray[np.intp], batch_tokens: int, n_texts: NDArray[np.intp] | None = None
 ) -> list[NDArray[np.intp]]:
-    """Group texts of similar length so that no padded batch exceeds a budget of tokens.
+    """Group rows of similar length so that no padded batch exceeds a budget of tokens.
 
-    Parameters
-    ----------
-    lengths : ndarray of shape (n_rows,)
-        Number of tokens of each text, or of the longest text of each row.
-    batch_tokens : int
-        Budget. A text longer than the budget gets a batch of its own.
-    n_texts : ndarray of shape (n_rows,), default=None
-        Number of texts of each row, if the texts of a row must stay together. None for one each.
-
-    Returns
-    -------
-    batches : list of ndarray
-        Positions into `lengths`. The longest texts come first, so that a lack of memory shows
-        early.
+    A row that is longer than the budget gets a batch of its own. The longest rows come first, so
+    that a lack of memory shows early. `n_texts` has the number of texts of each row, if they must
+    stay together; the length of a row is then that of its longest text. None for one text each.
     """
     order = np.argsort(-lengths, kind="stable")
     ends = np.arange(1, len(order) + 1) if n_texts is None else np.cumsum(n_texts[order])
@@ -104,20 +68,6 @@ def shuffle_batches(
     """Split shuffled texts into batches of similar length, to save padding.
 
     Texts are sorted within random groups of 32 batches only, so that batches stay random.
-
-    Parameters
-    ----------
-    lengths : ndarray of shape (n_texts,)
-        Number of tokens of each text.
-    batch_size : int
-        Number of texts per batch; the last one may be smaller.
-    rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    batches : list of ndarray
-        Each position once, in random order.
     """
     order = rng.permutation(len(lengths))
     group = 32 * batch_size
@@ -130,31 +80,14 @@ def shuffle_batches(
 
 
 def pad_batch(tokens: Tokens, positions: NDArray[np.intp], pad_id: int) -> Batch:
-    """Lay texts out in one rectangle, padded on the right.
-
-    Parameters
-    ----------
-    tokens : Tokens
-        All texts.
-    positions : ndarray of shape (batch,)
-        Positions of the texts in the batch.
-    pad_id : int
-        Id of the backbone's padding token.
-
-    Returns
-    -------
-    batch : Batch
-        Rows in the order of `positions`.
-    """
-    rows = [tokens.ids[k] for k in positions]
-    longest = max(len(row) for row in rows)
-    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    """Lay texts out in one rectangle, padded on the right."""
+    longest = max(len(tokens.ids[k]) for k in positions)
+    ids = np.full((len(positions), longest), pad_id, dtype=np.int64)
     type_ids = np.zeros_like(ids)
     mask = np.zeros(ids.shape, dtype=np.bool_)
-    for k, (row, segments) in enumerate(
-        zip(rows, (tokens.type_ids[k] for k in positions), strict=True)
-    ):
-        ids[k, : len(row)] = row
-        type_ids[k, : len(row)] = segments
-        mask[k, : len(row)] = True
+    for row, k in enumerate(positions):
+        length = len(tokens.ids[k])
+        ids[row, :length] = tokens.ids[k]
+        type_ids[row, :length] = tokens.type_ids[k]
+        mask[row, :length] = True
     return Batch(ids, type_ids, None if mask.all() else mask)

@@ -101,7 +101,7 @@ class Combination:
 
     def representation(self, fingerprint: str, dtype: str) -> Representation:
         """Return what decides a vector on a backbone."""
-        digests = [prefix.digest for prefix in self.prefixes]
+        digests = (prefix.digest for prefix in self.prefixes)
         return Representation(
             fingerprint=fingerprint,
             prefixes=tuple(sorted(zip(digests, self.weights, strict=True))),
@@ -117,25 +117,10 @@ def check_selection(
     weights: float | Mapping[str, float] | None,
     backbone: str | None,
 ) -> tuple[list[str], tuple[float, ...]]:
-    """Check what a bank does with its prefixes, without reading the backbone's files.
+    """Return the names and weights of the active prefixes, without reading the backbone's files.
 
-    Parameters
-    ----------
-    prefixes, active, weights, backbone
-        As :func:`combine_prefixes` takes them.
-
-    Returns
-    -------
-    names : list of str
-        Names of the active prefixes.
-    weights : tuple of float
-        Their weights.
-
-    Raises
-    ------
-    ValueError
-        If prefixes come from different backbones, a name is unknown, a weight is wrong, or the
-        bank does not know its backbone.
+    Raises ValueError if prefixes come from different backbones, a name is unknown, a weight is
+    wrong, or the bank does not know its backbone.
     """
     _check_alike(prefixes, _OF_BACKBONE)
     if backbone is None and not prefixes:
@@ -153,34 +138,11 @@ def combine_prefixes(
     revision: str | None,
     overrides: Mapping[str, Any],
 ) -> Combination:
-    """Work out what a bank does with its prefixes.
+    """Return the active prefixes, and the reading that they share.
 
-    Parameters
-    ----------
-    prefixes : mapping of str to Prefix
-        All prefixes of the bank.
-    active : sequence of str or None
-        Names of the active ones. None for all.
-    weights : float, mapping of str to float, or None
-        Factors on attention mass, of all or by name.
-    combine : {"concat", "mean"}
-        How active prefixes are combined.
-    backbone, revision : str or None
-        The backbone. None for the one that the prefixes name.
-    overrides : mapping of str to object
-        Fields of the reading that the bank decides. Others follow the active prefixes, or the
-        backbone if none is active.
-
-    Returns
-    -------
-    combination : Combination
-        Active prefixes, and the reading that they share.
-
-    Raises
-    ------
-    ValueError
-        If prefixes come from different backbones, active prefixes disagree on the reading, a
-        name is unknown, or the bank does not know its backbone.
+    `overrides` holds the fields of the reading that the bank decides. Others follow the active
+    prefixes, or the backbone if none is active. Raises ValueError as :func:`check_selection` does,
+    and if active prefixes disagree on the reading.
     """
     names, factors = check_selection(prefixes, active, weights, backbone)
     known = next(iter(prefixes.values()), None)

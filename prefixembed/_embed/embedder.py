@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from prefixembed._files.vector_store import Store
 from prefixembed._model.attention import Attend
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._model.pooling import pair_vectors, pool_windows
+from prefixembed._utils.properties import cached_property
 from prefixembed.backbone import Backbone
 from prefixembed.reading import Reading
 
@@ -36,23 +36,7 @@ _FIRST_CHUNK, CHUNK = 2048, 16384
 
 @dataclass(frozen=True)
 class Embedder:
-    """How texts become vectors, and where known vectors are kept.
-
-    Parameters
-    ----------
-    combination : Combination
-        Prefixes, backbone and reading.
-    dtype, device : str
-        What to compute in, and where.
-    cache : Store or None
-        Where to look vectors up, and to keep those that are computed.
-    batch_tokens : int or "auto"
-        Token budget of a batch.
-    on_truncate : {"warn", "raise", "ignore", "window"}
-        What to do about texts that are cut.
-    output_dtype : {"float32", "float16", "int8", "binary"}, default="float32"
-        Dtype of the vectors that are returned. The cache keeps float32.
-    """
+    """How texts become vectors, and where known vectors are kept."""
 
     combination: Combination
     dtype: str
@@ -60,19 +44,19 @@ class Embedder:
     cache: Store | None
     batch_tokens: int | str
     on_truncate: str
-    output_dtype: str = "float32"
+    output_dtype: str = "float32"  # of the vectors that are returned; the cache keeps float32
 
-    @functools.cached_property
+    @cached_property
     def backbone(self) -> Backbone:
         """The backbone, loaded when the first text must be encoded."""
         return self.combination.load_backbone(self.dtype, self.device)
 
-    @functools.cached_property
+    @cached_property
     def attend(self) -> Attend | None:
         """What the layers of the backbone attend to beside tokens."""
         return self.combination.attend(self.backbone)
 
-    @functools.cached_property
+    @cached_property
     def representation(self) -> Representation:
         """What decides a vector. Without any prefix, the backbone is loaded for it."""
         fingerprint = self.combination.fingerprint or self.backbone.fingerprint
@@ -84,34 +68,12 @@ class Embedder:
         """How texts are read."""
         return self.combination.reading
 
-    @property
-    def n_features(self) -> int:
-        """Length of the vector of a single text."""
-        return self.combination.n_features
-
     def embed_texts(
         self, texts: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
     ) -> NDArray[np.bool_]:
-        """Write one vector per text or word; repeated texts are encoded once.
+        """Fill `vectors` with one row per text or word, and return which texts were cut.
 
-        Parameters
-        ----------
-        texts : sequence of str, of (str, str) or of Words
-            Checked texts.
-        vectors : ndarray of shape (n_vectors, width)
-            Filled in the order of `texts`; it may lie on disk.
-        bar : tqdm
-            Counts texts.
-
-        Returns
-        -------
-        truncated : bool ndarray of shape (n_texts,)
-            Whether each text was cut.
-
-        Raises
-        ------
-        ValueError
-            If a text is to be cut and `on_truncate` is ``"raise"``.
+        Repeated texts are encoded once. `vectors` may lie on disk.
         """
         first = first_positions(texts)
         repeated = first != np.arange(len(texts))
@@ -136,33 +98,16 @@ class Embedder:
     def embed_pairs(
         self, pairs: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
     ) -> NDArray[np.bool_]:
-        """Write one vector per pair that is read apart; each text is encoded and cached by itself.
+        """Fill `vectors` with one row per pair that is read apart, and return which were cut.
 
-        Parameters
-        ----------
-        pairs : sequence of (str, str)
-            Checked pairs.
-        vectors : ndarray of shape (n_pairs, width)
-            Filled in the order of `pairs`; it may lie on disk.
-        bar : tqdm
-            Counts texts.
-
-        Returns
-        -------
-        truncated : bool ndarray of shape (n_pairs,)
-            Whether a text of each pair was cut.
-
-        Raises
-        ------
-        ValueError
-            If a text is to be cut and `on_truncate` is ``"raise"``.
+        Each text is encoded and cached by itself.
         """
         single = replace(self, output_dtype="float32")
         truncated = np.zeros(len(pairs), dtype=np.bool_)
         for start in range(0, len(pairs), CHUNK // 2):
             rows = slice(start, min(start + CHUNK // 2, len(pairs)))
             texts = split_pairs(pairs[rows])
-            both = np.empty((len(texts), self.n_features), dtype=np.float32)
+            both = np.empty((len(texts), self.combination.n_features), dtype=np.float32)
             truncated[rows] = single.embed_texts(texts, both, bar).reshape(2, -1).any(axis=0)
             combined = pair_vectors(*torch.from_numpy(both).chunk(2)).numpy()
             vectors[rows] = quantize(combined, self.output_dtype)
@@ -194,7 +139,7 @@ class Embedder:
         """Take what the cache has of a chunk, and load the backbone if that is not all."""
         counts = vector_counts(some)
         ends = np.cumsum(counts)
-        vectors = np.empty((counts.sum(), self.n_features), dtype=np.float32)
+        vectors = np.empty((counts.sum(), self.combination.n_features), dtype=np.float32)
         truncated = np.zeros(len(some), dtype=np.bool_)
         unknown = np.ones(len(vectors), dtype=np.bool_)
         owners = np.repeat(np.arange(len(some)), counts)
@@ -203,7 +148,7 @@ class Embedder:
             keys = self.representation.keys(some)
             for k, row in enumerate(self.cache.get(keys)):
                 # A row of another length cannot be right, whatever its key says.
-                if row is not None and row[0].shape == (self.n_features,):
+                if row is not None and row[0].shape == (self.combination.n_features,):
                     vectors[k], truncated[owners[k]] = row
                     unknown[k] = False
         missing = np.unique(owners[unknown])
@@ -271,31 +216,9 @@ def embed(
     progress: bool = False,
     expects_pairs: bool = False,
 ) -> NDArray[Any]:
-    """Return one vector per text or word.
+    """Return one vector per text or word: `out`, or the part of it that was written.
 
-    Parameters
-    ----------
-    embedder : Embedder
-        How texts become vectors.
-    texts : sequence of str, of (str, str) or of Words, or iterator of lists of them
-        Checked texts. One list of an iterator is held at a time.
-    out : ndarray of shape (n_vectors, width), default=None
-        Where to write. None for a new array.
-    progress : bool, default=False
-        Whether to show a progress bar.
-    expects_pairs : bool, default=False
-        Whether no texts at all count as pairs.
-
-    Returns
-    -------
-    vectors : ndarray of shape (n_vectors, width)
-        In the order of `texts`; `out` itself, or the part of it that was written.
-
-    Raises
-    ------
-    ValueError
-        If `out` does not have the shape or dtype of the vectors, or texts of this kind cannot be
-        read as they should be.
+    One list of an iterator is held at a time. No texts at all count as pairs if `expects_pairs`.
     """
     dtype = np.dtype(OUTPUT_DTYPES[embedder.output_dtype])
     n_texts: int | None = None
@@ -308,11 +231,12 @@ def embed(
         head, lists = texts, iter([texts])
         n_texts, n_vectors = len(texts), int(vector_counts(texts).sum())
     of_pairs = is_pairs(head) if len(head) else expects_pairs
-    reading = embedder.combination.pairs_reading() if of_pairs else embedder.reading
+    combination = embedder.combination
+    reading = combination.pairs_reading() if of_pairs else combination.reading
     check_readable(reading, head)
     apart = of_pairs and reading.pairs == "apart"
     encode = embedder.embed_pairs if apart else embedder.embed_texts
-    width = output_width(reading.width(embedder.n_features, of_pairs), embedder.output_dtype)
+    width = output_width(reading.width(combination.n_features, of_pairs), embedder.output_dtype)
     if out is not None:
         _check_out(out, (n_vectors, width), dtype)
     elif n_vectors is not None:

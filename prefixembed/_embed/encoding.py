@@ -41,20 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def check_readable(reading: Reading, texts: Sequence[Text]) -> None:
-    """Check that texts of this kind can be read as a reading says.
-
-    Parameters
-    ----------
-    reading : Reading
-        How texts are to be read.
-    texts : sequence of str, of (str, str) or of Words
-        Checked texts. None at all can always be read.
-
-    Raises
-    ------
-    ValueError
-        If windows are asked for with joint pairs or words, or a prompt with words.
-    """
+    """Refuse windows with joint pairs or words, and a prompt with words."""
     if not len(texts):
         return
     if isinstance(texts[0], Words):
@@ -77,34 +64,10 @@ def embed_tokens(
     batch_tokens: int,
     progress: Callable[[int], Any] = int,
 ) -> NDArray[np.float32]:
-    """Return one vector per text or word. If the device runs out of memory, the budget is halved.
+    """Return one vector per text or word; `progress` gets the number of texts of each batch.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        The frozen encoder.
-    tokens : Tokens
-        Tokenized texts.
-    attend : Attend or None
-        What the layers attend to beside the tokens.
-    reading : Reading
-        How texts are read.
-    batch_tokens : int
-        Token budget of a batch.
-    progress : callable, default=int
-        Called with the number of texts of each batch that is done.
-
-    Returns
-    -------
-    vectors : ndarray of shape (n_texts, n_features), or (n_words, n_features)
-        In the order of `tokens`.
-
-    Raises
-    ------
-    FloatingPointError
-        If a vector is not finite.
-    torch.OutOfMemoryError, MemoryError or RuntimeError
-        If a single text does not fit.
+    If the device runs out of memory, the budget is halved; the error is re-raised if a single
+    text does not fit. A vector that is not finite raises FloatingPointError.
     """
     lengths = tokens.lengths
     ends = np.cumsum(tokens.n_vectors)
@@ -134,39 +97,15 @@ def embed_tokens(
 
 
 def check_finite(vectors: NDArray[np.float32], backbone: Backbone) -> None:
-    """Check that vectors are finite.
-
-    Parameters
-    ----------
-    vectors : ndarray of shape (n_vectors, n_features)
-        Vectors.
-    backbone : Backbone
-        The backbone that computed them.
-
-    Raises
-    ------
-    FloatingPointError
-        If one is infinite or NaN.
-    """
-    if np.isfinite(vectors).all():
-        return
-    n_bad = int((~np.isfinite(vectors)).any(axis=1).sum())
-    raise FloatingPointError(
-        f"{n_bad} of {len(vectors)} vectors are not finite: backbone {backbone.name!r}, or a "
-        f"prefix, leaves the range of {backbone.dtype}. In float16 that can happen to any "
-        "text, and dtype='bfloat16' or 'float32' helps; otherwise learning_rate was too high"
-    )
-
-
-@torch.inference_mode()
-def _embed_batch(
-    backbone: Backbone,
-    tokens: Tokens,
-    positions: NDArray[np.intp],
-    attend: Attend | None,
-    reading: Reading,
-) -> torch.Tensor:
-    return encode_batch(backbone, tokens, positions, attend, reading)
+    """Raise FloatingPointError if a vector is infinite or NaN."""
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise FloatingPointError(
+            f"{(~finite).sum()} of {len(vectors)} vectors are not finite: backbone "
+            f"{backbone.name!r}, or a prefix, leaves the range of {backbone.dtype}. In float16 "
+            "that can happen to any text, and dtype='bfloat16' or 'float32' helps; otherwise "
+            "learning_rate was too high"
+        )
 
 
 def encode_batch(
@@ -176,27 +115,7 @@ def encode_batch(
     attend: Attend | None,
     reading: Reading,
 ) -> torch.Tensor:
-    """Run some texts through a backbone, with gradients.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        The encoder.
-    tokens : Tokens
-        Tokenized texts.
-    positions : ndarray of shape (batch,)
-        Positions of the texts of the batch.
-    attend : Attend or None
-        What the layers attend to beside the tokens.
-    reading : Reading
-        How texts are read. The token vectors of a word are averaged.
-
-    Returns
-    -------
-    vectors : Tensor of shape (batch, feature), or (word, feature) of sentences in words
-        In float32, text by text. Pairs that are read apart are combined by
-        :func:`~prefixembed._model.pooling.pair_vectors`.
-    """
+    """Return the float32 vectors of one batch, one per text or word, with gradients."""
     if tokens.second is not None:
         one, two = (
             encode_batch(backbone, some, positions, attend, reading)
@@ -209,3 +128,6 @@ def encode_batch(
         return pool(hidden, mask, reading.pooling)
     slots = torch.from_numpy(word_slots(tokens, positions, hidden.shape[1])).to(hidden.device)
     return pool_words(hidden, slots, int(tokens.n_vectors[positions].sum()))
+
+
+_embed_batch = torch.inference_mode()(encode_batch)

@@ -27,24 +27,7 @@ def output_width(n_features: int, output_dtype: str) -> int:
 def quantize(vectors: NDArray[np.float32], output_dtype: str) -> NDArray[Any]:
     """Convert vectors to a smaller dtype, each by itself (Du et al., arXiv 2004.14287).
 
-    Parameters
-    ----------
-    vectors : float32 ndarray of shape (n_texts, n_features)
-        Pooled vectors.
-    output_dtype : {"float32", "float16", "int8", "binary"}
-        How to store them:
-
-        - ``"float32"``: unchanged;
-        - ``"float16"``: rounded, and clipped to the range of float16;
-        - ``"int8"``: scaled, each vector by itself. 127 stands for four times its root mean
-          square, and larger values are clipped;
-        - ``"binary"``: signs only, eight features per byte with the first one in the highest
-          bit. :func:`numpy.unpackbits` unpacks them.
-
-    Returns
-    -------
-    stored : ndarray of shape (n_texts, n_features), or (n_texts, ceil(n_features / 8)) of uint8
-        For ``"binary"``, unused bits at the end of a row are zero.
+    ``"binary"`` keeps signs only, packed as :func:`numpy.unpackbits` unpacks them.
     """
     if output_dtype == "float32":
         return vectors

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from prefixembed._embed.texts import Text, Words
+from prefixembed._utils.properties import cached_property
 from prefixembed.reading import Reading
 
 _KEY_BYTES = 20
@@ -62,7 +62,7 @@ class Representation:
         """Hexadecimal digest of :meth:`to_dict`."""
         return _hash(self.to_dict()).hexdigest()
 
-    @functools.cached_property
+    @cached_property
     def _seed(self) -> Any:
         # How pairs are read decides which sequences the backbone reads, not the vector of one:
         # a text has one key, by itself and as a part of a pair that is read apart.

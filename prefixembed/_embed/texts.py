@@ -18,26 +18,8 @@ _NOT_SEQUENCES = (str, bytes, Mapping, set, frozenset)
 def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
     """Convert texts or pairs of texts in any container to a list.
 
-    Parameters
-    ----------
-    X : array-like of str of shape (n_texts,), (n_texts, 1) or (n_texts, 2)
-        List, tuple, ndarray, Series or frame of pandas or polars, or column of ``datasets``.
-    name : str, default="X"
-        What error messages call `X`.
-    start : int, default=0
-        Position of the first text, if `X` is part of a longer sequence.
-
-    Returns
-    -------
-    texts : list of str, or list of (str, str)
-        In input order.
-
-    Raises
-    ------
-    ValueError
-        If `X` is a bare string or not a sequence, or an element is not a text, such as None,
-        NaN, bytes, a number, or a pair of the wrong length. The message has its position and
-        value.
+    `X` is a list, tuple, ndarray, Series or frame of pandas or polars, or column of ``datasets``.
+    Error messages call it `name`, and count positions from `start`.
     """
     if isinstance(X, _NOT_SEQUENCES) or not isinstance(X, Iterable):
         raise ValueError(
@@ -68,27 +50,7 @@ def check_sentences(X: Any, words: bool, start: int = 0) -> list[Text]:
 
 
 def iterate_texts(X: Iterator[Any], size: int, words: bool = False) -> Iterator[list[Text]]:
-    """Check the texts of an iterator, reading a limited number of them at a time.
-
-    Parameters
-    ----------
-    X : iterator of str, of rows of one or two str, or of sequences of words
-        Any number of texts.
-    size : int
-        Number of texts to read at a time.
-    words : bool, default=False
-        Whether each row is a sentence in words.
-
-    Yields
-    ------
-    texts : list of str, of (str, str) or of Words
-        What :func:`check_sentences` returns for up to `size` rows.
-
-    Raises
-    ------
-    ValueError
-        If :func:`check_sentences` raises one, or there are pairs as well as single texts.
-    """
+    """Check the texts of an iterator, `size` of them at a time; all must be of one kind."""
     start, is_pair = 0, None
     while rows := list(itertools.islice(X, size)):
         texts = check_sentences(rows, words, start)
@@ -149,10 +111,8 @@ class Words(tuple[str, ...]):
 
     def of_characters(self) -> NDArray[np.intp]:
         """Return the index of the word of each character of :attr:`text`, or -1 for a space."""
-        parts = []
-        for k, word in enumerate(self):
-            parts += [np.full(len(word), k), np.array([-1])]
-        return np.concatenate(parts[:-1]).astype(np.intp) if parts else np.zeros(0, np.intp)
+        parts = [np.append(np.full(len(word), k), -1) for k, word in enumerate(self)]
+        return np.concatenate(parts)[:-1].astype(np.intp) if parts else np.zeros(0, np.intp)
 
 
 def vector_counts(texts: Sequence[Text]) -> NDArray[np.intp]:
@@ -173,27 +133,7 @@ def split_pairs(pairs: Sequence[Text]) -> list[Text]:
 
 
 def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:
-    """Convert sentences in words to a list of :class:`Words`.
-
-    Parameters
-    ----------
-    X : sequence of sequences of str
-        One sequence of words per sentence. A sentence may be empty.
-    name : str, default="X"
-        What error messages call `X`.
-    start : int, default=0
-        Position of the first sentence, if `X` is part of a longer sequence.
-
-    Returns
-    -------
-    sentences : list of Words
-        In input order. Lone surrogates are replaced by U+FFFD.
-
-    Raises
-    ------
-    ValueError
-        If an element is not a sequence of words. The message has its position and value.
-    """
+    """Convert sequences of words to a list of :class:`Words`; a sequence may be empty."""
     sentences = []
     for position, row in enumerate(_rows_of(X, name, "sentences, each a sequence of words"), start):
         where = f"{name}[{position}]"
@@ -205,29 +145,11 @@ def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:
     return sentences
 
 
-def check_choices(X: Any, name: str = "X") -> list[Choices]:
-    """Convert rows of a context and its choices to a list.
-
-    Parameters
-    ----------
-    X : sequence of (str, sequence of str), or frame of two columns
-        Each row has at least one choice. Rows may have different numbers of choices.
-    name : str, default="X"
-        What error messages call `X`.
-
-    Returns
-    -------
-    rows : list of (str, tuple of str)
-        In input order.
-
-    Raises
-    ------
-    ValueError
-        If a row is not a context and its choices. The message has its position and value.
-    """
+def check_choices(X: Any) -> list[Choices]:
+    """Convert rows of a context and one or more choices to a list."""
     rows: list[Choices] = []
-    for position, row in enumerate(_rows_of(X, name, "rows of a context and its choices")):
-        where = f"{name}[{position}]"
+    for position, row in enumerate(_rows_of(X, "X", "rows of a context and its choices")):
+        where = f"X[{position}]"
         if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != 2:
             raise ValueError(f"{where} must be a context and its choices, got {show(row)}")
         context, choices = row
@@ -242,25 +164,9 @@ def check_choices(X: Any, name: str = "X") -> list[Choices]:
 def check_rows(X: Any, row: str) -> tuple[list[Text], NDArray[np.intp]]:
     """Check the rows of a source task, and return the texts that the backbone reads.
 
-    Parameters
-    ----------
-    X : sequence
-        What :func:`check_texts`, :func:`check_choices` or :func:`check_words` accepts.
-    row : {"text", "choices", "words"}
-        What a row is: a text or a pair of texts, a context with its choices, or a sentence in
-        words.
-
-    Returns
-    -------
-    texts : list of str, of (str, str) or of Words
-        One per row, or one pair of context and choice per choice.
-    counts : ndarray of shape (n_rows,)
-        Number of units of each row that a head scores: one, or one per choice or word.
-
-    Raises
-    ------
-    ValueError
-        If a row is not of this kind. The message has its position and value.
+    A row is a text or pair (``"text"``), a context with its choices, which become one pair each
+    (``"choices"``), or a sentence in words (``"words"``). Also returns the number of units of each
+    row that a head scores: one, or one per choice or word.
     """
     if row == "choices":
         return choice_pairs(check_choices(X))
@@ -269,20 +175,7 @@ def check_rows(X: Any, row: str) -> tuple[list[Text], NDArray[np.intp]]:
 
 
 def choice_pairs(rows: Sequence[Choices]) -> tuple[list[Text], NDArray[np.intp]]:
-    """Return a pair of context and choice for each choice.
-
-    Parameters
-    ----------
-    rows : sequence of (str, tuple of str)
-        What :func:`check_choices` returns.
-
-    Returns
-    -------
-    pairs : list of (str, str)
-        Row by row.
-    counts : ndarray of shape (n_rows,)
-        Number of choices of each row.
-    """
+    """Return a pair of context and choice for each choice, and the number of choices per row."""
     pairs: list[Text] = [(context, choice) for context, choices in rows for choice in choices]
     return pairs, np.array([len(choices) for _, choices in rows], dtype=np.intp)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,30 +44,14 @@ if hasattr(os, "register_at_fork"):
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of texts, with special tokens and without padding.
-
-    Parameters
-    ----------
-    ids : list of int32 ndarray
-        One array per text.
-    type_ids : list of int8 ndarray
-        Segment of each token: 1 in the second text of a pair.
-    truncated : bool ndarray of shape (n_texts,)
-        Whether each text was longer than the limit of the tokenizer.
-    words : list of int32 ndarray, default=None
-        For sentences in words, the word of each token, or -1.
-    n_words : ndarray of shape (n_texts,), default=None
-        Number of words of each sentence.
-    second : Tokens, default=None
-        For pairs that are read apart, the second texts; the other fields hold the first ones.
-    """
+    """Token ids of texts, with special tokens and without padding; one array per text."""
 
     ids: list[NDArray[np.int32]]
-    type_ids: list[NDArray[np.int8]]
-    truncated: NDArray[np.bool_]
-    words: list[NDArray[np.int32]] | None = None
-    n_words: NDArray[np.intp] | None = None
-    second: Tokens | None = None
+    type_ids: list[NDArray[np.int8]]  # 1 in the second text of a pair
+    truncated: NDArray[np.bool_]  # (text,)
+    words: list[NDArray[np.int32]] | None = None  # of sentences in words: each token's word, or -1
+    n_words: NDArray[np.intp] | None = None  # (text,), of sentences in words
+    second: Tokens | None = None  # of pairs read apart: the second texts; the rest is of the first
 
     @property
     def lengths(self) -> NDArray[np.intp]:
@@ -96,30 +80,15 @@ class Tokens:
         """Return what the backbone reads: each text of a pair that is read apart by itself."""
         if self.second is None:
             return self
-        one, two = self, self.second
-        truncated = np.concatenate([one.truncated, two.truncated])
-        return Tokens(one.ids + two.ids, one.type_ids + two.type_ids, truncated)
+        truncated = np.concatenate([self.truncated, self.second.truncated])
+        ids, type_ids = self.ids + self.second.ids, self.type_ids + self.second.type_ids
+        return Tokens(ids, type_ids, truncated)
 
 
 def tokenize(backbone: Backbone, texts: Sequence[Text], reading: Reading) -> Tokens:
     """Tokenize texts, cutting those longer than the limit of the reading.
 
-    Lone surrogates, which are not Unicode text, are read as U+FFFD.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        Its tokenizer is used.
-    texts : sequence of str, of (str, str) or of Words
-        Checked texts.
-    reading : Reading
-        Its `max_length`, `pairs` and `prompt` are obeyed.
-
-    Returns
-    -------
-    tokens : Tokens
-        In the order of `texts`. A pair that is read apart counts as truncated if one of its
-        texts is.
+    A pair that is read apart counts as truncated if one of its texts is.
     """
     if reading.pairs == "apart" and is_pairs(texts):
         both = tokenize(backbone, split_pairs(texts), reading)
@@ -132,84 +101,65 @@ def tokenize(backbone: Backbone, texts: Sequence[Text], reading: Reading) -> Tok
     ids: list[NDArray[np.int32]] = []
     type_ids: list[NDArray[np.int8]] = []
     truncated: list[bool] = []
-    for start in range(0, len(texts), _CHUNK):
-        chunk = _prompted(texts[start : start + _CHUNK], reading.prompt)
-        try:
-            encodings = tokenizer.encode_batch_fast(chunk)
-        except TypeError:
-            encodings = tokenizer.encode_batch_fast([_cleaned(text) for text in chunk])
-        for encoding in encodings:
-            ids.append(np.array(encoding.ids, dtype=np.int32))
-            type_ids.append(np.array(encoding.type_ids, dtype=np.int8))
-            truncated.append(bool(encoding.overflowing))
+    for encoding in _encodings(tokenizer.encode_batch_fast, texts, reading.prompt):
+        ids.append(np.array(encoding.ids, dtype=np.int32))
+        type_ids.append(np.array(encoding.type_ids, dtype=np.int8))
+        truncated.append(bool(encoding.overflowing))
     return Tokens(ids, type_ids, np.array(truncated, dtype=np.bool_))
 
 
 def tokenize_windows(
     backbone: Backbone, texts: Sequence[Any], reading: Reading
 ) -> tuple[Tokens, NDArray[np.intp]]:
-    """Tokenize texts into overlapping windows, so that nothing is cut.
+    """Tokenize single texts into overlapping windows, so that nothing is cut.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        Its tokenizer is used.
-    texts : sequence of str
-        Single texts.
-    reading : Reading
-        Its `max_length` is the length of a window, and its `prompt` comes first in the first
-        window of each text.
-
-    Returns
-    -------
-    tokens : Tokens
-        Of the windows, text by text. Each window has the special tokens of a text.
-    n_windows : ndarray of shape (n_texts,)
-        Number of windows of each text.
+    Returns the tokens of the windows, text by text, and the number of windows of each text. Each
+    window has special tokens; the prompt is in the first one only.
     """
     tokenizer = backbone.tokenizer(reading.max_length, reading.max_length // 4)
-    tokens = Tokens([], [], np.zeros(0, dtype=np.bool_))
-    n_windows = np.empty(len(texts), dtype=np.intp)
-    for start in range(0, len(texts), _CHUNK):
-        chunk = [clean(text) for text in _prompted(texts[start : start + _CHUNK], reading.prompt)]
-        for k, encoding in enumerate(tokenizer.encode_batch_fast(chunk), start):
-            windows = [encoding, *encoding.overflowing]
-            n_windows[k] = len(windows)
-            tokens.ids.extend(np.array(window.ids, dtype=np.int32) for window in windows)
-            tokens.type_ids.extend(np.array(window.type_ids, dtype=np.int8) for window in windows)
-    return replace(tokens, truncated=np.zeros(len(tokens.ids), dtype=np.bool_)), n_windows
+    ids: list[NDArray[np.int32]] = []
+    type_ids: list[NDArray[np.int8]] = []
+    n_windows: list[int] = []
+    for encoding in _encodings(tokenizer.encode_batch_fast, texts, reading.prompt):
+        windows = [encoding, *encoding.overflowing]
+        ids += [np.array(window.ids, dtype=np.int32) for window in windows]
+        type_ids += [np.array(window.type_ids, dtype=np.int8) for window in windows]
+        n_windows.append(len(windows))
+    tokens = Tokens(ids, type_ids, np.zeros(len(ids), dtype=np.bool_))
+    return tokens, np.array(n_windows, dtype=np.intp)
 
 
 def _tokenize_words(tokenizer: Any, sentences: Sequence[Any]) -> Tokens:
     tokens = Tokens([], [], np.zeros(len(sentences), dtype=np.bool_), [], vector_counts(sentences))
     assert tokens.words is not None
-    for start in range(0, len(sentences), _CHUNK):
-        chunk = sentences[start : start + _CHUNK]
-        # Not encode_batch_fast, which leaves offsets out.
-        encodings = tokenizer.encode_batch([sentence.text for sentence in chunk])
-        for k, (sentence, encoding) in enumerate(zip(chunk, encodings, strict=True), start):
-            tokens.ids.append(np.array(encoding.ids, dtype=np.int32))
-            tokens.type_ids.append(np.array(encoding.type_ids, dtype=np.int8))
-            tokens.truncated[k] = bool(encoding.overflowing)
-            # A token belongs to the word of its last character: its first one may be the space
-            # before the word.
-            ends = np.array([end for _, end in encoding.offsets], dtype=np.intp)
-            begins = np.array([begin for begin, _ in encoding.offsets], dtype=np.intp)
-            # The last entry is for special tokens, which have no characters.
-            of_characters = np.append(sentence.of_characters(), -1)
-            words = of_characters[np.where(ends > begins, ends - 1, -1)]
-            words[np.array(encoding.special_tokens_mask, dtype=np.bool_)] = -1
-            tokens.words.append(words.astype(np.int32))
+    # Not encode_batch_fast, which leaves offsets out.
+    encodings = _encodings(tokenizer.encode_batch, [sentence.text for sentence in sentences])
+    for k, (sentence, encoding) in enumerate(zip(sentences, encodings, strict=True)):
+        tokens.ids.append(np.array(encoding.ids, dtype=np.int32))
+        tokens.type_ids.append(np.array(encoding.type_ids, dtype=np.int8))
+        tokens.truncated[k] = bool(encoding.overflowing)
+        # A token belongs to the word of its last character: its first one may be the space before
+        # the word. The last entry of `of_characters` is for tokens without characters.
+        begins, ends = np.array(encoding.offsets, dtype=np.intp).T
+        of_characters = np.append(sentence.of_characters(), -1)
+        words = of_characters[np.where(ends > begins, ends - 1, -1)]
+        words[np.array(encoding.special_tokens_mask, dtype=np.bool_)] = -1
+        tokens.words.append(words.astype(np.int32))
     return tokens
 
 
-def _prompted(texts: Sequence[Text], prompt: str) -> list[Any]:
-    if not prompt:
-        return list(texts)
-    return [
-        prompt + text if isinstance(text, str) else (prompt + text[0], text[1]) for text in texts
-    ]
-
-
-def _cleaned(text: Text) -> Text:
-    return (clean(text[0]), clean(text[1])) if isinstance(text, tuple) else clean(text)
+def _encodings(
+    encode: Callable[[list[Any]], list[Any]], texts: Sequence[Any], prompt: str = ""
+) -> Iterator[Any]:
+    """Yield the encoding of each text, with the prompt; lone surrogates are read as U+FFFD."""
+    for start in range(0, len(texts), _CHUNK):
+        chunk = list(texts[start : start + _CHUNK])
+        if prompt:
+            chunk = [prompt + t if isinstance(t, str) else (prompt + t[0], t[1]) for t in chunk]
+        try:
+            encodings = encode(chunk)
+        except TypeError:  # what tokenizers raise for lone surrogates
+            encodings = encode(
+                [clean(t) if isinstance(t, str) else tuple(map(clean, t)) for t in chunk]
+            )
+        yield from encodings

@@ -14,13 +14,7 @@ _counts: ContextVar[list[int] | None] = ContextVar("counts", default=None)
 
 @contextmanager
 def count_truncated() -> Iterator[list[int]]:
-    """Collect the number of truncated texts of each call in this thread, without warnings.
-
-    Yields
-    ------
-    counts : list of int
-        Grows by one number per call.
-    """
+    """Collect the number of truncated texts of each call in this thread, without warnings."""
     counts: list[int] = []
     token = _counts.set(counts)
     try:
@@ -32,19 +26,7 @@ def count_truncated() -> Iterator[list[int]]:
 def report_truncated(n_truncated: int, n_texts: int, max_length: int, on_truncate: str) -> None:
     """Report texts that are longer than the limit.
 
-    Parameters
-    ----------
-    n_truncated, n_texts : int
-        Number of truncated texts, and of all texts.
-    max_length : int
-        The limit, in tokens.
-    on_truncate : {"warn", "raise", "ignore", "window"}
-        How to report. ``"window"`` warns: it gets here only where texts are cut in spite of it.
-
-    Raises
-    ------
-    ValueError
-        If there are such texts and `on_truncate` is ``"raise"``.
+    ``"window"`` warns: it gets here only where texts are cut in spite of it.
     """
     counts = _counts.get()
     if counts is not None and on_truncate != "raise":

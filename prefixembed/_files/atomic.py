@@ -12,12 +12,7 @@ from typing import Any
 def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
     """Write a file so that a kill or an error leaves the old one as it was.
 
-    Parameters
-    ----------
-    target : Path
-        File to write or replace. Its folder must exist.
-    write : callable
-        Called with the path of a temporary file in the same folder, which it must fill.
+    `write` is called with the path of a temporary file, which it must fill.
     """
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
@@ -25,6 +20,7 @@ def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
         write(temporary)
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
+        # mkstemp creates files that only their owner can read; a saved file follows the umask.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except BaseException:
@@ -33,7 +29,6 @@ def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
 
 
 def _umask() -> int:
-    # mkstemp creates files that only their owner can read; a saved file follows the umask.
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -24,18 +24,10 @@ _DIGEST = re.compile("[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class BankFolder:
-    """Hold the content of a folder.
+    """The content of a folder."""
 
-    Parameters
-    ----------
-    prefixes : mapping of str to bytes
-        Content of the file of each prefix by the prefix's name, in the order of the bank.
-    parameters : mapping of str to object
-        Parameters of the bank as JSON types.
-    """
-
-    prefixes: Mapping[str, bytes]
-    parameters: Mapping[str, Any]
+    prefixes: Mapping[str, bytes]  # content of files by name of prefix, in the order of the bank
+    parameters: Mapping[str, Any]  # JSON types
 
 
 def write_folder(
@@ -45,15 +37,6 @@ def write_folder(
 
     Each file of a prefix is named after the SHA-256 of its content, so that no file of the old
     bank changes. The manifest is replaced next. Files that it no longer names are deleted last.
-
-    Parameters
-    ----------
-    folder : str or path-like
-        Folder to write to, created if missing. Files that are not of a bank stay.
-    prefixes : mapping of str to bytes
-        Content of the file of each prefix by the prefix's name.
-    parameters : mapping of str to object
-        Parameters of the bank as JSON types.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -72,28 +55,17 @@ def write_folder(
         }
         manifest["digest"] = _digest(manifest)
         _write(target / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-        _delete_others(target, {_file_name(digest) for digest in digests.values()})
+        for path in target.glob("*.safetensors"):
+            # Only files that a bank may have written: the user's own stay.
+            if _DIGEST.fullmatch(path.stem) and path.stem not in digests.values():
+                path.unlink(missing_ok=True)
 
 
 def read_folder(folder: str | os.PathLike[str]) -> BankFolder:
     """Read what :func:`write_folder` wrote; nothing in it is executed.
 
-    Parameters
-    ----------
-    folder : str or path-like
-        Folder to read.
-
-    Returns
-    -------
-    content : BankFolder
-        Prefixes and parameters, each file checked against its digest.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no bank, or the file of a prefix is missing.
-    ValueError
-        If a file is damaged, or the manifest has another format version.
+    Raises FileNotFoundError if a file is missing, and ValueError if one is damaged or has another
+    format version.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -111,13 +83,6 @@ def read_folder(folder: str | os.PathLike[str]) -> BankFolder:
 
 def _write(path: Path, content: bytes) -> None:
     write_atomically(path, lambda temporary: Path(temporary).write_bytes(content))
-
-
-def _delete_others(target: Path, kept: set[str]) -> None:
-    for path in target.glob("*.safetensors"):
-        # Only files that a bank may have written: the user's own stay.
-        if _DIGEST.fullmatch(path.stem) and path.name not in kept:
-            path.unlink(missing_ok=True)
 
 
 def _read(path: Path, manifest: bytes) -> BankFolder:

@@ -20,31 +20,12 @@ _TABLE_COLUMNS = (
 
 def model_card(
     repo_id: str,
-    prefixes: Mapping[str, Mapping[str, Any]],
+    prefixes: Mapping[str, Mapping[str, Any]],  # what Prefix.facts returns, by name
     backbone: str,
-    usage: str,
-    how: str = "",
+    usage: str,  # lines of Python that load and use the prefixes
+    how: str = "",  # sentence on how the prefixes are combined
 ) -> str:
-    """Return the model card of a prefix or a bank.
-
-    Parameters
-    ----------
-    repo_id : str
-        Repository on the Hub, which is the title.
-    prefixes : mapping of str to mapping
-        Name of each prefix to what ``Prefix.facts`` returns.
-    backbone : str
-        Hub name or folder of the backbone.
-    usage : str
-        Lines of Python that load and use the prefixes.
-    how : str, default=""
-        Sentence on how the prefixes are combined.
-
-    Returns
-    -------
-    card : str
-        Markdown with a YAML header.
-    """
+    """Return the model card of a prefix or a bank: Markdown with a YAML header."""
     header = ["library_name: prefixembed", "pipeline_tag: feature-extraction"]
     if not os.path.isdir(backbone):
         header.append(f"base_model: {json.dumps(backbone)}")
@@ -66,29 +47,12 @@ def model_card(
 
 
 def bank_table(
-    prefixes: Mapping[str, Mapping[str, Any]],
-    weights: Mapping[str, float],
+    prefixes: Mapping[str, Mapping[str, Any]],  # what Prefix.facts returns, by name
+    weights: Mapping[str, float],  # of the active prefixes
     backbone: str,
     combine: str,
 ) -> str:
-    """Return a table of the prefixes of a bank, for notebooks.
-
-    Parameters
-    ----------
-    prefixes : mapping of str to mapping
-        Name of each prefix to what ``Prefix.facts`` returns.
-    weights : mapping of str to float
-        Name of each active prefix to its weight.
-    backbone : str
-        Hub name or folder of the backbone.
-    combine : str
-        How prefixes are combined.
-
-    Returns
-    -------
-    html : str
-        Table in which names are escaped.
-    """
+    """Return an HTML table of the prefixes of a bank, with names escaped."""
     caption = (
         f"{len(weights)} of {len(prefixes)} prefixes active, combined by {combine}, on {backbone}"
     )

@@ -20,19 +20,10 @@ _UNREADABLE = (AttributeError, KeyError, OverflowError, RuntimeError, TypeError,
 
 
 def pack_tensors(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any] | Tensor]) -> bytes:
-    """Return the content of a safetensors file.
+    """Return the content of a safetensors file, equal for equal arguments.
 
-    Parameters
-    ----------
-    header : mapping of str to object
-        Facts as JSON types. Floats keep every bit.
-    tensors : mapping of str to ndarray or Tensor
-        Arrays of numpy or tensors of PyTorch, not both. Memory that tensors share is refused.
-
-    Returns
-    -------
-    content : bytes
-        Equal for equal arguments.
+    The header holds JSON types, and floats keep every bit. Arrays of numpy and tensors of PyTorch
+    cannot be mixed. Memory that tensors share is refused.
     """
     metadata = {_KEY: json.dumps(header)}
     given: Mapping[str, Any] = tensors
@@ -48,29 +39,10 @@ def pack_tensors(header: Mapping[str, Any], tensors: Mapping[str, NDArray[Any] |
 def unpack_tensors(
     content: bytes, name: str, *, framework: str = "numpy"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what :func:`pack_tensors` returned; nothing in it is executed.
+    """Return the header and the tensors that :func:`pack_tensors` packed; nothing is executed.
 
-    Parameters
-    ----------
-    content : bytes
-        Content of a file, which may be damaged.
-    name : str
-        What error messages call the file.
-    framework : {"numpy", "torch"}, default="numpy"
-        Whether tensors are returned as ndarrays or as tensors of PyTorch on the CPU. Only
-        PyTorch knows dtypes such as bfloat16.
-
-    Returns
-    -------
-    header : dict of str to object
-        Facts.
-    tensors : dict of str to ndarray or Tensor
-        Tensors by name.
-
-    Raises
-    ------
-    ValueError
-        If the content is damaged or was not written by :func:`pack_tensors`.
+    `framework` is ``"numpy"``, or ``"torch"``, which knows dtypes such as bfloat16. Damaged or
+    foreign content raises a ValueError that names the file `name`.
     """
     load: Callable[[bytes], dict[str, Any]] = numpy_format.load
     if framework == "torch":

@@ -62,13 +62,7 @@ class Store(Protocol):
 
 
 class MemoryStore:
-    """Keep rows in memory.
-
-    Parameters
-    ----------
-    max_bytes : int
-        Bound on what rows take. The least recently used rows are evicted first.
-    """
+    """Keep rows in memory, and evict the least recently used ones first."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -114,19 +108,12 @@ class DiskStore:
     """Keep rows in an SQLite file; problems with the file are warnings, never errors.
 
     Each call opens a connection of its own, so that threads and forked processes never share one.
-
-    Parameters
-    ----------
-    path : Path
-        Absolute path of the file, which is created on first use.
-    max_bytes : int
-        Bound on the size of the file without SQLite's write-ahead log. The least recently used
-        rows are evicted first.
+    The least recently used rows are evicted first.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        self.path = path
-        self.max_bytes = max_bytes
+        self.path = path  # absolute; the file is created on first use
+        self.max_bytes = max_bytes  # SQLite's write-ahead log is not counted
         self._warned = False
 
     def get(self, keys: Sequence[bytes]) -> list[Row | None]:

@@ -28,33 +28,19 @@ _NAME = re.compile(r"(\d{12})-([0-9a-f]{64})\.safetensors")
 
 @dataclass(frozen=True)
 class State:
-    """The state of a training run.
+    """The state of a training run."""
 
-    Parameters
-    ----------
-    facts : mapping of str to object
-        Values as JSON types. Floats keep every bit.
-    tensors : mapping of str to Tensor
-        Everything else.
-    """
-
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # of JSON types; floats keep every bit
     tensors: Mapping[str, Tensor]
 
 
 class Checkpoints:
     """The last two states of one run, in a folder that other runs may share.
 
-    Each file is named after the digest of its content and is written as a whole or not at all. A
-    killed run therefore loses only what came after its last checkpoint. If that one is damaged,
-    the one before it is used.
-
-    Parameters
-    ----------
-    folder : str or path-like
-        Created if it does not exist. Each run has a subfolder of its own.
-    run : str
-        Digest of everything that decides what the run learns. States of other runs are not found.
+    Runs differ by `run`, a digest of everything that decides what is learned. Each file is named
+    after the digest of its content and is written as a whole or not at all. A killed run therefore
+    loses only what came after its last checkpoint. If that one is damaged, the one before it is
+    used.
     """
 
     def __init__(self, folder: str | os.PathLike[str], run: str) -> None:
@@ -66,20 +52,7 @@ class Checkpoints:
         return time.monotonic() >= self._due
 
     def save(self, number: int, state: State) -> None:
-        """Write a state.
-
-        Parameters
-        ----------
-        number : int
-            Number of steps taken so far. The highest number is the last state.
-        state : State
-            State to write.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be written. Earlier checkpoints are kept.
-        """
+        """Write a state after `number` steps. If that raises an OSError, earlier ones are kept."""
         started = time.monotonic()
         content = pack_tensors(state.facts, state.tensors)
         name = f"{number:012d}-{hashlib.sha256(content).hexdigest()}.safetensors"
@@ -100,13 +73,7 @@ class Checkpoints:
         self._due = time.monotonic() + max(INTERVAL_SECONDS, took / _MAX_SHARE_OF_TIME)
 
     def load(self) -> State | None:
-        """Return the last state that is not damaged, or None if there is none.
-
-        Warns
-        -----
-        UserWarning
-            If a file is damaged. It stays where it is, and the one before it is read.
-        """
+        """Return the last state that is not damaged, or None. Warn about each damaged one."""
         for digest, path in self._files():
             try:
                 content = path.read_bytes()

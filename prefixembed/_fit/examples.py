@@ -26,51 +26,19 @@ from prefixembed.reading import Reading
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Checked rows and labels of a source task, without rows of weight zero.
+    """Checked rows and labels of a source task, without rows of weight zero."""
 
-    Parameters
-    ----------
-    texts : list of str, of (str, str) or of Words
-        What the backbone reads: one text or pair per row, or one pair per choice.
-    counts : ndarray of shape (n_rows,)
-        Number of units of each row that the head scores: one, or one per choice or word.
-    objective : Objective
-        Kind of the task.
-    targets : Targets
-        Encoded labels.
-    weights : float32 ndarray of shape (n_rows,)
-        Weight of each row in the loss, 1 on average.
-    """
-
-    texts: list[Text]
-    counts: NDArray[np.intp]
+    texts: list[Text]  # one text or pair per row, or one pair per choice
+    counts: NDArray[np.intp]  # units of each row that the head scores: texts, choices or words
     objective: Objective
     targets: Targets
-    weights: NDArray[np.float32]
+    weights: NDArray[np.float32]  # of each row in the loss, 1 on average
 
 
 def check_tasks(
     tasks: Mapping[str, tuple[Any, ...]], what: str = "tasks"
 ) -> Mapping[str, tuple[Any, ...]]:
-    """Check that tasks are a mapping of names to ``(X, y)`` or ``(X, y, sample_weight)``.
-
-    Parameters
-    ----------
-    tasks : mapping of str to tuple
-        Data of each task.
-    what : str, default="tasks"
-        What error messages call `tasks`.
-
-    Returns
-    -------
-    tasks : mapping of str to tuple
-        The same object.
-
-    Raises
-    ------
-    ValueError
-        If it is not such a mapping.
-    """
+    """Check that tasks are a mapping of names to ``(X, y)`` or ``(X, y, sample_weight)``."""
     if not isinstance(tasks, Mapping):
         raise ValueError(f"{what} must be a dict of names to tuples (X, y), got {show(tasks)}")
     for name, task in tasks.items():
@@ -89,24 +57,9 @@ def read_rows(
     sample_weight: ArrayLike | None = None,
     class_weight: dict[Any, float] | str | None = None,
 ) -> LabelledRows:
-    """Check rows, labels and weights. This needs no backbone.
+    """Check the data of :meth:`PrefixEncoder.fit <prefixembed.PrefixEncoder.fit>`.
 
-    Parameters
-    ----------
-    objective : str
-        Name of an objective in ``OBJECTIVES``.
-    X, y, sample_weight, class_weight
-        Data, as for :meth:`PrefixEncoder.fit <prefixembed.PrefixEncoder.fit>`.
-
-    Returns
-    -------
-    rows : LabelledRows
-        The rows whose weight is not zero and that have something to score.
-
-    Raises
-    ------
-    ValueError
-        If the data does not fit the objective, or there is nothing to learn.
+    This needs no backbone. Rows whose weight is zero, or that have nothing to score, are left out.
     """
     kind = OBJECTIVES[objective]
     texts, counts = check_rows(X, kind.row)
@@ -135,25 +88,15 @@ def read_rows(
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled rows of one source task, tokenized and split.
+    """Labelled rows of one source task, tokenized and split."""
 
-    Parameters
-    ----------
-    tokens : Tokens
-        Tokens of all texts.
-    counts, objective, targets, weights
-        Fields of :class:`LabelledRows`.
-    train, valid : ndarray
-        Positions of rows to learn from and to validate on. `valid` may be empty.
-    """
-
-    tokens: Tokens
-    counts: NDArray[np.intp]
+    tokens: Tokens  # of all texts
+    counts: NDArray[np.intp]  # this and the next three: as in LabelledRows
     objective: Objective
     targets: Targets
     weights: NDArray[np.float32]
-    train: NDArray[np.intp]
-    valid: NDArray[np.intp]
+    train: NDArray[np.intp]  # positions of rows
+    valid: NDArray[np.intp]  # may be empty
 
     @functools.cached_property
     def _text_ends(self) -> NDArray[np.intp]:
@@ -168,8 +111,7 @@ class Examples:
     def longest(self) -> NDArray[np.intp]:
         """Number of tokens of the longest text of each row."""
         starts = self._text_ends - self.n_texts
-        longest: NDArray[np.intp] = np.maximum.reduceat(self.tokens.lengths, starts)
-        return longest
+        return np.maximum.reduceat(self.tokens.lengths, starts)
 
     def texts(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
         """Return the positions of the texts of some rows, row by row."""
@@ -178,10 +120,9 @@ class Examples:
     def losses(self, logits: Tensor, rows: NDArray[np.intp]) -> Tensor:
         """Return the weighted loss of each of some rows, given the logits of their units."""
         values = self.objective.flat(self.objective.take(self.targets.values, rows))
-        losses = self.objective.losses(
-            logits, torch.from_numpy(values).to(logits.device), self.counts[rows]
-        )
-        return losses * torch.from_numpy(self.weights[rows]).to(logits.device)  # (row,)
+        truth = torch.from_numpy(values).to(logits.device)
+        weights = torch.from_numpy(self.weights[rows]).to(logits.device)
+        return self.objective.losses(logits, truth, self.counts[rows]) * weights  # (row,)
 
     @property
     def chance(self) -> float:
@@ -197,36 +138,7 @@ def prepare(
     validation_fraction: float | None,
     rng: np.random.Generator,
 ) -> Examples:
-    """Tokenize rows, and set some of them aside for validation.
-
-    Parameters
-    ----------
-    rows : LabelledRows
-        Rows as :func:`read_rows` returns them.
-    backbone : Backbone
-        Backbone that is to read the texts.
-    reading : Reading
-        How they are to be read. With windows, texts are cut for training all the same.
-    validation_fraction : float or None
-        Share of rows to set aside. None for none.
-    rng : numpy.random.Generator
-        Source of randomness for the split.
-
-    Returns
-    -------
-    examples : Examples
-        Examples to train on.
-
-    Raises
-    ------
-    ValueError
-        If the backbone, or texts of this kind, cannot be read in this way.
-
-    Warns
-    -----
-    UserWarning
-        If there are too few rows to set any aside.
-    """
+    """Tokenize rows, and set a share of them aside for validation, unless it is None."""
     backbone.check_reading(reading)
     check_readable(reading, rows.texts)
     n_rows = len(rows.counts)
@@ -238,15 +150,8 @@ def prepare(
                 f"{n_rows} texts are too few to set validation_fraction={validation_fraction} of "
                 "each class aside: no early stopping"
             )
-    return Examples(
-        tokens=tokenize(backbone, rows.texts, reading),
-        counts=rows.counts,
-        objective=rows.objective,
-        targets=rows.targets,
-        weights=rows.weights,
-        train=train,
-        valid=valid,
-    )
+    tokens = tokenize(backbone, rows.texts, reading)
+    return Examples(tokens, rows.counts, rows.objective, rows.targets, rows.weights, train, valid)
 
 
 def _text_ends(objective: Objective, counts: NDArray[np.intp]) -> NDArray[np.intp]:

@@ -33,26 +33,8 @@ from prefixembed.reading import Reading
 class FineTuner(Learner):
     """Fine-tune a copy of a backbone, with its dropout, and one linear head per task.
 
-    Parameters
-    ----------
-    original : Backbone
-        Backbone in float32. It does not change.
-    tasks : mapping of str to Examples
-        Examples of each source task.
-    reading : Reading
-        How texts are read.
-    learning_rate, head_learning_rate : float
-        Peak learning rates of the backbone and of the heads.
-    mixed_precision : bool
-        Whether products are computed in bfloat16.
-    rng : numpy.random.Generator
-        Source of randomness for the seed of dropout.
-
-    Attributes
-    ----------
-    backbone : Backbone
-        The copy. It is frozen and in eval mode except during training. Its fingerprint is still
-        that of the original.
+    The copy, `backbone`, is frozen and in eval mode except during training. Its fingerprint is
+    still that of the original, which is in float32 and does not change.
     """
 
     def __init__(
@@ -114,20 +96,7 @@ class FineTuner(Learner):
 
 
 def pack_backbone(backbone: Backbone, reading: Reading) -> dict[str, bytes]:
-    """Return the files of a folder that :func:`~prefixembed.load_backbone` can load.
-
-    Parameters
-    ----------
-    backbone : Backbone
-        Backbone to save.
-    reading : Reading
-        How it reads texts. This is recorded in the files, also for sentence-transformers.
-
-    Returns
-    -------
-    files : dict of str to bytes
-        Content by path.
-    """
+    """Return the files of a folder that :func:`~prefixembed.load_backbone` can load, by path."""
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():
         backbone.model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(backbone.name, revision=backbone.revision)
@@ -139,13 +108,7 @@ def pack_backbone(backbone: Backbone, reading: Reading) -> dict[str, bytes]:
 def write_backbone(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -> None:
     """Write the files of a backbone, and release a backbone that was loaded from the folder.
 
-    Parameters
-    ----------
-    files : mapping of str to bytes
-        Content by path, as :func:`pack_backbone` returns it.
-    folder : str or path-like
-        Created if it does not exist. A loaded backbone may have the old files mapped into
-        memory, so each file is replaced as a whole and not in place.
+    A loaded backbone may have the old files mapped into memory: each file is replaced as a whole.
     """
     # The configuration comes last: without it, what a killed process leaves is not a backbone.
     for name in sorted(files, key="config.json".__eq__):

@@ -9,19 +9,9 @@ from prefixembed.head import Head
 
 
 def initial_head(examples: Examples, n_features: int) -> nn.Linear:
-    """Return a head of zeros for a task, so that training starts at chance.
+    """Return a head of zeros for a task, on the CPU: training starts at chance.
 
-    Parameters
-    ----------
-    examples : Examples
-        Examples of the task.
-    n_features : int
-        Number of features of the backbone.
-
-    Returns
-    -------
-    head : torch.nn.Linear
-        On the CPU. The global random state of torch does not change: other threads may use it.
+    The global random state of torch, which other threads may use, does not change.
     """
     width = examples.tokens.vector_width(n_features)
     head = nn.utils.skip_init(nn.Linear, width, examples.targets.n_outputs)
@@ -31,20 +21,7 @@ def initial_head(examples: Examples, n_features: int) -> nn.Linear:
 
 
 def learned_head(head: nn.Linear, examples: Examples) -> Head:
-    """Return a trained head as a value that predicts on the scale of the labels.
-
-    Parameters
-    ----------
-    head : torch.nn.Linear
-        Trained head.
-    examples : Examples
-        Examples that it was trained on.
-
-    Returns
-    -------
-    head : Head
-        For regression, mean and scale of the labels are folded into weight and bias.
-    """
+    """Return a trained head, with mean and scale of numeric labels folded into it."""
     weight, bias = (tensor.detach().cpu().numpy() for tensor in (head.weight, head.bias))
     weight, bias = examples.objective.finish(weight, bias, examples.targets)
     return Head(examples.objective.name, examples.targets.classes, weight, bias)

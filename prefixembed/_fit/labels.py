@@ -10,27 +10,13 @@ from sklearn.utils import column_or_1d, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
-_NO_Y = "requires y to be passed, but the target y is None: PrefixEncoder learns from labels"
-
 
 def stratified_split(
     labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Split positions class by class; each class keeps at least one text for training.
 
-    Parameters
-    ----------
-    labels : ndarray of shape (n_texts,)
-        Classes.
-    fraction : float
-        Share of each class to set aside.
-    rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    train, valid : ndarray
-        Sorted positions. `valid` is empty if `fraction` of each class is less than one text.
+    Both parts are sorted. The second is empty if `fraction` of each class is less than one text.
     """
     valid: list[NDArray[np.intp]] = []
     for label in np.unique(labels):
@@ -41,28 +27,8 @@ def stratified_split(
 
 
 def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
-    """Encode labels as positions into their sorted classes.
-
-    Parameters
-    ----------
-    y : array-like of shape (n_texts,)
-        Numbers, booleans or strings.
-
-    Returns
-    -------
-    labels : int64 ndarray of shape (n_texts,)
-        Positions into `classes`.
-    classes : ndarray of shape (n_classes,)
-        Classes in the type of `y`.
-
-    Raises
-    ------
-    ValueError
-        If labels are missing, continuous, or of types that cannot be sorted.
-    """
-    if y is None:
-        raise ValueError(_NO_Y)
-    array = column_or_1d(y, warn=True)
+    """Encode labels as positions into their sorted classes, and return both."""
+    array = column_or_1d(_check_given(y), warn=True)
     if array.dtype == object:
         for position, label in enumerate(array):
             if _is_missing(label):
@@ -88,6 +54,14 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[np.int64], NDArray[Any]]:
     return labels.astype(np.int64), classes
 
 
+def _check_given(y: Any) -> Any:
+    if y is None:
+        raise ValueError(
+            "requires y to be passed, but the target y is None: PrefixEncoder learns from labels"
+        )
+    return y
+
+
 def _is_missing(label: Any) -> bool:
     try:
         return label is None or bool(label != label)  # NaN differs from itself
@@ -101,28 +75,7 @@ def check_weights(
     labels: NDArray[np.int64],
     classes: NDArray[Any],
 ) -> NDArray[np.float64]:
-    """Return the product of the weights of texts and those of their classes.
-
-    Parameters
-    ----------
-    sample_weight : array-like of shape (n_texts,) or None
-        Weights of texts, not negative. None for 1 each.
-    class_weight : dict, "balanced" or None
-        Weights of classes; see :func:`sklearn.utils.class_weight.compute_class_weight`. None for
-        1 each.
-    labels, classes : ndarray
-        Labels and classes as :func:`check_labels` returns them.
-
-    Returns
-    -------
-    weights : ndarray of shape (n_texts,)
-        Weights.
-
-    Raises
-    ------
-    ValueError
-        If weights are negative or not finite, or their number is wrong.
-    """
+    """Return the product of the weights of texts and those of their classes; None is 1 each."""
     weights = _check_sample_weight(
         sample_weight, labels.reshape(-1, 1), dtype=np.float64, ensure_non_negative=True
     )
@@ -132,26 +85,8 @@ def check_weights(
 
 
 def check_numbers(y: ArrayLike) -> NDArray[np.float64]:
-    """Convert the targets of a regression to an array.
-
-    Parameters
-    ----------
-    y : array-like of shape (n_texts,)
-        Finite numbers.
-
-    Returns
-    -------
-    numbers : float64 ndarray of shape (n_texts,)
-        The numbers.
-
-    Raises
-    ------
-    ValueError
-        If an element is missing, not a number, or not finite.
-    """
-    if y is None:
-        raise ValueError(_NO_Y)
-    array = column_or_1d(y, warn=True)
+    """Return the targets of a regression as finite floats."""
+    array = column_or_1d(_check_given(y), warn=True)
     try:
         numbers = array.astype(np.float64)
     except (TypeError, ValueError) as error:
@@ -163,32 +98,11 @@ def check_numbers(y: ArrayLike) -> NDArray[np.float64]:
 
 
 def check_sequences(y: Any, counts: NDArray[np.intp]) -> NDArray[Any]:
-    """Check that there is one label per word, and concatenate the labels of all rows.
-
-    Parameters
-    ----------
-    y : sequence of sequences
-        Labels of the words of each row.
-    counts : ndarray of shape (n_rows,)
-        Number of words of each row.
-
-    Returns
-    -------
-    labels : ndarray of shape (n_words,)
-        Labels, row by row.
-
-    Raises
-    ------
-    ValueError
-        If lengths differ. The message has the position of the row.
-    """
-    if y is None:
-        raise ValueError(_NO_Y)
-    rows = list(y)
-    if len(rows) != len(counts):
-        raise ValueError(
-            f"y must have one row of labels per sentence: {len(counts)}, got {len(rows)}"
-        )
+    """Concatenate the labels of all rows; `counts` holds the number of words of each."""
+    rows = list(_check_given(y))
+    n = len(counts)
+    if len(rows) != n:
+        raise ValueError(f"y must have one row of labels per sentence: {n}, got {len(rows)}")
     for position, (row, count) in enumerate(zip(rows, counts, strict=True)):
         if isinstance(row, (str, bytes)) or not hasattr(row, "__len__") or len(row) != count:
             raise ValueError(f"y[{position}] must have one label per word, {count}, got {row!r}")

@@ -30,24 +30,12 @@ _STUCK = 0.98
 
 
 class Learner(ABC):
-    """What is trained, and how it reads texts.
+    """What is trained, and how it reads texts."""
 
-    Attributes
-    ----------
-    heads : sequence of torch.nn.Linear
-        One head per task.
-    groups : sequence of (sequence of Parameter, float)
-        Groups of parameters to train, each with its share of the learning rate.
-    identity : tuple
-        Everything that the vectors depend on besides texts and parameters.
-    draws_on : torch.device or None
-        Device whose random generators :meth:`encode` draws from. None if it draws nothing.
-    """
-
-    heads: Sequence[nn.Linear]
-    groups: Sequence[tuple[Sequence[nn.Parameter], float]]
-    identity: tuple[Any, ...]
-    draws_on: torch.device | None = None
+    heads: Sequence[nn.Linear]  # one per task
+    groups: Sequence[tuple[Sequence[nn.Parameter], float]]  # with shares of the learning rate
+    identity: tuple[Any, ...]  # what vectors depend on besides texts and parameters
+    draws_on: torch.device | None = None  # whose random generators `encode` draws from, if any
 
     @abstractmethod
     def encode(self, tokens: Tokens, positions: NDArray[np.intp]) -> Tensor:
@@ -73,35 +61,14 @@ def train(
     progress: bool = False,
     checkpoint_dir: str | os.PathLike[str] | None = None,
 ) -> Outcome:
-    """Train a learner in place.
+    """Train a learner in place, and return what :func:`optimize` returns.
 
-    Parameters
-    ----------
-    tasks : mapping of str to Examples
-        Examples by task, in the order of the heads.
-    learner : Learner
-        What to train.
-    recipe : Recipe
-        Hyperparameters.
-    temperature : float, default=1.0
-        How tasks are mixed; see :func:`draw_steps`.
-    batch_tokens : int
-        Maximum number of tokens per forward pass. The gradient of a step is summed over as many
-        passes as that takes. If the device runs out of memory, the budget is halved.
-    rng : numpy.random.Generator
-        Source of randomness for the order of rows.
-    progress : bool, default=False
-        Whether to show a progress bar.
-    checkpoint_dir : str or path-like, default=None
-        Folder for checkpoints. If it has one of the same run, training continues from there. None
-        for no checkpoints.
+    Tasks come in the order of the heads. A step takes as many forward passes of at most
+    `batch_tokens` tokens as it needs, and half as many tokens if the device runs out of memory.
 
-    Returns
-    -------
-    outcome : Outcome
-        What :func:`~prefixembed._fit.optimization.optimize` returns. In its history,
-        ``valid_loss`` is the mean over tasks. Several tasks also have figures of their own, with
-        the name of the task in brackets.
+    In the history, ``valid_loss`` is the mean over tasks. Several tasks also have figures of their
+    own, with the name of the task in brackets. If `checkpoint_dir` has a checkpoint of the same
+    run, training continues from there.
     """
     problem = _Supervised(tasks, learner, recipe.batch_size, temperature, batch_tokens)
     checkpoints = None
@@ -208,24 +175,10 @@ def _sum_backward(
 def draw_steps(
     tasks: Sequence[Examples], temperature: float, batch_size: int, rng: np.random.Generator
 ) -> list[Step]:
-    """Return the steps of an epoch in random order.
+    """Return the steps of an epoch in random order, each with rows of one task.
 
-    Parameters
-    ----------
-    tasks : sequence of Examples
-        Examples of each task.
-    temperature : float
-        The share of steps of a task is proportional to its number of batches to the power
-        ``1 / temperature``.
-    batch_size : int
-        Number of rows per step. A step has rows of one task.
-    rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    steps : list of Step
-        As many as there are batches, or a few more, so that each task has at least one.
+    The share of a task is proportional to its number of batches to the power ``1 / temperature``.
+    There are as many steps as batches, or a few more, so that each task has one.
     """
     batches = [shuffle_batches(data.longest[data.train], batch_size, rng) for data in tasks]
     sizes = np.array([len(some) for some in batches])
@@ -263,20 +216,7 @@ def _identify(
 
 
 def check_can_resume(checkpoint_dir: Any, random_state: Any) -> None:
-    """Check that a run with checkpoints draws the same numbers when it is started again.
-
-    Parameters
-    ----------
-    checkpoint_dir : str, path-like or None
-        Folder for checkpoints.
-    random_state : int, RandomState instance or None
-        Seed of the run.
-
-    Raises
-    ------
-    ValueError
-        If there are checkpoints and no seed.
-    """
+    """Check that a run with checkpoints draws the same numbers when it is started again."""
     if checkpoint_dir is not None and random_state is None:
         raise ValueError(
             "random_state must be an int where there is a checkpoint_dir, got random_state=None "
@@ -286,22 +226,7 @@ def check_can_resume(checkpoint_dir: Any, random_state: Any) -> None:
 
 
 def warn_if_stuck(history: History, examples: Examples, learning_rate: float) -> None:
-    """Warn if the training loss shows that nothing was learned.
-
-    Parameters
-    ----------
-    history : dict of str to list of float
-        History of training.
-    examples : Examples
-        Examples of the task.
-    learning_rate : float
-        Learning rate, for the message.
-
-    Warns
-    -----
-    ConvergenceWarning
-        If the lowest training loss is about as high as at chance.
-    """
+    """Warn if the lowest training loss is about as high as at chance."""
     loss = min(history["train_loss"])
     if loss > _STUCK * examples.chance:
         warn(
@@ -313,21 +238,9 @@ def warn_if_stuck(history: History, examples: Examples, learning_rate: float) ->
 
 
 def training_facts(examples: Examples, recipe: Recipe, history: History) -> dict[str, Any]:
-    """Return the facts about training that a prefix records.
+    """Return the facts about training that a prefix records, as JSON types.
 
-    Parameters
-    ----------
-    examples : Examples
-        Examples of the task.
-    recipe : Recipe
-        Hyperparameters.
-    history : dict of str to list of float
-        History of training.
-
-    Returns
-    -------
-    facts : dict of str to object
-        As JSON types. Losses are those of the epoch whose state was kept.
+    Losses are those of the epoch whose state was kept.
     """
     facts: dict[str, Any] = {
         "n_texts": len(examples.train),

@@ -25,24 +25,12 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels of a source task, encoded for its loss.
+    """Labels of a source task, encoded for its loss."""
 
-    Parameters
-    ----------
-    values : sequence of length n_rows
-        One entry per row.
-    classes : ndarray of shape (n_classes,) or None
-        Labels that the integers in `values` stand for.
-    n_outputs : int
-        Number of outputs of the head per unit.
-    mean, scale : float, default=0, 1
-        What was subtracted from numbers, and what they were then divided by.
-    """
-
-    values: Any
-    classes: Array | None
-    n_outputs: int
-    mean: float = 0.0
+    values: Any  # one entry per row
+    classes: Array | None  # labels that the integers in `values` stand for
+    n_outputs: int  # of the head, per unit
+    mean: float = 0.0  # subtracted from numbers, which are then divided by `scale`
     scale: float = 1.0
 
 
@@ -254,8 +242,7 @@ class TokenClassification(Objective):
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
         labels, classes = _check_classes(check_sequences(y, counts))
-        values = np.split(labels, np.cumsum(counts)[:-1])
-        return Targets(values, classes, len(classes))
+        return Targets(np.split(labels, np.cumsum(counts)[:-1]), classes, len(classes))
 
     def take(self, values: Any, rows: Array) -> Any:
         return [values[k] for k in rows]
@@ -290,11 +277,7 @@ class TokenClassification(Objective):
         weights = None if sample_weight is None else np.repeat(sample_weight, counts)
         if not counts.sum():
             return float("nan")
-        return float(
-            accuracy_score(
-                check_sequences(y, counts), np.concatenate(predicted), sample_weight=weights
-            )
-        )
+        return super().score(check_sequences(y, counts), np.concatenate(predicted), weights)
 
 
 _ALL = (Classification(), Regression(), MultiLabel(), MultipleChoice(), TokenClassification())

@@ -30,69 +30,35 @@ History = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of the training loop.
-
-    Parameters
-    ----------
-    max_epochs : int
-        Maximum number of epochs.
-    batch_size : int
-        Number of rows per step.
-    learning_rate : float
-        Peak learning rate of AdamW. It rises linearly over the first tenth of the steps, then
-        falls linearly to zero.
-    weight_decay : float
-        Weight decay of AdamW.
-    patience : int or None
-        Number of epochs without a lower validation loss after which training stops. None to
-        never stop early.
-    """
+    """Hyperparameters of the training loop, which uses AdamW."""
 
     max_epochs: int
-    batch_size: int
-    learning_rate: float
+    batch_size: int  # rows per step
+    learning_rate: float  # at its peak, after the first tenth of the steps; see _rate
     weight_decay: float
-    patience: int | None
+    patience: int | None  # epochs without a lower validation loss, then training stops
 
     def __post_init__(self) -> None:
         # Scalars of numpy are not JSON, and hash differently from equal numbers of Python.
-        for name, kind in (
-            ("max_epochs", int),
-            ("batch_size", int),
-            ("learning_rate", float),
-            ("weight_decay", float),
-        ):
-            object.__setattr__(self, name, kind(getattr(self, name)))
-        if self.patience is not None:
-            object.__setattr__(self, "patience", int(self.patience))
+        for name in ("max_epochs", "batch_size", "patience"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else int(value))
+        for name in ("learning_rate", "weight_decay"):
+            object.__setattr__(self, name, float(getattr(self, name)))
 
 
 @dataclass(frozen=True)
 class Step:
-    """The rows that one step learns from.
+    """The rows that one step learns from."""
 
-    Parameters
-    ----------
-    task : int
-        Index of the task.
-    rows : ndarray of shape (batch,)
-        Positions of rows of that task.
-    """
-
-    task: int
-    rows: NDArray[np.intp]
+    task: int  # index of the task
+    rows: NDArray[np.intp]  # positions of rows of that task
 
 
 class Problem(ABC):
-    """What the loop optimizes.
+    """What the loop optimizes."""
 
-    Attributes
-    ----------
-    groups : sequence of (sequence of Tensor, float)
-        Groups of parameters, each with its share of the learning rate.
-    """
-
-    groups: Sequence[tuple[Sequence[Tensor], float]]
+    groups: Sequence[tuple[Sequence[Tensor], float]]  # with shares of the learning rate
 
     @abstractmethod
     def draw_steps(self, rng: np.random.Generator) -> list[Step]:
@@ -119,17 +85,12 @@ class Problem(ABC):
 class Outcome:
     """The result of a training run.
 
-    Parameters
-    ----------
-    history : dict of str to list of float
-        One entry per epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and the
-        figures of validation. If Ctrl-C stops the first epoch, it has an entry too.
-    error : BaseException or None
-        Error that stopped training. None if training ended by itself.
+    The history has one entry per epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds``
+    and the figures of validation. If Ctrl-C stops the first epoch, it has an entry too.
     """
 
     history: History
-    error: BaseException | None = None
+    error: BaseException | None = None  # that stopped training
 
     @property
     def is_usable(self) -> bool:
@@ -143,17 +104,9 @@ class Outcome:
         return bool(self.history) and isinstance(self.error, KeyboardInterrupt)
 
     def reraise(self, checkpoint_dir: str | os.PathLike[str] | None) -> None:
-        """Raise the error that stopped training, if there was one.
+        """Raise the error that stopped training, if there was one, and forget it.
 
-        Parameters
-        ----------
-        checkpoint_dir : str, path-like or None
-            Folder of the checkpoints of the run.
-
-        Warns
-        -----
-        UserWarning
-            If there was an error: what the estimator holds, and how to continue.
+        Before, warn what the estimator holds, and how to continue from a checkpoint.
         """
         if self.error is None:
             return
@@ -169,7 +122,14 @@ class Outcome:
             # Where warnings are errors, this one must not replace the original error.
             with suppress(UserWarning):
                 warn(f"fit was stopped ({type(self.error).__name__}): {'; '.join(parts)}")
-        raise self.error
+        error = self.error
+        # The traceback will hold frames that hold this outcome. If it still held the error, only
+        # the garbage collector could free the memory of the run.
+        object.__setattr__(self, "error", None)
+        try:
+            raise error
+        finally:
+            del error
 
 
 def optimize(
@@ -183,42 +143,25 @@ def optimize(
     """Train parameters in place, and leave the best state that validation has seen in them.
 
     The best state is also left if an error or Ctrl-C stops training. Without validation, the last
-    state stays.
+    state stays. If `checkpoints` has a state of the same run, training continues from there and
+    ends in the same state, bit for bit, as without a break.
 
-    Parameters
-    ----------
-    problem : Problem
-        Parameters, steps and validation.
-    recipe : Recipe
-        Hyperparameters.
-    rng : numpy.random.Generator
-        Source of randomness for the steps.
-    progress : bool, default=False
-        Whether to show a progress bar.
-    checkpoints : Checkpoints, default=None
-        Where states are written. If it has a state of the same run, training continues from
-        there and ends in the same state, bit for bit, as without a break. None for no
-        checkpoints.
-
-    Returns
-    -------
-    outcome : Outcome
-        History, and the error that stopped training. That is a FloatingPointError if a loss or a
-        gradient is not finite, and an OSError if a checkpoint cannot be written.
+    The error in the outcome is a FloatingPointError if a loss or a gradient is not finite, and an
+    OSError if a checkpoint cannot be written.
     """
     run = _Run(problem, recipe, rng)
-    error: BaseException | None = None
     try:
         if checkpoints is not None and (state := checkpoints.load()) is not None:
             run.restore(state)
         while not run.finished:
             run.run_epoch(progress, checkpoints)
-    except BaseException as caught:
-        error = caught
+    except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and not run.history and run.n_rows:
             run.record({"train_loss": run.loss / run.n_rows})
+        run.leave_best()
+        return Outcome(run.history, error)
     run.leave_best()
-    return Outcome(run.history, error)
+    return Outcome(run.history)
 
 
 class _Run:
@@ -233,10 +176,8 @@ class _Run:
     def __init__(self, problem: Problem, recipe: Recipe, rng: np.random.Generator) -> None:
         self.problem, self.recipe, self.rng = problem, recipe, rng
         self.parameters = [parameter for some, _ in problem.groups for parameter in some]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": list(some)} for some, _ in problem.groups],
-            weight_decay=recipe.weight_decay,
-        )
+        groups = [{"params": list(some)} for some, _ in problem.groups]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         self.history: History = {}
         self.epoch, self.finished = 1, False
         # Of this epoch: number of steps, sum of losses over rows, and number of rows.
@@ -254,12 +195,9 @@ class _Run:
         steps = self.problem.draw_steps(self.rng)
         n_steps = len(steps) * self.recipe.max_epochs
         before = len(steps) * (self.epoch - 1)
+        desc = f"fit, epoch {self.epoch} of {self.recipe.max_epochs}"
         with tqdm(
-            total=len(steps),
-            initial=self.taken,
-            desc=f"fit, epoch {self.epoch} of {self.recipe.max_epochs}",
-            unit="step",
-            disable=not progress,
+            total=len(steps), initial=self.taken, desc=desc, unit="step", disable=not progress
         ) as bar:
             for step in steps[self.taken :]:
                 self.step(step, _rate(before + self.taken, n_steps))
@@ -305,12 +243,9 @@ class _Run:
         self.record(figures)
         if valid_loss is not None and is_best:
             self.best_loss, self.best_epoch, self.best = valid_loss, self.epoch, best
-        patience = self.recipe.patience
-        self.finished = self.epoch == self.recipe.max_epochs or (
-            valid_loss is not None
-            and patience is not None
-            and self.epoch - self.best_epoch >= patience
-        )
+        patience = None if valid_loss is None else self.recipe.patience
+        has_stalled = patience is not None and self.epoch - self.best_epoch >= patience
+        self.finished = has_stalled or self.epoch == self.recipe.max_epochs
         self.epoch += 1
         self.taken, self.loss, self.n_rows = 0, 0.0, 0
         self.drawn_from = self.rng.bit_generator.state

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._embed.texts import Text, check_rows, check_texts, is_pairs
 from prefixembed._fit.objectives import OBJECTIVES
+from prefixembed._utils.docstrings import substitute
 from prefixembed.head import Head
 
 if TYPE_CHECKING:
@@ -26,19 +27,7 @@ _KINDS = {False: "single texts", True: "pairs of texts"}
 def check_same_kind(texts: Sequence[Text], of_pairs: bool, name: str) -> None:
     """Check that a head is given texts of the kind that it was fitted on.
 
-    Parameters
-    ----------
-    texts : sequence of str, of (str, str) or of Words
-        Checked texts. If there are none, nothing is checked.
-    of_pairs : bool
-        Whether the head was fitted on pairs of texts.
-    name : str
-        What the error message calls the owner of the head.
-
-    Raises
-    ------
-    ValueError
-        If there are pairs where the head was fitted on single texts, or the other way round.
+    `name` is what the error message calls the owner of the head.
     """
     if len(texts) and is_pairs(texts) != of_pairs:
         raise ValueError(f"{name} was fitted on {_KINDS[of_pairs]}, got {_KINDS[not of_pairs]}")
@@ -53,30 +42,9 @@ def score_units(
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """Score each unit of each row by a head.
 
-    Parameters
-    ----------
-    head : Head
-        Head of the source task.
-    X : array-like or iterator
-        Rows of the objective of the head. If they are texts, an iterator is accepted.
-    of_pairs : bool
-        Whether the head was fitted on pairs of texts.
-    embed : callable
-        Takes rows, and whether they are sentences in words. Returns the vectors of all units.
-    name : str
-        What error messages call the owner of the head.
-
-    Returns
-    -------
-    logits : ndarray of shape (n_units, n_outputs)
-        Outputs of the head.
-    counts : ndarray of shape (n_rows,)
-        Number of units of each row.
-
-    Raises
-    ------
-    ValueError
-        If a row does not fit the objective, or is not of the kind that the head was fitted on.
+    `embed` takes rows, and whether they are sentences in words; it returns the vectors of all
+    units. Return logits of shape (unit, output) and the number of units of each row. Where rows are
+    texts, an iterator is accepted.
     """
     row = OBJECTIVES[head.objective].row
     counts = None
@@ -88,17 +56,17 @@ def score_units(
         X, counts = check_rows(X, row)
         check_same_kind(X, of_pairs, name)
     vectors = embed(X, row == "words")
-    if counts is None:
-        counts = np.ones(len(vectors), dtype=np.intp)
+    counts = np.ones(len(vectors), dtype=np.intp) if counts is None else counts
     if not len(vectors):
         return np.zeros((0, len(head.bias))), counts
     return head.decision_function(vectors), counts
 
 
-def _has_no_regression(encoder: Any) -> bool:
+def _is_not_regression(encoder: Any) -> bool:
     return bool(encoder.objective != "regression")
 
 
+@substitute
 class SourceHeadMixin(ClassifierMixin):
     """Predictions of an encoder for its source task, by the head of its prefix."""
 
@@ -107,14 +75,13 @@ class SourceHeadMixin(ClassifierMixin):
     #: Returns the float32 vectors of rows; the class that this is mixed into provides it.
     _vectors: Callable[..., NDArray[np.float32]]
 
-    @available_if(_has_no_regression)
+    @available_if(_is_not_regression)
     def decision_function(self, X: Any) -> Any:
         """Return the scores of the classes of the source task.
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts or pairs of texts, or the other rows that :meth:`fit` was given.
+        $rows
 
         Returns
         -------
@@ -130,14 +97,13 @@ class SourceHeadMixin(ClassifierMixin):
         head, logits, counts = self._logits(X)
         return OBJECTIVES[head.objective].decision(logits, counts)
 
-    @available_if(_has_no_regression)
+    @available_if(_is_not_regression)
     def predict_proba(self, X: Any) -> Any:
         """Return the probabilities of the classes of the source task.
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts or pairs of texts, or the other rows that :meth:`fit` was given.
+        $rows
 
         Returns
         -------
@@ -154,8 +120,7 @@ class SourceHeadMixin(ClassifierMixin):
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts or pairs of texts, or the other rows that :meth:`fit` was given.
+        $rows
 
         Returns
         -------
@@ -171,12 +136,10 @@ class SourceHeadMixin(ClassifierMixin):
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts or pairs of texts, or the other rows that :meth:`fit` was given.
+        $rows
         y : array-like of shape (n_texts,)
             Labels, as for :meth:`fit`.
-        sample_weight : array-like of shape (n_texts,), default=None
-            Weights of texts. None for equal weights.
+        $sample_weight
 
         Returns
         -------
@@ -193,7 +156,9 @@ class SourceHeadMixin(ClassifierMixin):
         check_is_fitted(self)
         head = self.prefix_.head
         if head is None:
-            raise ValueError(f"{self.prefix_!r} has no head: it gives vectors, but no predictions")
+            raise ValueError(
+                f"{self.prefix_!r} has no head: it can transform texts, but not predict"
+            )
         name = f"this {type(self).__name__}"
         return head, *score_units(head, X, self.prefix_.of_pairs, self._vectors, name)
 

@@ -27,22 +27,7 @@ _MLP_RATE = 0.1
 class PrefixLearner(Learner):
     """Learn a prefix and its head; the backbone does not change.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        The frozen encoder. Prefixes enter it as arguments.
-    examples : Examples
-        Examples of the source task.
-    reading : Reading
-        How texts are read.
-    prefix_length : int
-        Number of prefix positions.
-    init : {"text", "normal"}
-        Initial keys and values; see :func:`initial_keys_values`.
-    reparameterize : int or None
-        Hidden width of the MLP that computes the prefix. None for no MLP.
-    rng : numpy.random.Generator
-        Source of randomness for the initial values.
+    `reparameterize` is the hidden width of the MLP that computes the prefix, or None for no MLP.
     """
 
     def __init__(
@@ -60,9 +45,9 @@ class PrefixLearner(Learner):
         tokens = examples.tokens.take(examples.texts(examples.train)).sequences()
         start = initial_keys_values(backbone, tokens, reading, prefix_length, init, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-        self.model = PrefixModel(
-            start.cpu(), initial_head(examples, backbone.n_features), reparameterize, generator
-        ).to(backbone.device)
+        head = initial_head(examples, backbone.n_features)
+        model = PrefixModel(start.cpu(), head, reparameterize, generator)
+        self.model = model.to(backbone.device)
         self.heads = [self.model.head]
         self.groups = self.model.groups()
         self.identity = (backbone.fingerprint, str(backbone.dtype), reading)
@@ -76,15 +61,7 @@ class PrefixLearner(Learner):
         return embed_tokens(self.backbone, tokens, attend, self.reading, batch_tokens)
 
     def learned(self) -> tuple[NDArray[np.float32], Head]:
-        """Return the keys and values, and the head.
-
-        Returns
-        -------
-        keys_values : ndarray of shape (n_layers, 2, n_heads, prefix_length, head_dim)
-            Keys (index 0) and values (index 1).
-        head : Head
-            Head that predicts on the scale of the labels.
-        """
+        """Return keys and values, (layer, 2, head, position, head_dim), and the head."""
         with torch.no_grad():
             keys_values: NDArray[np.float32] = self.model.prefix().cpu().numpy()
         return keys_values, learned_head(self.model.head, self.examples)
@@ -93,21 +70,16 @@ class PrefixLearner(Learner):
 class PrefixModel(nn.Module):
     """Keys and values, as they are or computed by a small MLP, and a linear head.
 
-    Parameters
-    ----------
-    start : Tensor of shape (layer, 2, head, position, head_dim)
-        Initial keys and values, on the CPU.
-    head : torch.nn.Linear
-        The head.
-    hidden_size : int or None
-        Hidden width of the MLP of P-Tuning v2 (arXiv 2110.07602), whose output is added to
-        `start`. None for no MLP.
-    generator : torch.Generator
-        Source of randomness for the weights of the MLP.
+    The MLP is that of P-Tuning v2 (arXiv 2110.07602). Its output is added to the initial keys and
+    values. There is none if `hidden_size` is None.
     """
 
     def __init__(
-        self, start: Tensor, head: nn.Linear, hidden_size: int | None, generator: torch.Generator
+        self,
+        start: Tensor,  # (layer, 2, head, position, head_dim), on the CPU
+        head: nn.Linear,
+        hidden_size: int | None,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.shape = start.shape
@@ -159,31 +131,11 @@ def initial_keys_values(
     length: int,
     init: str,
     rng: np.random.Generator,
-) -> Tensor:
-    """Return the initial keys and values of a prefix.
+) -> Tensor:  # (layer, 2, head, position, head_dim), on the device of the backbone
+    """Return the initial keys and values of a prefix, in float32.
 
-    Parameters
-    ----------
-    backbone : Backbone
-        The frozen encoder.
-    tokens : Tokens
-        Training texts, as the backbone reads them.
-    reading : Reading
-        How texts are read.
-    length : int
-        Number of prefix positions.
-    init : {"text", "normal"}
-        Which values:
-
-        - ``"text"``: those of the backbone at random tokens of random texts;
-        - ``"normal"``: Gaussian noise.
-    rng : numpy.random.Generator
-        Source of randomness.
-
-    Returns
-    -------
-    keys_values : Tensor of shape (layer, 2, head, length, head_dim)
-        In float32, on the device of the backbone.
+    They are those of the backbone at random tokens of random texts (``init="text"``), or Gaussian
+    noise (``init="normal"``).
     """
     n_layers, n_heads, head_dim = backbone.layout
     if init == "normal":

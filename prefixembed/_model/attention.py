@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,46 +20,25 @@ from torch.nn.functional import scaled_dot_product_attention
 _MIN_SHARED_LENGTH = 100
 
 
-class Attend(Protocol):
-    """Attention of one layer, as a forward call of a backbone uses it."""
+class LayerInput(NamedTuple):
+    """The arguments of one layer's attention; n_groups query heads share a key head."""
 
-    def __call__(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-    ) -> Tensor:
-        """Attend to prefixes and tokens.
+    layer: int
+    query: Tensor  # (batch, head, n_groups * position, head_dim)
+    key: Tensor  # (batch, head, position, head_dim)
+    value: Tensor  # (batch, head, position, head_dim)
+    # (batch, 1 or head, 1 or n_groups * position, position), boolean (True: attend) or additive.
+    # None if each token sees all tokens.
+    mask: Tensor | None
+    scaling: float  # factor on the products of queries and keys
 
-        Parameters
-        ----------
-        layer : int
-            Number of the layer.
-        query : Tensor of shape (batch, head, n_groups * position, head_dim)
-            Queries. ``n_groups`` is the number of query heads that share a key head.
-        key, value : Tensor of shape (batch, head, position, head_dim)
-            Keys and values of the tokens.
-        mask : Tensor of shape (batch, 1 or head, 1 or n_groups * position, position) or None
-            Boolean (True: attend) or additive. None if each token sees all tokens.
-        scaling : float
-            Factor on the products of queries and keys.
 
-        Returns
-        -------
-        output : Tensor of shape (batch, head, n_groups * position, head_dim)
-            In the dtype of the queries.
-        """
+# Returns the output of one layer's attention, shaped like the queries and in their dtype.
+Attend = Callable[[LayerInput], Tensor]
 
 
 def attention_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that attention is computed in.
-
-    On a CPU this is float32, since SDPA in bfloat16 is slower there: by 10 to 50% forward, and
-    five times backward.
-    """
+    """Return float32 on a CPU, where SDPA in bfloat16 is slower, up to five times backward."""
     return torch.float32 if device.type == "cpu" else dtype
 
 
@@ -92,41 +71,26 @@ class MaskCache:
 
 @dataclass
 class ConcatAttention:
-    """Attend to all prefixes and the tokens in one softmax (arXiv 2305.13499).
+    """Attend to all prefixes and the tokens in one softmax (arXiv 2305.13499)."""
 
-    Parameters
-    ----------
-    keys_values : Tensor of shape (layer, 2, head, prefix position, head_dim)
-        Concatenated prefixes.
-    log_weights : Tensor of shape (prefix position,) or None
-        Logarithm of the factor on each prefix position's attention mass, added to its logits.
-        None if all factors are 1.
-    """
-
-    keys_values: Tensor
+    keys_values: Tensor  # (layer, 2, head, prefix position, head_dim)
+    # (prefix position,): logarithm of the factor on each position's attention mass. None: all 1.
     log_weights: Tensor | None = None
     _masks: MaskCache = field(default_factory=MaskCache)
 
-    def __call__(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-    ) -> Tensor:
+    def __call__(self, inputs: LayerInput) -> Tensor:
         """Attend to prefixes and tokens."""
-        dtype = query.dtype
-        query, key, value = to_attention_dtype(query, key, value)
-        keys, values = self.keys_values[layer].to(key.dtype)  # (head, prefix position, head_dim)
+        query, key, value = to_attention_dtype(inputs.query, inputs.key, inputs.value)
+        mask, scaling = inputs.mask, inputs.scaling
+        keys, values = self.keys_values[inputs.layer].to(key.dtype)  # (head, prefix position, dim)
         length, n_tokens = keys.shape[1], key.shape[2]
         shared = length >= _MIN_SHARED_LENGTH and not keys.requires_grad
         if shared and key.device.type == "cpu":
             additive = self._masks(mask, n_tokens, lambda: _to_additive(mask, query.dtype))
             output, mass = _attention_with_mass(query, key, value, additive, scaling)
-            merged = _merge(output, mass, *self._attend_to_prefixes(query, keys, values, scaling))
-            return merged.to(dtype)
+            prefixes, prefix_mass = self._attend_to_prefixes(query, keys, values, scaling)
+            share = torch.sigmoid(prefix_mass - mass).unsqueeze(-1)
+            return torch.lerp(output, prefixes, share).to(inputs.query.dtype)
         widened = self._masks(
             mask,
             n_tokens,
@@ -139,7 +103,7 @@ class ConcatAttention:
             torch.cat([values.expand(rows), value], dim=2),
             attn_mask=widened,
             scale=scaling,
-        ).to(dtype)
+        ).to(inputs.query.dtype)
 
     def _attend_to_prefixes(
         self, query: Tensor, keys: Tensor, values: Tensor, scaling: float
@@ -158,31 +122,15 @@ class ConcatAttention:
 
 
 def widen_mask(
-    mask: Tensor | None,
-    log_weights: Tensor | None,
+    mask: Tensor | None,  # (batch, 1 or head, 1 or position, position), boolean or additive
+    log_weights: Tensor | None,  # (length,), added to the logits of prefix positions
     length: int,
     n_tokens: int,
     dtype: torch.dtype,
 ) -> Tensor | None:
     """Insert columns for prefix positions before the token columns of a mask.
 
-    Parameters
-    ----------
-    mask : Tensor of shape (batch, 1 or head, 1 or position, position) or None
-        Boolean (True: attend) or additive. None if each token sees all tokens.
-    log_weights : Tensor of shape (length,) or None
-        What is added to the logits of prefix positions. None for zeros.
-    length : int
-        Number of prefix positions.
-    n_tokens : int
-        Number of token positions.
-    dtype : torch.dtype
-        Dtype of an additive mask: that of the queries.
-
-    Returns
-    -------
-    mask : Tensor of shape (batch, 1 or head, 1 or position, length + position) or None
-        Additive if `log_weights` is given, otherwise of the same kind as `mask`.
+    The mask becomes additive, in `dtype`, if `log_weights` is given; otherwise it keeps its kind.
     """
     if mask is None:
         if log_weights is None:
@@ -205,32 +153,18 @@ class MeanAttention:
     Let ``o_x`` be the attention to the tokens alone and ``Z_x`` its softmax mass, and ``o_t`` and
     ``Z_t`` those of prefix t alone. The output of a layer is the mean over t of
     ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)``. ``o_x`` and each ``o_t`` are computed once.
-
-    Parameters
-    ----------
-    keys_values : Tensor of shape (layer, 2, head, prefix, longest, head_dim)
-        Stacked prefixes; shorter ones are padded.
-    log_weights : Tensor of shape (prefix, longest)
-        Logarithm of the factor on each prefix position's attention mass; minus infinity for
-        padding.
     """
 
-    keys_values: Tensor
+    keys_values: Tensor  # (layer, 2, head, prefix, longest, head_dim); shorter ones are padded
+    # (prefix, longest): logarithm of the factor on each position's attention mass; minus infinity
+    # for padding.
     log_weights: Tensor
     _masks: MaskCache = field(default_factory=MaskCache)
 
-    def __call__(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-    ) -> Tensor:
+    def __call__(self, inputs: LayerInput) -> Tensor:
         """Attend to each prefix with the tokens, and average."""
-        dtype = query.dtype
-        query, key, value = to_attention_dtype(query, key, value)
+        query, key, value = to_attention_dtype(inputs.query, inputs.key, inputs.value)
+        mask, scaling = inputs.mask, inputs.scaling
         n_prefixes, longest = self.log_weights.shape
         batch, head, position, head_dim = query.shape
         additive = self._masks(mask, key.shape[2], lambda: _to_additive(mask, query.dtype))
@@ -239,7 +173,7 @@ class MeanAttention:
 
         # All texts share the prefixes, so one product per head serves the queries of the whole
         # batch. The queries are the last dimension: what follows runs along contiguous memory.
-        keys, values = self.keys_values[layer].to(key.dtype).flatten(2, 3)
+        keys, values = self.keys_values[inputs.layer].to(key.dtype).flatten(2, 3)
         bias = self.log_weights.flatten()[:, None]  # (prefix * longest, 1)
         logits = torch.baddbmm(bias, keys.float(), _queries_last(query).float(), alpha=scaling)
         logits = logits.unflatten(1, (n_prefixes, longest))  # (head, prefix, longest, query)
@@ -255,18 +189,14 @@ class MeanAttention:
             prefix_weights.to(value.dtype).transpose(1, 2),
             values,
         )  # (head, query, head_dim)
-        return output.view(head, batch, position, head_dim).transpose(0, 1).to(dtype)
+        output = output.view(head, batch, position, head_dim).transpose(0, 1)
+        return output.to(inputs.query.dtype)
 
 
 def _queries_last(tensor: Tensor) -> Tensor:
     # From (batch, head, position, dim) to (head, dim, batch * position). Nothing is copied where
     # the backbone has split its heads from (batch, position, feature).
     return tensor.transpose(1, 2).flatten(0, 1).permute(1, 2, 0)
-
-
-def _merge(first: Tensor, first_mass: Tensor, second: Tensor, second_mass: Tensor) -> Tensor:
-    """Combine the outputs of attention to two sets of keys, given the logs of their masses."""
-    return torch.lerp(first, second, torch.sigmoid(second_mass - first_mass).unsqueeze(-1))
 
 
 def _attention_with_mass(
@@ -309,32 +239,17 @@ def _to_additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 @dataclass
 class RecordedAttention:
-    """Attend to the tokens alone, and keep the keys and values of chosen tokens.
+    """Attend to the tokens alone, and keep the keys and values of chosen tokens."""
 
-    Parameters
-    ----------
-    rows, positions : Tensor of shape (chosen,)
-        Row and position in the batch of each chosen token.
-    layers : dict of int to Tensor
-        Keys and values by layer, filled by each call.
-    """
+    rows: Tensor  # (chosen,) in the batch
+    positions: Tensor  # (chosen,)
+    layers: dict[int, Tensor] = field(default_factory=dict)  # (2, head, chosen, head_dim) each
 
-    rows: Tensor
-    positions: Tensor
-    layers: dict[int, Tensor] = field(default_factory=dict)
-
-    def __call__(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-    ) -> Tensor:
+    def __call__(self, inputs: LayerInput) -> Tensor:
         """Attend to the tokens, and keep keys and values of the chosen ones."""
+        layer, query, key, value, mask, scaling = inputs
         chosen = [t[self.rows, :, self.positions] for t in (key, value)]  # (chosen, head, head_dim)
-        self.layers[layer] = torch.stack(chosen).transpose(1, 2).float()  # (2, head, chosen, dim)
+        self.layers[layer] = torch.stack(chosen).transpose(1, 2).float()
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(query.dtype)
         return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
@@ -345,49 +260,26 @@ class RecordedAttention:
 
 
 def combined_attention(
-    parts: Sequence[Tensor], weights: Sequence[float], combine: str
+    parts: Sequence[Tensor],  # (layer, 2, head, position, head_dim) each
+    weights: Sequence[float],  # factor on each prefix's attention mass
+    combine: str,
 ) -> Attend | None:
-    """Return the attention to several prefixes.
-
-    Parameters
-    ----------
-    parts : sequence of Tensor of shape (layer, 2, head, position, head_dim)
-        Prefixes, on the backbone's device.
-    weights : sequence of float
-        Factor on each prefix's attention mass.
-    combine : {"concat", "mean"}
-        How prefixes are combined:
-
-        - ``"concat"``: one softmax over all prefixes and the tokens;
-        - ``"mean"``: the mean over prefixes of the attention to that prefix and the tokens.
-
-    Returns
-    -------
-    attend : Attend or None
-        For any number of forward calls in any number of threads. None without prefixes: the
-        bare backbone.
-    """
+    """Return the attention to several prefixes, for any number of threads; None without any."""
     if not parts:
         return None
     if combine == "mean" and len(parts) > 1:
-        return MeanAttention(*stacked(parts, weights))
-    return ConcatAttention(*concatenated(parts, weights))
-
-
-def concatenated(parts: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor | None]:
-    """Return the parameters of :class:`ConcatAttention` for several prefixes."""
+        return MeanAttention(*_stacked(parts, weights))
     keys_values = torch.cat(list(parts), dim=3)
     if all(weight == 1 for weight in weights):
-        return keys_values, None
+        return ConcatAttention(keys_values)
     log_weights = [
         torch.full((part.shape[3],), math.log(weight), device=part.device)
         for part, weight in zip(parts, weights, strict=True)
     ]
-    return keys_values, torch.cat(log_weights)
+    return ConcatAttention(keys_values, torch.cat(log_weights))
 
 
-def stacked(parts: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return the parameters of :class:`MeanAttention` for several prefixes."""
+def _stacked(parts: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
     longest = max(part.shape[3] for part in parts)
     layer, two, head, _, head_dim = parts[0].shape
     keys_values = parts[0].new_zeros(layer, two, head, len(parts), longest, head_dim)

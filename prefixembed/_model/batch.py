@@ -10,18 +10,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded token ids of several texts.
+    """Padded token ids of several texts."""
 
-    Parameters
-    ----------
-    ids : int64 ndarray of shape (batch, position)
-        Token ids.
-    type_ids : int64 ndarray of shape (batch, position)
-        Segment of each token: 1 in the second text of a pair.
-    mask : bool ndarray of shape (batch, position) or None
-        True for tokens, False for padding. None if nothing is padded.
-    """
-
-    ids: NDArray[np.int64]
-    type_ids: NDArray[np.int64]
-    mask: NDArray[np.bool_] | None
+    ids: NDArray[np.int64]  # (batch, position)
+    type_ids: NDArray[np.int64]  # (batch, position), 1 in the second text of a pair
+    mask: NDArray[np.bool_] | None  # (batch, position), True for tokens; None without padding

@@ -20,13 +20,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device of a name; ``"auto"`` picks CUDA, then MPS, then the CPU.
-
-    Raises
-    ------
-    ValueError
-        If the name is not that of a device, or torch does not find the device.
-    """
+    """Return the device of a name; ``"auto"`` picks CUDA, then MPS, then the CPU."""
     if device == "auto":
         if torch.cuda.is_available():
             device = "cuda"
@@ -76,11 +70,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
     ``"auto"`` picks bfloat16 if the hardware multiplies in it (CUDA compute capability 8 and
     higher, CPUs with AVX512-BF16 or AMX), and float32 otherwise.
-
-    Raises
-    ------
-    ValueError
-        If the name is not that of a supported dtype.
     """
     if dtype in _DTYPES:
         return _DTYPES[dtype]

@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefixembed._model.attention import Attend, MaskCache, to_attention_dtype
+from prefixembed._model.attention import Attend, LayerInput, MaskCache, to_attention_dtype
 
 ATTENTION = "prefixembed"
 
@@ -74,14 +74,14 @@ class _ForwardCall:
         layer, self._n_layers_done = self._n_layers_done, self._n_layers_done + 1
         n_heads, n_groups = query.shape[1], query.shape[1] // key.shape[1]
         if n_groups == 1:
-            return self.attend(layer, query, key, value, mask, scaling)
+            return self.attend(LayerInput(layer, query, key, value, mask, scaling))
         # Several query heads share a key head. Their queries become further positions of that
         # head, so that prefixes need only as many heads as the keys have.
         query = query.unflatten(1, (-1, n_groups)).flatten(2, 3)
         if mask is not None and mask.shape[2] > 1:
             given = mask
             mask = self._masks(mask, key.shape[2], lambda: given.repeat(1, 1, n_groups, 1))
-        output = self.attend(layer, query, key, value, mask, scaling)
+        output = self.attend(LayerInput(layer, query, key, value, mask, scaling))
         return output.unflatten(2, (n_groups, -1)).reshape(len(output), n_heads, -1, key.shape[3])
 
 
@@ -90,13 +90,7 @@ _current_call: ContextVar[_ForwardCall | None] = ContextVar("_current_call", def
 
 @contextmanager
 def attending(attend: Attend | None) -> Iterator[None]:
-    """Let one forward call of a backbone in this thread attend to prefixes.
-
-    Parameters
-    ----------
-    attend : Attend or None
-        Attention of the layers. None for attention to the tokens alone.
-    """
+    """Let one forward call in this thread attend to prefixes; None: to the tokens alone."""
     token = _current_call.set(None if attend is None else _ForwardCall(attend))
     try:
         yield
@@ -105,30 +99,21 @@ def attending(attend: Attend | None) -> Iterator[None]:
 
 
 def is_attending() -> bool:
-    """Return True if the forward call running in this thread has an :class:`Attend`."""
+    """Return True if the forward call running in this thread has an :data:`Attend`."""
     return _current_call.get() is not None
 
 
 def attend_current_layer(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+    query: Tensor,  # (batch, head, position, head_dim), as key and value
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,  # (batch, 1 or head, position, position), additive
+    scaling: float,
 ) -> Tensor:
     """Attend in a layer whose attention function transformers does not let us replace.
 
-    It may be called only where :func:`is_attending` returns True.
-
-    Parameters
-    ----------
-    query, key, value : Tensor of shape (batch, head, position, head_dim)
-        Queries, keys and values of the tokens.
-    mask : Tensor of shape (batch, 1 or head, position, position)
-        Added to the logits.
-    scaling : float
-        Factor on the products of queries and keys.
-
-    Returns
-    -------
-    output : Tensor of shape (batch, position, head * head_dim)
-        In the dtype of the queries.
+    It may be called only where :func:`is_attending` returns True. Returns
+    (batch, position, head * head_dim).
     """
     call = _current_call.get()
     assert call is not None

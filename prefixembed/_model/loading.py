@@ -33,24 +33,12 @@ _PROBES = ("Is it a test? Yes: don't panic!", "  Ünï¢ødé 中文 \U0001f600\
 
 @dataclass(frozen=True)
 class BackboneFiles:
-    """What the files of a backbone hold.
+    """What the files of a backbone hold."""
 
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        In eval mode, without gradients and without a pooler.
-    tokenizer : tokenizers.Tokenizer
-        Without padding and truncation.
-    wrapper : transformers.PreTrainedTokenizerFast
-        The tokenizer as transformers loads it.
-    fingerprint : str
-        Hexadecimal SHA-256 of weights, configuration and tokenizer.
-    """
-
-    model: Any
-    tokenizer: Tokenizer
-    wrapper: Any
-    fingerprint: str
+    model: Any  # transformers.PreTrainedModel, in eval mode, without gradients or pooler
+    tokenizer: Tokenizer  # without padding and truncation
+    wrapper: Any  # the tokenizer as transformers loads it
+    fingerprint: str  # hexadecimal SHA-256 of weights, configuration and tokenizer
 
 
 @torch.inference_mode(False)  # so that prefixes can be trained whatever mode the caller is in

@@ -16,8 +16,7 @@ _OWN = "prefixembed.json"
 _MODULES, _POOLING_CONFIG = "modules.json", "1_Pooling/config.json"
 _LENGTH_CONFIG = "sentence_bert_config.json"
 _PROMPT_CONFIG = "config_sentence_transformers.json"
-# From their names to ours. Other modes, such as several at once or weighted means, have no name
-# here.
+# From their names to ours, where we have the mode.
 _NAMES = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
 _OLD_NAMES = {
     "pooling_mode_cls_token": "cls",
@@ -32,29 +31,10 @@ _IGNORED = ("Transformer", "Pooling", "Normalize")
 
 
 def own_reading(name: str, revision: str | None, default_pooling: str, longest: int) -> Reading:
-    """Return how a backbone was trained to read texts.
+    """Return how a backbone was trained to read texts, of at most `longest` tokens.
 
-    Parameters
-    ----------
-    name : str
-        Hub name or folder.
-    revision : str or None
-        Revision on the Hub.
-    default_pooling : str
-        Pooling where the backbone does not say.
-    longest : int
-        Largest number of tokens that the backbone can take.
-
-    Returns
-    -------
-    reading : Reading
-        Pairs are read apart if ``modules.json`` says that the backbone embeds sentences, and
-        jointly otherwise.
-
-    Warns
-    -----
-    UserWarning
-        If the backbone has modules, or a pooling, that this library does not have.
+    Pairs are read apart if ``modules.json`` says that the backbone embeds sentences, and jointly
+    otherwise. Modules and poolings that this library does not have raise a warning.
     """
     own = _read(name, revision, _OWN)
     if isinstance(own, dict):
@@ -77,10 +57,8 @@ def own_reading(name: str, revision: str | None, default_pooling: str, longest: 
     if "Pooling" in paths:
         config = _read_dict(name, revision, str(PurePosixPath(paths["Pooling"]) / "config.json"))
         pooling = _pooling(name, config, default_pooling)
-    limits = _read_dict(
-        name, revision, str(PurePosixPath(paths.get("Transformer", "")) / _LENGTH_CONFIG)
-    )
-    limit = limits.get("max_seq_length")
+    length_path = PurePosixPath(paths.get("Transformer", "")) / _LENGTH_CONFIG
+    limit = _read_dict(name, revision, str(length_path)).get("max_seq_length")
     return Reading(
         pooling=pooling,
         max_length=min(longest, limit) if isinstance(limit, int) and limit >= 8 else longest,
@@ -90,20 +68,9 @@ def own_reading(name: str, revision: str | None, default_pooling: str, longest: 
 
 
 def reading_files(reading: Reading, n_features: int) -> dict[str, bytes]:
-    """Return the files that record how a backbone reads texts.
+    """Return the files that record a reading, by path.
 
-    Parameters
-    ----------
-    reading : Reading
-        How the backbone reads texts.
-    n_features : int
-        Length of a vector.
-
-    Returns
-    -------
-    files : dict of str to bytes
-        Content by path: all of the reading for :func:`own_reading`, and what
-        sentence-transformers knows of it.
+    One holds all of it for :func:`own_reading`; the others hold what sentence-transformers knows.
     """
     theirs = {ours: name for name, ours in _NAMES.items()}[reading.pooling]
     modules = [

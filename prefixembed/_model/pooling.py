@@ -2,93 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 
-def _cls(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return hidden[:, 0].float()
-    return _take(hidden, mask.int().argmax(dim=1))
+def pool(
+    hidden: Tensor,  # (batch, position, feature)
+    mask: Tensor | None,  # (batch, position), False for padding on either side
+    pooling: str,
+) -> Tensor:
+    """Return one float32 vector per text; ``"mean"`` and ``"max"`` include special tokens."""
+    if pooling in ("cls", "last"):
+        if mask is None:
+            return hidden[:, 0 if pooling == "cls" else -1].float()
+        if pooling == "cls":
+            positions = mask.int().argmax(dim=1)
+        else:
+            positions = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), positions].float()
+    hidden = hidden.float()
+    if pooling == "mean":
+        if mask is None:
+            return hidden.mean(dim=1)
+        kept = mask.unsqueeze(-1)  # (batch, position, 1)
+        return hidden.masked_fill(~kept, 0.0).sum(dim=1) / kept.sum(dim=1)
+    if mask is not None:
+        hidden = hidden.masked_fill(~mask.unsqueeze(-1), -torch.inf)
+    return hidden.amax(dim=1)
 
 
-def _last(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return hidden[:, -1].float()
-    return _take(hidden, mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1))
-
-
-def _mean(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return hidden.float().mean(dim=1)
-    kept = mask.unsqueeze(-1)  # (batch, position, 1)
-    return hidden.float().masked_fill(~kept, 0.0).sum(dim=1) / kept.sum(dim=1)
-
-
-def _max(hidden: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return hidden.float().amax(dim=1)
-    return hidden.float().masked_fill(~mask.unsqueeze(-1), -torch.inf).amax(dim=1)
-
-
-def _take(hidden: Tensor, position: Tensor) -> Tensor:
-    return hidden[torch.arange(len(hidden), device=hidden.device), position].float()
-
-
-_POOLINGS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
-    "cls": _cls,
-    "mean": _mean,
-    "max": _max,
-    "last": _last,
-}
-
-
-def pool(hidden: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """Pool the token vectors of each text into one vector.
-
-    Parameters
-    ----------
-    hidden : Tensor of shape (batch, position, feature)
-        Token vectors.
-    mask : bool Tensor of shape (batch, position) or None
-        True for tokens, False for padding on either side. None if nothing is padded.
-    pooling : {"cls", "mean", "max", "last"}
-        How token vectors become one:
-
-        - ``"cls"`` or ``"last"``: the vector of the first or the last token;
-        - ``"mean"`` or ``"max"``: the mean or the maximum over all tokens, special tokens
-          included.
-
-    Returns
-    -------
-    vectors : Tensor of shape (batch, feature)
-        In float32, whatever the dtype of `hidden`.
-    """
-    return _POOLINGS[pooling](hidden, mask)
-
-
-def pool_words(hidden: Tensor, slots: Tensor, n_words: int) -> Tensor:
-    """Average the token vectors of each word.
-
-    Parameters
-    ----------
-    hidden : Tensor of shape (batch, position, feature)
-        Token vectors.
-    slots : int64 Tensor of shape (batch, position)
-        Index of the word that each token belongs to, counted over the batch; -1 if it belongs to
-        no word.
-    n_words : int
-        Number of words in the batch.
-
-    Returns
-    -------
-    vectors : Tensor of shape (n_words, feature)
-        In float32. Zeros for a word without tokens.
-    """
+def pool_words(
+    hidden: Tensor,  # (batch, position, feature)
+    slots: Tensor,  # (batch, position), each token's word, counted over the batch, or -1
+    n_words: int,
+) -> Tensor:
+    """Return the mean token vector of each word in float32, zeros for a word without tokens."""
     in_word = slots >= 0
     words = slots[in_word]  # (token,)
     sums = hidden.new_zeros((n_words, hidden.shape[-1]), dtype=torch.float32)
@@ -98,51 +48,19 @@ def pool_words(hidden: Tensor, slots: Tensor, n_words: int) -> Tensor:
 
 
 def pair_vectors(first: Tensor, second: Tensor) -> Tensor:
-    """Return the vectors of pairs whose texts were read apart.
-
-    Parameters
-    ----------
-    first, second : Tensor of shape (batch, feature)
-        Vectors u of the first texts and v of the second texts.
-
-    Returns
-    -------
-    vectors : Tensor of shape (batch, 3 * feature)
-        ``[u, v, |u - v|]`` [1]_.
-
-    References
-    ----------
-    .. [1] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019, section 3 and
-       table 6.
-    """
-    return torch.cat([first, second, (first - second).abs()], dim=1)
+    """Return ``[u, v, |u - v|]`` for pairs read apart (Sentence-BERT, arXiv 1908.10084)."""
+    return torch.cat([first, second, (first - second).abs()], dim=1)  # (batch, 3 * feature)
 
 
 def pool_windows(
-    vectors: NDArray[np.float32],
-    lengths: NDArray[np.intp],
-    n_windows: NDArray[np.intp],
+    vectors: NDArray[np.float32],  # (window, feature), text by text
+    lengths: NDArray[np.intp],  # (window,), in tokens
+    n_windows: NDArray[np.intp],  # (text,), at least one each
     pooling: str,
 ) -> NDArray[np.float32]:
-    """Pool the vectors of the windows of each text into one vector.
+    """Pool the vectors of the windows of each text: maximum, or mean weighted by tokens.
 
-    Parameters
-    ----------
-    vectors : ndarray of shape (total, n_features)
-        Vectors of all windows, text by text.
-    lengths : ndarray of shape (total,)
-        Number of tokens of each window.
-    n_windows : ndarray of shape (n_texts,)
-        Number of windows of each text, at least one.
-    pooling : {"cls", "mean", "max", "last"}
-        How the token vectors of a window were pooled.
-
-    Returns
-    -------
-    vectors : ndarray of shape (n_texts, n_features)
-        For ``"max"``, the maximum over windows. Otherwise the mean over windows, weighted by
-        their number of tokens. With ``"max"`` and ``"mean"`` this equals pooling the tokens of
-        all windows at once.
+    With ``"max"`` and ``"mean"`` this equals pooling the tokens of all windows at once.
     """
     if not len(vectors):
         return vectors

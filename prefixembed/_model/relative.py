@@ -21,13 +21,9 @@ RELATIVE = ("deberta-v2", "mpnet")
 
 
 def patch_relative_attention(model: torch.nn.Module) -> None:
-    """Patch the attention modules of MPNet and DeBERTa, so that they can attend to prefixes.
+    """Patch the attention modules of MPNet and DeBERTa in place, so that they attend to prefixes.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        Model of transformers, patched in place. Its output without prefixes stays bit-identical;
-        other families are left as they are.
+    Output without prefixes stays bit-identical.
     """
     for module in model.modules():
         if type(module) in _PATCHED:
@@ -68,21 +64,17 @@ class _DebertaAttention(DisentangledSelfAttention):
     ) -> tuple[Tensor, Tensor | None]:
         if not is_attending():
             return super().forward(
-                hidden_states,
-                attention_mask,
-                output_attentions,
-                query_states,
-                relative_pos,
+                hidden_states, attention_mask, output_attentions, query_states, relative_pos,
                 rel_embeddings,
-            )
+            )  # fmt: skip
         queried = hidden_states if query_states is None else query_states
         n_heads = self.num_attention_heads
         query, key, value = (
-            self.transpose_for_scores(project(states), n_heads)  # (batch * head, position, dim)
-            for project, states in (
-                (self.query_proj, queried),
-                (self.key_proj, hidden_states),
-                (self.value_proj, hidden_states),
+            self.transpose_for_scores(states, n_heads)  # (batch * head, position, head_dim)
+            for states in (
+                self.query_proj(queried),
+                self.key_proj(hidden_states),
+                self.value_proj(hidden_states),
             )
         )
         n_terms = 1 + sum(term in self.pos_att_type for term in ("c2p", "p2c"))

@@ -161,11 +161,36 @@ task : str, default=None
 """,
     "sample_weight": """
 sample_weight : array-like of shape (n_texts,), default=None
-    Weights of texts.
+    Weights of texts. None for equal weights.
 """,
     "X": """
 X : array-like of str of shape (n_texts,) or (n_texts, 2)
     Texts, or pairs of texts.
+""",
+    # Of displays and inspection.
+    "inspected_bank": """
+bank : PrefixBank
+    Bank whose active prefixes are inspected, combined and weighted as in the bank.
+""",
+    "names": """
+names : list of str
+    Names of the prefixes.
+""",
+    "target_labels": """
+y : array-like of shape (n_texts,)
+    Labels of the target task.
+""",
+    "target_head": """
+head : estimator, default=None
+    Estimator that is trained on the vectors. None for ``LogisticRegression(max_iter=1000)``.
+""",
+    "shown_prefix": """
+prefix : str, default=None
+    Name of the prefix to show head by head. None to show all prefixes, with their mean over heads.
+""",
+    "display": """
+display : Display
+    Object that holds the values and the plot.
 """,
 }
 
@@ -191,7 +216,7 @@ def substitute(described: T) -> T:
     """
     methods = vars(described).values() if inspect.isclass(described) else ()
     for one in (described, *methods):
-        one = getattr(one, "__func__", one)  # of class methods
+        one = getattr(one, "__func__", getattr(one, "fn", one))  # of class methods, available_if
         if isinstance(one, property) or not callable(one) or not one.__doc__:
             continue  # there are no docstrings under python -OO
         if _PLACEHOLDER.search(one.__doc__):

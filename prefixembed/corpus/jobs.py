@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from joblib.parallel import get_active_backend
 from sklearn.base import clone
 from tqdm.auto import tqdm
 
-from prefixembed._embed.texts import Text, check_texts, check_words
+from prefixembed._embed.texts import check_texts, check_words
 from prefixembed._embed.transformer import TextTransformer
 from prefixembed._embed.truncation import count_truncated
 from prefixembed._utils.warnings import warn
@@ -40,51 +40,23 @@ BACKBONE_FOLDER = ".backbone-"  # prefix of the folder of a fine-tuned backbone 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """The outcome of one job.
-
-    Parameters
-    ----------
-    path : Path
-        File of the shard.
-    n_rows : int
-        Number of rows.
-    n_truncated : int
-        Number of rows whose text was cut.
-    state_before : {"missing", "damaged", "intact"}
-        State of the file when the job began.
-    """
+    """The outcome of one job."""
 
     path: Path
     n_rows: int
-    n_truncated: int
-    state_before: str
+    n_truncated: int  # rows whose text was cut
+    state_before: str  # state of the file when the job began; see shard_state
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity, since some backends hash what they send
 class ShardJob:
-    """The job that makes a shard; it is called in a worker.
-
-    Parameters
-    ----------
-    bank : PrefixBank
-        Embeds the texts. :func:`bank_for_jobs` returns it.
-    folder : Path
-        Folder of the shards.
-    columns : list of str
-        One column of texts, or two columns of pairs.
-    vector_column : str
-        Name of the column of vectors.
-    features : datasets.Features or None
-        Types of the columns of the dataset, if it declares them.
-    file_format : {"parquet", "arrow"}
-        Format of the file.
-    """
+    """The job that makes a shard; it is called in a worker."""
 
     bank: PrefixBank
     folder: Path
-    columns: list[str]
+    columns: list[str]  # one of texts, or two of pairs
     vector_column: str
-    features: Features | None
+    features: Features | None  # types of the columns, if the dataset declares them
     file_format: str
 
     def __call__(self, index: int, start: int, rows: bytes) -> ShardReport:
@@ -105,26 +77,22 @@ class ShardJob:
                     "or delete the files"
                 )
             return ShardReport(path, len(texts), facts.n_truncated, state)
-        checked_texts = self._checked(texts, start)
+        column = self.columns[0] if len(self.columns) == 1 else self.columns
+        in_words = self.bank.output == "words"
+        check = check_words if in_words else check_texts
+        checked = check(texts, f"dataset[{column!r}]", start)  # the name that texts have there
         with count_truncated() as n_truncated:
             try:
-                vectors = np.asarray(self.bank.transform(checked_texts))
+                vectors = np.asarray(self.bank.transform(checked))
             except (ValueError, FloatingPointError) as error:
                 kind = ValueError if isinstance(error, ValueError) else FloatingPointError
                 raise kind(f"{error} ({where})") from error
-        in_words = self.bank.output == "words"
         counts = np.array([len(words) for words in texts], dtype=np.intp) if in_words else None
         facts = ShardFacts(digest, sum(n_truncated))
         write_shard(path, table, self.features, self.vector_column, vectors, counts, facts)
         return ShardReport(path, len(texts), facts.n_truncated, state)
 
-    def _checked(self, texts: list[Any], start: int) -> Sequence[Text]:
-        """Check texts under the names that they have in the dataset."""
-        column = self.columns[0] if len(self.columns) == 1 else self.columns
-        name = f"dataset[{column!r}]"
-        if self.bank.output == "words":
-            return check_words(texts, name, start)
-        return check_texts(texts, name, start)
+
 
 
 def run_jobs(
@@ -134,31 +102,10 @@ def run_jobs(
     n_jobs: int | None,
     verbose: bool,
 ) -> list[ShardReport]:
-    """Make all shards on the backend that is active in joblib.
+    """Make all shards on the backend that is active in joblib, and report them in any order.
 
-    Parameters
-    ----------
-    job : ShardJob
-        Called for each table.
-    tables : iterator of (int, pyarrow.Table)
-        Rows of each shard, with the number of the first one. They are read as they are needed, a
-        bounded number at a time.
-    n_rows : int or None
-        Number of rows of all tables, if it is known.
-    n_jobs : int or None
-        Number of workers; see :class:`joblib.Parallel`.
-    verbose : bool
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    reports : list of ShardReport
-        One per shard, in any order.
-
-    Warns
-    -----
-    UserWarning
-        For each file that was damaged. Warnings of workers would not reach the user.
+    Each table comes with the number of its first row. Tables are read as they are needed, a bounded
+    number at a time.
     """
     backend, is_joblibs_own = _active_backend()
     # Some backends of other libraries cannot return results one by one, and Dask's hangs if a job
@@ -178,7 +125,7 @@ def run_jobs(
         for report in parallel(calls):
             reports.append(report)
             bar.update(report.n_rows)
-            if report.state_before == "damaged":
+            if report.state_before == "damaged":  # warnings of workers do not reach the user
                 warn(f"{report.path} was damaged and has been made again")
     return reports
 
@@ -187,24 +134,9 @@ def run_jobs(
 def bank_for_jobs(
     encoder: TextTransformer, bank: PrefixBank, folder: Path, n_jobs: int | None
 ) -> Iterator[PrefixBank]:
-    """Provide the bank that travels with each job.
+    """Provide the bank that travels with each job: a copy that returns arrays.
 
-    Parameters
-    ----------
-    encoder : TextTransformer
-        Encoder of the user.
-    bank : PrefixBank
-        Its ``as_bank()``, which is left as it is.
-    folder : Path
-        Folder that all workers see. A fine-tuned backbone lies in it during the call, if workers
-        are other processes.
-    n_jobs : int or None
-        Number of workers; see :class:`joblib.Parallel`.
-
-    Yields
-    ------
-    bank : PrefixBank
-        A copy that returns the same vectors as arrays.
+    If workers are other processes, a fine-tuned backbone lies in `folder` during the call.
     """
     # Most corpora hold each text once: a cache would only grow.
     bank = clone(bank).set_params(cache=None, verbose=False).set_output(transform="default")

@@ -20,39 +20,19 @@ _MADE_WITH = "made_with"  # versions, recorded for people and never compared
 
 
 def make_recipe(representation: Representation, **settings: Any) -> dict[str, Any]:
-    """Return a recipe as JSON types.
+    """Return what decides the files of a corpus, as JSON types.
 
-    Parameters
-    ----------
-    representation : Representation
-        What decides a vector beside its text.
-    **settings : object
-        What else decides the files, such as ``output_dtype`` and ``shard_size``.
-
-    Returns
-    -------
-    recipe : dict of str to object
-        Equal for files that may lie in one folder.
+    That is the representation, and settings such as ``output_dtype`` and ``shard_size``. Files may
+    lie in one folder if their recipes are equal.
     """
-    recipe: dict[str, Any] = json.loads(json.dumps({**representation.to_dict(), **settings}))
-    return recipe
+    return json.loads(json.dumps({**representation.to_dict(), **settings}))
 
 
 def check_recipe(folder: Path, recipe: dict[str, Any]) -> None:
     """Write a recipe to a folder without one, or compare it with the recipe that is there.
 
-    Parameters
-    ----------
-    folder : Path
-        Folder of the corpus.
-    recipe : dict of str to object
-        Return value of :func:`make_recipe`.
-
-    Raises
-    ------
-    ValueError
-        If the recipes differ, the recipe in the folder is damaged, or the folder holds shards
-        and no recipe.
+    Raise ValueError if the recipes differ, if the one in the folder is damaged, or if the folder
+    holds shards and no recipe.
     """
     path = folder / RECIPE
     if not path.exists():

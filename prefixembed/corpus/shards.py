@@ -27,34 +27,18 @@ _METADATA_KEY = b"prefixembed"
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a shard records about itself, in the metadata of its file.
+    """What a shard records about itself, in the metadata of its file."""
 
-    Parameters
-    ----------
-    texts : str
-        Digest of its texts.
-    n_truncated : int
-        Number of its texts that were cut.
-    """
-
-    texts: str
-    n_truncated: int
+    texts: str  # digest of its texts
+    n_truncated: int  # number of its texts that were cut
 
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How files of one format are written and read.
+    """How files of one format are written and read."""
 
-    Parameters
-    ----------
-    write : callable
-        Writes a table to a path.
-    read_schema : callable
-        Reads the schema of the file at a path.
-    """
-
-    write: Callable[[pa.Table, str], None]
-    read_schema: Callable[[str], pa.Schema]
+    write: Callable[[pa.Table, str], None]  # to a path
+    read_schema: Callable[[str], pa.Schema]  # of the file at a path
 
 
 def _write_arrow(table: pa.Table, path: str) -> None:
@@ -89,28 +73,14 @@ def write_shard(
     table: pa.Table,
     features: Features | None,
     vector_column: str,
-    vectors: NDArray[Any],
-    counts: NDArray[np.intp] | None,
+    vectors: NDArray[Any],  # (vector, feature), in the order of the rows
+    counts: NDArray[np.intp] | None,  # vectors of each row; None for one each
     facts: ShardFacts,
 ) -> None:
     """Write rows and their vectors to a file, whole or not at all.
 
-    Parameters
-    ----------
-    path : Path
-        File to write. Its suffix is the file format. The digest of the file is written last.
-    table : pyarrow.Table
-        The rows.
-    features : datasets.Features or None
-        Types of the columns of `table`. None to derive them from its schema.
-    vector_column : str
-        Name of the column of vectors.
-    vectors : ndarray of shape (n_vectors, width)
-        Vectors in the order of the rows.
-    counts : ndarray of shape (n_rows,) or None
-        Number of vectors of each row. None for one vector per row.
-    facts : ShardFacts
-        What :func:`read_facts` returns for this file.
+    The suffix of `path` is the file format. The digest of the file is written last. `features` are
+    the types of the columns; None derives them from the schema of the table.
     """
     from datasets import Features, List, Value
 
@@ -135,17 +105,9 @@ def write_shard(
 
 
 def shard_state(path: Path) -> str:
-    """Return the state of a shard, after reading all of its file.
+    """Read all of a shard's file, and return "missing", "damaged" or "intact".
 
-    Parameters
-    ----------
-    path : Path
-        File of the shard.
-
-    Returns
-    -------
-    state : {"missing", "damaged", "intact"}
-        A file without a digest is ``"missing"``: it was interrupted while it was written.
+    A file without a digest is missing: it was interrupted while it was written.
     """
     try:
         expected = _digest_path(path).read_bytes()

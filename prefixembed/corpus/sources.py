@@ -20,18 +20,10 @@ _LOADERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "js
 
 @dataclass(frozen=True)
 class Source:
-    """The rows of a corpus, in order.
+    """The rows of a corpus, in order."""
 
-    Parameters
-    ----------
-    dataset : datasets.Dataset or datasets.IterableDataset
-        The rows, in Arrow format.
-    n_rows : int or None
-        Number of rows. None for a stream, whose length is not known in advance.
-    """
-
-    dataset: Any
-    n_rows: int | None
+    dataset: Any  # a Dataset or IterableDataset in Arrow format
+    n_rows: int | None  # None for a stream, whose length is not known in advance
 
     @property
     def features(self) -> Features | None:
@@ -58,24 +50,10 @@ class Source:
 
 
 def open_source(dataset: Any) -> Source:
-    """Open the `dataset` parameter of :func:`embed_dataset`.
+    """Open the `dataset` parameter of :func:`embed_dataset`; files are opened as a stream.
 
-    Parameters
-    ----------
-    dataset : datasets.Dataset, datasets.IterableDataset, str, path-like or list of them
-        Rows, or paths or patterns of files that hold rows.
-
-    Returns
-    -------
-    source : Source
-        The rows. Files are opened as a stream.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a pattern matches no file.
-    ValueError
-        If `dataset` is something else, or the files have several suffixes or an unknown one.
+    Raise FileNotFoundError if a pattern matches no file, and ValueError if `dataset` is something
+    else, or if the files have several suffixes or an unknown one.
     """
     from datasets import Dataset, IterableDataset, load_dataset
 

@@ -55,14 +55,11 @@ def prefix_ablation(
 
     Parameters
     ----------
-    bank : PrefixBank
-        Bank whose active prefixes are scored. Its way of combining, its weights and its reading
-        of texts apply to every selection.
+    $inspected_bank
+        Its way of combining, its weights and its reading of texts apply to every selection.
     $X
-    y : array-like of shape (n_texts,)
-        Labels of the target task.
-    head : estimator, default=None
-        Estimator that is trained on the vectors. None for ``LogisticRegression(max_iter=1000)``.
+    $target_labels
+    $target_head
     cv : int, cross-validation generator or iterable, default=None
         Cross-validation splitter; see :class:`sklearn.model_selection.GridSearchCV`. All
         selections are scored on the same folds.

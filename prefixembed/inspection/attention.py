@@ -16,7 +16,7 @@ from torch import Tensor
 from prefixembed._embed.batches import pad_batch
 from prefixembed._embed.tokens import Tokens, tokenize
 from prefixembed._embed.truncation import report_truncated
-from prefixembed._model.attention import Attend, attention_mass, combined_attention
+from prefixembed._model.attention import Attend, LayerInput, attention_mass, combined_attention
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import checked
 from prefixembed.backbone import Backbone
@@ -39,8 +39,7 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
 
     Parameters
     ----------
-    bank : PrefixBank
-        Bank whose active prefixes are measured, combined and weighted as in the bank.
+    $inspected_bank
     $X
         A few hundred are enough.
 
@@ -107,16 +106,9 @@ class _MeasuredAttention:
     combine: str
     sums: dict[int, Tensor] = field(default_factory=dict)  # one per layer: (head, prefix)
 
-    def __call__(
-        self,
-        layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        scaling: float,
-    ) -> Tensor:
+    def __call__(self, inputs: LayerInput) -> Tensor:
         """Attend in one layer, and measure; no text of the batch may be padded."""
+        layer, query, key, _, mask, scaling = inputs
         tokens = attention_mass(query, key, mask, scaling).unsqueeze(-1)  # (batch, head, query, 1)
         prefixes = torch.stack(
             [
@@ -132,7 +124,7 @@ class _MeasuredAttention:
             shares = torch.cat([prefixes, tokens], dim=-1).softmax(-1)[..., :-1]
         added = shares.mean(2).sum(0).double()  # (head, prefix)
         self.sums[layer] = self.sums.get(layer, torch.zeros_like(added)) + added
-        return self.attend(layer, query, key, value, mask, scaling)
+        return self.attend(inputs)
 
 
 def _mean_shares(

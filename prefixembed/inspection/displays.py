@@ -35,8 +35,7 @@ class PrefixAblationDisplay(Display):
 
     Parameters
     ----------
-    names : list of str
-        Names of the prefixes.
+    $names
     gain : ndarray of shape (n_prefixes, 3)
         Change of the score by each prefix alone: mean, lower and upper end.
     contribution : ndarray of shape (n_prefixes, 3)
@@ -66,10 +65,8 @@ class PrefixAblationDisplay(Display):
         contribution: NDArray[np.float64],
         harmful: NDArray[np.bool_],
     ) -> None:
-        self.names = names
-        self.gain = gain
-        self.contribution = contribution
-        self.harmful = harmful
+        self.names, self.gain = names, gain
+        self.contribution, self.harmful = contribution, harmful
 
     @classmethod
     def from_estimator(
@@ -79,22 +76,17 @@ class PrefixAblationDisplay(Display):
 
         Parameters
         ----------
-        bank : PrefixBank
-            Bank whose active prefixes are scored.
+        $inspected_bank
         $X
-        y : array-like of shape (n_texts,)
-            Labels of the target task.
-        head : estimator, default=None
-            Estimator that is trained on the vectors. None for
-            ``LogisticRegression(max_iter=1000)``.
+        $target_labels
+        $target_head
         $ax
         **params : dict
             Further parameters of :func:`~prefixembed.inspection.prefix_ablation`.
 
         Returns
         -------
-        display : PrefixAblationDisplay
-            Object that holds the values and the plot.
+        $display
         """
         return cls.from_result(prefix_ablation(bank, X, y, head, **params), ax=ax)
 
@@ -107,8 +99,7 @@ class PrefixAblationDisplay(Display):
 
         Returns
         -------
-        display : PrefixAblationDisplay
-            The display itself.
+        $display
         """
         order = np.argsort(self.contribution[:, 0])
         rows = np.arange(len(order))
@@ -147,8 +138,7 @@ class AttentionShareDisplay(Display):
 
     Parameters
     ----------
-    names : list of str
-        Names of the prefixes.
+    $names
     shares : ndarray of shape (n_layers, n_heads, n_prefixes)
         Share of attention of each prefix.
 
@@ -168,8 +158,7 @@ class AttentionShareDisplay(Display):
     """
 
     def __init__(self, names: Sequence[str], shares: NDArray[np.float64]) -> None:
-        self.names = names
-        self.shares = shares
+        self.names, self.shares = names, shares
 
     @classmethod
     def from_estimator(
@@ -179,18 +168,14 @@ class AttentionShareDisplay(Display):
 
         Parameters
         ----------
-        bank : PrefixBank
-            Bank whose active prefixes are measured.
+        $inspected_bank
         $X
-        prefix : str, default=None
-            Name of the prefix to show head by head. None to show all prefixes, with their mean
-            over heads.
+        $shown_prefix
         $ax
 
         Returns
         -------
-        display : AttentionShareDisplay
-            Object that holds the values and the plot.
+        $display
         """
         return cls(**attention_share(bank, X)).plot(ax, prefix=prefix)
 
@@ -200,14 +185,11 @@ class AttentionShareDisplay(Display):
         Parameters
         ----------
         $ax
-        prefix : str, default=None
-            Name of the prefix to show head by head. None to show all prefixes, with their mean
-            over heads.
+        $shown_prefix
 
         Returns
         -------
-        display : AttentionShareDisplay
-            The display itself.
+        $display
         """
         names = list(self.names)
         if prefix is None:
@@ -238,8 +220,7 @@ class PrefixSimilarityDisplay(Display):
 
     Parameters
     ----------
-    names : list of str
-        Names of the prefixes.
+    $names
     similarity : ndarray of shape (n_prefixes, n_prefixes)
         Cosine similarity of the effects of two prefixes.
     effect : ndarray of shape (n_prefixes,)
@@ -261,14 +242,9 @@ class PrefixSimilarityDisplay(Display):
     """
 
     def __init__(
-        self,
-        names: Sequence[str],
-        similarity: NDArray[np.float64],
-        effect: NDArray[np.float64],
+        self, names: Sequence[str], similarity: NDArray[np.float64], effect: NDArray[np.float64]
     ) -> None:
-        self.names = names
-        self.similarity = similarity
-        self.effect = effect
+        self.names, self.similarity, self.effect = names, similarity, effect
 
     @classmethod
     def from_estimator(cls, bank: Any, X: Any, *, ax: Any = None) -> Self:
@@ -276,15 +252,13 @@ class PrefixSimilarityDisplay(Display):
 
         Parameters
         ----------
-        bank : PrefixBank
-            Bank whose active prefixes are compared.
+        $inspected_bank
         $X
         $ax
 
         Returns
         -------
-        display : PrefixSimilarityDisplay
-            Object that holds the values and the plot.
+        $display
         """
         return cls(**prefix_similarity(bank, X)).plot(ax)
 
@@ -297,8 +271,7 @@ class PrefixSimilarityDisplay(Display):
 
         Returns
         -------
-        display : PrefixSimilarityDisplay
-            The display itself.
+        $display
         """
         n = len(self.names)
         ax = prepare_axes(self, ax, 4.0 + 0.34 * n, 2.4 + 0.3 * n)
@@ -343,18 +316,11 @@ class EmbeddingMapDisplay(Display):
     """
 
     def __init__(self, points: NDArray[np.float64], labels: NDArray[Any] | None = None) -> None:
-        self.points = points
-        self.labels = labels
+        self.points, self.labels = points, labels
 
     @classmethod
     def from_estimator(
-        cls,
-        bank: Any,
-        X: Any,
-        y: ArrayLike | None = None,
-        *,
-        projector: Any = None,
-        ax: Any = None,
+        cls, bank: Any, X: Any, y: ArrayLike | None = None, *, projector: Any = None, ax: Any = None
     ) -> Self:
         """Project the vectors of texts, and plot them.
 
@@ -371,8 +337,7 @@ class EmbeddingMapDisplay(Display):
 
         Returns
         -------
-        display : EmbeddingMapDisplay
-            Object that holds the points and the plot.
+        $display
         """
         return cls(**embedding_map(bank, X, y, projector)).plot(ax)
 
@@ -387,8 +352,7 @@ class EmbeddingMapDisplay(Display):
 
         Returns
         -------
-        display : EmbeddingMapDisplay
-            The display itself.
+        $display
         """
         ax = prepare_axes(self, ax, 6.4, 4.4)
         x, y = self.points.T

@@ -41,8 +41,7 @@ class Display(ABC):
 
         Returns
         -------
-        display : Display
-            Object that holds the values and the plot.
+        $display
         """
         return cls(**{name: result[name] for name in inspect.signature(cls).parameters}).plot(ax)
 
@@ -54,24 +53,7 @@ class Display(ABC):
 def prepare_axes(display: Display, ax: Any, width: float, height: float) -> Any:
     """Set `ax_` and `figure_` of a display, and return its axes.
 
-    Parameters
-    ----------
-    display : Display
-        Display that is about to be plotted.
-    ax : matplotlib Axes or None
-        Axes to draw on. None for axes in a new figure.
-    width, height : float
-        Size of a new figure in inches.
-
-    Returns
-    -------
-    ax : matplotlib Axes
-        Axes to draw on.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
+    A new figure has the given width and height in inches.
     """
     try:
         import matplotlib.pyplot as plt

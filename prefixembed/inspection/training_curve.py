@@ -55,8 +55,7 @@ class TrainingCurveDisplay(Display):
 
         Returns
         -------
-        display : TrainingCurveDisplay
-            Object that holds the history and the plot.
+        $display
         """
         check_is_fitted(encoder, "history_")
         return cls(encoder.history_).plot(ax)
@@ -70,8 +69,7 @@ class TrainingCurveDisplay(Display):
 
         Returns
         -------
-        display : TrainingCurveDisplay
-            The display itself.
+        $display
         """
         ax = prepare_axes(self, ax, 6.4, 3.6)
         epochs = self.history["epoch"]

@@ -33,8 +33,7 @@ def prefix_similarity(bank: PrefixBank, X: Any) -> Bunch:
 
     Parameters
     ----------
-    bank : PrefixBank
-        Bank whose active prefixes are compared.
+    $inspected_bank
     $X
         A few hundred are enough.
 

@@ -1,3 +1,5 @@
+"""Tokens and batches: limits, repetitions, padding, words and forked processes."""
+
 import os
 import subprocess
 import sys
@@ -21,14 +23,14 @@ from prefixembed._embed.tokens import Tokens, tokenize
 from prefixembed.reading import Reading
 
 
-def test_first_positions_find_repetitions():
+def test_first_positions_find_repeated_texts():
     texts = ["b", "a", "b", ("a", "b"), ("a", "b"), "a"]
     assert list(first_positions(texts)) == [0, 1, 0, 3, 3, 1]
 
 
 @given(st.lists(st.text(st.characters(), max_size=30), max_size=8))
 @settings(max_examples=60, deadline=None)
-def test_any_unicode_becomes_tokens(tiny, texts):
+def test_any_text_can_be_tokenized(tiny, texts):
     # Without a codec, st.characters() also generates lone surrogates.
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     for rows in (texts, [(text, text[::-1]) for text in texts]):
@@ -42,7 +44,7 @@ def test_any_unicode_becomes_tokens(tiny, texts):
         np.testing.assert_array_equal(tokens.truncated, [n + n_special > 16 for n in n_bytes])
 
 
-def test_a_lone_surrogate_reads_as_the_replacement_character(tiny):
+def test_lone_surrogates_become_replacement_characters(tiny):
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     reading = Reading("mean", 64)
     odd = tokenize(backbone, ["a\ud800b", "plain", "\ud83d\ude00"], reading)
@@ -56,7 +58,7 @@ lengths_strategy = st.lists(st.integers(1, 50), min_size=1, max_size=60).map(np.
 
 @given(lengths=lengths_strategy, budget=st.integers(1, 200))
 @settings(max_examples=80, deadline=None)
-def test_planned_batches_hold_each_text_once_within_the_budget(lengths, budget):
+def test_planned_batches_hold_each_text_once_and_keep_the_budget(lengths, budget):
     batches = plan_batches(lengths, budget)
     assert sorted(np.concatenate(batches)) == list(range(len(lengths)))
     for batch in batches:
@@ -65,7 +67,7 @@ def test_planned_batches_hold_each_text_once_within_the_budget(lengths, budget):
     assert longest == sorted(longest, reverse=True)
 
 
-def test_no_texts_need_no_batches():
+def test_no_texts_give_no_batches():
     assert plan_batches(np.array([], dtype=int), 10) == []
 
 
@@ -79,7 +81,7 @@ def test_shuffled_batches_hold_each_text_once(lengths, size, seed):
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
 
 
-def test_shuffled_batches_differ_and_need_little_padding():
+def test_shuffled_batches_differ_and_have_little_padding():
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 100, size=2000)
     first, second = (shuffle_batches(lengths, 16, rng) for _ in range(2))
@@ -118,9 +120,9 @@ print(os.environ.get("TOKENIZERS_PARALLELISM"))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.parametrize("setting", [None, "false"])
-def test_a_forked_child_tokenizes_without_a_warning(tiny, setting):
+def test_forked_child_tokenizes_without_a_warning(tiny, setting):
     environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
     if setting:
         environment["TOKENIZERS_PARALLELISM"] = setting
@@ -130,9 +132,8 @@ def test_a_forked_child_tokenizes_without_a_warning(tiny, setting):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "forked" not in done.stderr
-    assert done.stdout.splitlines()[-1] == str(setting), (
-        "the environment of the parent must not change"
-    )
+    # The environment of the parent does not change.
+    assert done.stdout.splitlines()[-1] == str(setting)
 
 
 @given(

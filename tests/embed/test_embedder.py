@@ -1,3 +1,5 @@
+"""Embedder: batches, chunks, truncation, lack of memory, iterators and `out`."""
+
 import threading
 import warnings
 
@@ -62,7 +64,7 @@ def test_repeated_texts_are_encoded_once(tiny, encoded):
     assert np.abs(vectors[0] - vectors[1]).max() > 0.01
 
 
-def test_no_texts_return_no_rows(tiny):
+def test_no_texts_give_no_vectors(tiny):
     assert embed(tiny(), []).shape == (0, 32)
 
 
@@ -71,7 +73,7 @@ def test_truncated_texts_are_reported_once(tiny):
     with pytest.warns(UserWarning, match="3 of 4 texts are longer than max_length=64") as w:
         embed(tiny(), texts)
     assert len(w) == 1
-    assert w[0].filename == __file__, "a warning points at the line of the user"
+    assert w[0].filename == __file__, "the warning must point to the caller"
     with pytest.raises(ValueError, match="3 of 4 .*on_truncate='raise'"):
         embed(tiny(), texts, on_truncate="raise")
     with warnings.catch_warnings():
@@ -105,11 +107,12 @@ def test_out_of_memory_halves_the_budget_and_continues(tiny, monkeypatch, error)
     vectors = embed(tiny(), TEXTS * 3 + ["one more"], batch_tokens=500)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     assert sum(size > 60 for size in sizes) >= 2
+    # Once a batch fits, no later one fails.
     failed = [k for k, size in enumerate(sizes) if size > 60]
-    assert failed == list(range(len(failed))), "once a batch fits, no later one may fail"
+    assert failed == list(range(len(failed)))
 
 
-def test_a_text_that_does_not_fit_alone_is_an_error(tiny, monkeypatch):
+def test_text_that_does_not_fit_by_itself_raises(tiny, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -118,7 +121,7 @@ def test_a_text_that_does_not_fit_alone_is_an_error(tiny, monkeypatch):
         embed(tiny(), TEXTS)
 
 
-def test_other_errors_are_not_mistaken_for_lack_of_memory(tiny, monkeypatch):
+def test_other_errors_do_not_count_as_lack_of_memory(tiny, monkeypatch):
     calls = []
 
     def broken(*args):
@@ -132,7 +135,7 @@ def test_other_errors_are_not_mistaken_for_lack_of_memory(tiny, monkeypatch):
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_auto_budget_depends_on_the_device():
+def test_auto_batch_tokens_depends_on_the_device():
     assert resolve_batch_tokens("auto", torch.device("cpu")) < resolve_batch_tokens(
         "auto", torch.device("cuda")
     )
@@ -140,7 +143,7 @@ def test_auto_budget_depends_on_the_device():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_odd_texts_give_finite_vectors(tiny, dtype):
+def test_unusual_texts_have_finite_vectors(tiny, dtype):
     texts = [
         "",
         " \n\t ",
@@ -160,7 +163,7 @@ odd_text = st.text(st.characters(), max_size=40)
 
 @given(st.lists(st.one_of(odd_text, st.builds(str.__mul__, odd_text, st.integers(0, 9)))))
 @settings(max_examples=30, deadline=None)
-def test_any_unicode_has_the_same_vector_alone_and_among_others(tiny, texts):
+def test_vector_of_any_text_does_not_depend_on_other_texts(tiny, texts):
     params = {"on_truncate": "ignore", "batch_tokens": 100}
     vectors = embed(tiny(), texts, **params)
     assert vectors.shape == (len(texts), 32)
@@ -169,7 +172,7 @@ def test_any_unicode_has_the_same_vector_alone_and_among_others(tiny, texts):
         np.testing.assert_allclose(embed(tiny(), [text], **params)[0], vector, atol=1e-5)
 
 
-def test_a_progress_bar_counts_texts(tiny, capsys):
+def test_progress_bar_counts_texts(tiny, capsys):
     embed(tiny(), TEXTS, progress=True)
     assert f"{len(TEXTS)}/{len(TEXTS)}" in capsys.readouterr().err
 
@@ -178,13 +181,13 @@ SOME = [f"text {k % 23} " * (k % 5) for k in range(60)]
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_chunks_change_nothing(tiny, small_chunks, cached):
+def test_chunks_do_not_affect_vectors(tiny, small_chunks, cached):
     vectors = embed(tiny(), SOME, cache=VectorCache() if cached else None)
     alone = np.concatenate([embed(tiny(), [text]) for text in SOME])
     np.testing.assert_allclose(vectors, alone, atol=1e-5)
 
 
-def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, monkeypatch):
+def test_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, monkeypatch):
     tokenized, behind = [], []
     real_tokenize, real_batch = module.tokenize, encoding._embed_batch
     started = threading.Semaphore(0)
@@ -195,7 +198,7 @@ def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, mo
         return real_tokenize(*args, **kwargs)
 
     def encode(*args):
-        # The second chunk is being tokenized before the first one is encoded.
+        # Tokenization of the second chunk starts before the first chunk is encoded.
         if not behind:
             assert started.acquire(timeout=10) and started.acquire(timeout=10)
         behind.append(len(tokenized))
@@ -207,7 +210,7 @@ def test_the_next_chunk_is_tokenized_while_one_is_encoded(tiny, small_chunks, mo
     assert behind[0] >= 2
 
 
-def test_iterators_and_files_take_vectors(tiny, tmp_path):
+def test_iterators_and_out_return_the_vectors_of_a_list(tiny, tmp_path):
     expected = embed(tiny(), SOME)
     lists = (SOME[k : k + 7] for k in range(0, len(SOME), 7))
     np.testing.assert_allclose(embed(tiny(), lists), expected, atol=1e-5)
@@ -231,24 +234,24 @@ def test_iterators_and_files_take_vectors(tiny, tmp_path):
         (np.broadcast_to(np.float32(0), (2, 32)), "read-only"),
     ],
 )
-def test_an_out_that_does_not_fit_is_refused(tiny, out, message):
+def test_out_of_another_shape_or_dtype_is_refused(tiny, out, message):
     with pytest.raises(ValueError, match=message):
         embed(tiny(), ["a", "b"], out=out)
 
 
-def test_more_texts_than_rows_of_out_are_refused(tiny):
+def test_out_with_too_few_rows_for_an_iterator_is_refused(tiny):
     with pytest.raises(ValueError, match="out has 3 rows"):
         embed(tiny(), iter([["a", "b"], ["c", "d"]]), out=np.zeros((3, 32), np.float32))
 
 
-def test_raise_stops_before_the_rest_is_encoded(tiny, small_chunks, encoded):
+def test_on_truncate_raise_stops_before_later_texts_are_encoded(tiny, small_chunks, encoded):
     texts = ["a", "b", "x" * 99, *(f"text {k}" for k in range(40))]
     with pytest.raises(ValueError, match="1 of 6 texts are longer"):
         embed(tiny(), texts, on_truncate="raise")
     assert len(encoded) == 2
 
 
-def test_truncation_of_cached_texts_is_reported_too(tiny):
+def test_truncation_of_cached_texts_is_reported(tiny):
     cache = VectorCache()
     for _ in range(2):
         with pytest.warns(UserWarning, match="2 of 3 texts are longer than max_length=64"):
@@ -259,7 +262,7 @@ def test_truncation_of_cached_texts_is_reported_too(tiny):
 
 
 @pytest.mark.parametrize("output_dtype", ["float16", "int8", "binary"])
-def test_small_vectors_are_quantized_row_by_row(tiny, small_chunks, output_dtype):
+def test_output_dtype_is_applied_row_by_row(tiny, small_chunks, output_dtype):
     expected = quantize(embed(tiny(), SOME, batch_tokens=1), output_dtype)
     vectors = embed(tiny(), SOME, batch_tokens=1, output_dtype=output_dtype)
     np.testing.assert_array_equal(vectors, expected)
@@ -268,7 +271,7 @@ def test_small_vectors_are_quantized_row_by_row(tiny, small_chunks, output_dtype
     np.testing.assert_array_equal(out, expected)
 
 
-def test_a_cached_row_of_another_length_is_not_a_hit(tiny):
+def test_cached_row_of_another_length_is_ignored(tiny):
     cache = VectorCache()
     embedder = make_embedder(tiny(), cache=cache)
     keys = embedder.representation.keys(["a"])

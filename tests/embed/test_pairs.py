@@ -142,7 +142,7 @@ def test_learns_to_compare_two_texts(fitted, tiny, tmp_path):
     np.testing.assert_array_equal(again.predict_proba(pairs), fitted.predict_proba(pairs))
     with pytest.raises(ValueError, match="pairs is 'apart' in the prefix, got pairs='joint'"):
         PrefixEncoder.from_prefix(prefix, pairs="joint")
-    with pytest.raises(ValueError, match="was fitted on pairs of texts, got single texts"):
+    with pytest.raises(ValueError, match="was fitted on pairs of texts"):
         fitted.predict(["a text"])
 
 
@@ -244,13 +244,9 @@ def test_multi_task_training_of_pairs_and_texts(tiny, tmp_path):
     encoder.set_params(pairs="joint")  # the reading of the training is kept
     assert encoder.transform(pairs).shape == (120, 96)
     assert encoder.predict([], "same").shape == encoder.predict([], "joy").shape == (0,)
-    with pytest.raises(
-        ValueError, match="task 'same' was fitted on pairs of texts, got single texts"
-    ):
+    with pytest.raises(ValueError, match="task 'same' was fitted on pairs of texts"):
         encoder.predict(["a text"], "same")
-    with pytest.raises(
-        ValueError, match="task 'joy' was fitted on single texts, got pairs of texts"
-    ):
+    with pytest.raises(ValueError, match="task 'joy' was fitted on single texts, got pairs"):
         encoder.predict(pairs, "joy")
     encoder.save(tmp_path)
     again = PrefixBank({}, backbone=tmp_path, **CPU)  # with the reading of the training

@@ -1,4 +1,4 @@
-"""Banks as folders: what is written, what a kill leaves behind, and how damage is reported."""
+"""Banks in folders: content, failed and concurrent writes, kills, and damage."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ def file_name(content):
 
 
 def holds(folder, bank):
-    """Compare a folder with a bank, including the order of its prefixes."""
+    """Return whether a folder holds a bank, with its prefixes in order."""
     found = read_folder(folder)
     prefixes, parameters = bank
     return list(found.prefixes.items()) == list(prefixes.items()) and found.parameters == parameters
@@ -62,7 +62,7 @@ def holds(folder, bank):
         {"active": []},
     ],
 )
-def test_a_loaded_bank_equals_the_saved_one(tiny, random_prefix, tmp_path, params):
+def test_loaded_bank_equals_the_saved_one(tiny, random_prefix, tmp_path, params):
     prefixes = {"b": random_prefix(tiny(), seed=1), "a": random_prefix(tiny(), seed=2)}
     bank = PrefixBank(prefixes, **params, **CPU)
     bank.save(tmp_path / "bank")
@@ -75,7 +75,7 @@ def test_a_loaded_bank_equals_the_saved_one(tiny, random_prefix, tmp_path, param
     assert PrefixBank.load(tmp_path / "bank", active=["a"]).active == ["a"]
 
 
-def test_empty_banks_and_odd_names_can_be_saved(tiny, random_prefix, tmp_path):
+def test_empty_bank_and_unusual_names_can_be_saved(tiny, random_prefix, tmp_path):
     PrefixBank({}, backbone=tiny(), **CPU).save(tmp_path)
     assert PrefixBank.load(tmp_path, **CPU).transform(TEXTS).shape == (3, 32)
     odd = ["../up", "", "a/b", "\udc80", "名", "x" * 300]
@@ -84,7 +84,7 @@ def test_empty_banks_and_odd_names_can_be_saved(tiny, random_prefix, tmp_path):
     assert all(path.parent == tmp_path for path in tmp_path.rglob("*"))
 
 
-def test_an_invalid_bank_is_not_written(tiny, random_prefix, tmp_path):
+def test_invalid_bank_is_not_written(tiny, random_prefix, tmp_path):
     bank = PrefixBank({"a": random_prefix(tiny())}, active=["b"])
     with pytest.raises(ValueError, match="active .*'b'"):
         bank.save(tmp_path / "bank")
@@ -94,7 +94,7 @@ def test_an_invalid_bank_is_not_written(tiny, random_prefix, tmp_path):
         PrefixBank.load(tmp_path / "bank", combine="sum")
 
 
-def test_files_of_old_prefixes_are_deleted_and_other_files_stay(tmp_path):
+def test_files_of_removed_prefixes_are_deleted_and_other_files_stay(tmp_path):
     write_folder(tmp_path, *bank_of(1, 2))
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "mine.safetensors").write_bytes(content_of(9))
@@ -102,13 +102,13 @@ def test_files_of_old_prefixes_are_deleted_and_other_files_stay(tmp_path):
     before = kept.stat().st_mtime_ns
     write_folder(tmp_path, *bank_of(2, 3))
     assert holds(tmp_path, bank_of(2, 3))
-    assert kept.stat().st_mtime_ns == before  # its task has not changed
+    assert kept.stat().st_mtime_ns == before  # an unchanged prefix is not written again
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
     other = file_name(content_of(3))
     assert names == {MANIFEST, "notes.txt", "mine.safetensors", kept.name, other}
 
 
-def test_facts_outside_the_digest_are_saved_too(tmp_path):
+def test_facts_outside_the_digest_are_saved(tmp_path):
     one = make_prefix(1)
     PrefixBank({"a": one}).save(tmp_path)
     moved = dataclasses.replace(one, backbone="elsewhere", training={"seconds": 3})
@@ -123,7 +123,7 @@ def test_facts_outside_the_digest_are_saved_too(tmp_path):
 
 
 @pytest.mark.parametrize("step", range(6))
-def test_an_error_at_any_step_leaves_the_old_bank(tmp_path, monkeypatch, step):
+def test_error_at_any_step_leaves_the_old_bank(tmp_path, monkeypatch, step):
     write_folder(tmp_path, *bank_of(1, 2, combine="mean"))
     calls = []
 
@@ -169,7 +169,7 @@ def kill(writer):
     writer.communicate()
 
 
-def test_a_kill_at_any_moment_leaves_a_whole_bank(tmp_path):
+def test_kill_at_any_moment_leaves_a_whole_bank(tmp_path):
     either = [bank_of(1, 2), bank_of(2, 3, combine="mean")]
     write_folder(tmp_path, *either[0])
     moments = random.Random(0)
@@ -210,7 +210,7 @@ def test_damage_to_any_byte_of_the_manifest_is_noticed(tmp_path):
         damaged = bytearray(content)
         damaged[k] ^= 1 << rng.integers(8)
         path.write_bytes(bytes(damaged))
-        # White space may differ, but never the meaning.
+        # A change of white space does no harm; any other change is noticed.
         with contextlib.suppress(ValueError):
             assert holds(tmp_path, bank)
         path.write_bytes(content[:k])
@@ -242,7 +242,7 @@ def change_manifest(folder, **changes):
         ({"digest": "0"}, "content has digest .* but it names 0"),
     ],
 )
-def test_a_manifest_with_wrong_content_is_refused(tmp_path, changes, message):
+def test_manifest_with_invalid_content_is_refused(tmp_path, changes, message):
     write_folder(tmp_path, *bank_of(1))
     change_manifest(tmp_path, **changes)
     with pytest.raises(ValueError, match=message) as error:
@@ -250,7 +250,7 @@ def test_a_manifest_with_wrong_content_is_refused(tmp_path, changes, message):
     assert MANIFEST in str(error.value)
 
 
-def test_a_bank_with_wrong_parameters_is_refused(tmp_path):
+def test_bank_with_invalid_parameters_is_refused(tmp_path):
     write_folder(tmp_path, {}, {"backbone": "b", "device": "cuda"})
     with pytest.raises(ValueError, match=r"unknown .*\['device'\]"):
         PrefixBank.load(tmp_path)
@@ -259,14 +259,14 @@ def test_a_bank_with_wrong_parameters_is_refused(tmp_path):
         PrefixBank.load(tmp_path)
 
 
-def test_a_file_that_holds_no_prefix_is_refused(tmp_path):
+def test_file_that_holds_no_prefix_is_refused(tmp_path):
     write_folder(tmp_path, {"a": b"not a prefix"}, {})
     with pytest.raises(ValueError, match="'a'.* is not a safetensors file"):
         PrefixBank.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"null", b"\xff\xfe", b"[" * 10**5])
-def test_a_file_that_is_not_a_manifest_is_refused(tmp_path, content):
+def test_file_that_is_not_a_manifest_is_refused(tmp_path, content):
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(ValueError, match="cannot be read"):
         read_folder(tmp_path)
@@ -280,7 +280,7 @@ def test_missing_and_exchanged_files_are_named(tmp_path):
     path.write_bytes(content_of(2))
     with pytest.raises(ValueError, match=f"{path.name}.* is damaged: .* not prefix 'task 1'"):
         read_folder(tmp_path)
-    write_folder(tmp_path, *bank_of(1))  # writes the damaged file again
+    write_folder(tmp_path, *bank_of(1))  # replaces the damaged file
     assert holds(tmp_path, bank_of(1))
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"{path.name}.* prefix 'task 1'"):

@@ -1,4 +1,4 @@
-"""Prefixes and banks on a local stand-in for the Hub, through huggingface_hub's own client."""
+"""Prefixes and banks on a local stand-in for the Hub, through the client of huggingface_hub."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ TOKEN = "hf_" + "a" * 30
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Run a stand-in for the Hub, and make huggingface_hub use it."""
+    """Run a stand-in for the Hub that huggingface_hub talks to."""
     with Hub() as running:
         monkeypatch.setattr(constants, "ENDPOINT", running.url)
         template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
@@ -48,7 +48,7 @@ def facts_of(**changes):
     return facts | changes
 
 
-def test_a_bank_goes_to_the_hub_and_back(bank, hub):
+def test_bank_survives_a_round_trip_through_the_hub(bank, hub):
     url = bank.push_to_hub("me/bank", token=TOKEN)
     sha, files = hub.files("me/bank")
     assert url == f"{hub.url}/me/bank/commit/{sha}"
@@ -66,7 +66,7 @@ def test_a_bank_goes_to_the_hub_and_back(bank, hub):
     assert "Combined by `mean`; active: topic." in card
 
 
-def test_a_push_deletes_removed_prefixes_and_keeps_old_commits(bank, hub):
+def test_push_deletes_removed_prefixes_and_keeps_old_commits(bank, hub):
     bank.push_to_hub("me/bank", token=TOKEN)
     sha, _ = hub.files("me/bank")
     bank.remove("stars | <b>").push_to_hub("me/bank", token=TOKEN, commit_message="one less")
@@ -77,14 +77,14 @@ def test_a_push_deletes_removed_prefixes_and_keeps_old_commits(bank, hub):
     assert list(PrefixBank.from_pretrained("me/bank", sha)) == ["stars | <b>", "topic"]
 
 
-def test_a_prefix_goes_to_the_hub_and_back(tiny, random_prefix, hub):
+def test_prefix_survives_a_round_trip_through_the_hub(tiny, random_prefix, hub):
     prefix = random_prefix(tiny())
     prefix.push_to_hub("me/p", private=True, token=TOKEN)
     assert Prefix.from_pretrained("me/p", "main") == prefix
     assert "Prefix.from_pretrained('me/p')" in hub.files("me/p")[1]["README.md"].decode()
 
 
-def test_parameters_that_do_not_exist_are_refused_before_the_download(bank, hub):
+def test_unknown_parameters_are_refused_before_the_download(bank, hub):
     bank.push_to_hub("me/bank", token=TOKEN)
     hub.fetched.clear()
     with pytest.raises(TypeError, match=r"Prefix.from_pretrained\(\) .*'device'"):
@@ -94,14 +94,14 @@ def test_parameters_that_do_not_exist_are_refused_before_the_download(bank, hub)
         PrefixBank.from_pretrained("me/bank", colour="red")
 
 
-def test_an_invalid_bank_creates_no_repository(bank, hub):
+def test_invalid_bank_creates_no_repository(bank, hub):
     with pytest.raises(ValueError, match="active .*'none'"):
         bank.set_params(active=["none"]).push_to_hub("me/bank", token=TOKEN)
     assert not hub.repos
 
 
 @pytest.mark.parametrize("name", ["me/none", "no such/thing/at all"])
-def test_a_repository_that_cannot_be_fetched_is_named(hub, name):
+def test_repository_that_cannot_be_fetched_is_named(hub, name):
     with pytest.raises(OSError, match=f"'{name}' is not a folder and could not be fetched"):
         PrefixBank.from_pretrained(name)
 
@@ -119,9 +119,7 @@ def test_damaged_and_missing_files_on_the_hub_are_noticed(bank, hub):
         PrefixBank.from_pretrained("me/less")
 
 
-def test_a_folder_is_read_without_the_hub_and_without_revisions(
-    bank, random_prefix, tiny, tmp_path
-):
+def test_folder_is_loaded_without_the_hub_and_has_no_revisions(bank, random_prefix, tiny, tmp_path):
     bank.save(tmp_path)
     assert PrefixBank.from_pretrained(tmp_path, active=None).active is None
     with pytest.raises(ValueError, match="revision is for the Hub, but .* is a folder"):
@@ -134,7 +132,7 @@ def test_a_folder_is_read_without_the_hub_and_without_revisions(
         PrefixBank.from_pretrained(tmp_path.parent)
 
 
-def test_a_card_has_a_header_that_yaml_reads(tmp_path):
+def test_header_of_a_card_is_valid_yaml(tmp_path):
     yaml = pytest.importorskip("yaml")
     odd = 'a"b: [c'
     card = model_card("me/x", {"s\ud800\n# not a title": facts_of()}, odd, "pass")
@@ -146,13 +144,13 @@ def test_a_card_has_a_header_that_yaml_reads(tmp_path):
     assert json.loads(json.dumps(header)) == header
 
 
-def test_a_card_shows_the_whole_reading():
+def test_card_shows_each_field_of_the_reading():
     reading = {"pooling": "cls", "max_length": 9, "prompt": "query: |", "a later field": True}
     card = model_card("me/x", {"a": facts_of(reading=reading)}, "b", "pass")
     assert "| pooling='cls', max_length=9, prompt='query: \\|', a later field=True |" in card
 
 
-def test_a_table_shows_active_and_inactive_prefixes():
+def test_table_shows_active_and_inactive_prefixes():
     training = {"n_texts": 1234, "valid_accuracy": 0.75, "valid_loss": 0.5}
     prefixes = {
         "<a>": facts_of(objective="classification", n_classes=2, training=training,

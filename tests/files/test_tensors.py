@@ -1,4 +1,4 @@
-"""Safetensors with a JSON header: what is written is read, and nothing else is."""
+"""Safetensors with a JSON header: round trips, and content that is refused."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def with_metadata(header):
     return file_of({"__metadata__": {"prefixembed": header}})
 
 
-def test_arrays_and_header_come_back():
+def test_arrays_and_header_survive_a_round_trip():
     arrays = {
         "transposed": np.arange(6.0).reshape(2, 3).T,
         "big endian": np.arange(3, dtype=">f4"),
@@ -38,7 +38,7 @@ def test_arrays_and_header_come_back():
     assert unpack_tensors(pack_tensors({}, {}), "p") == ({}, {})
 
 
-def test_tensors_of_any_dtype_come_back():
+def test_tensors_of_any_dtype_survive_a_round_trip():
     tensors = {
         "transposed": torch.arange(6, dtype=torch.bfloat16).reshape(2, 3).T,
         "bytes": torch.arange(3, dtype=torch.uint8),

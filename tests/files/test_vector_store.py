@@ -51,7 +51,7 @@ def make(request, tmp_path):
 # Both stores
 
 
-def test_vectors_come_back_as_they_were_put(make):
+def test_get_returns_the_vectors_that_were_put(make):
     cache = make()
     keys, vectors, truncated = rows_of(1200)
     cache.put(keys, vectors, truncated)
@@ -61,7 +61,7 @@ def test_vectors_come_back_as_they_were_put(make):
     assert (stats.hits, stats.misses, stats.n_vectors) == (1200, 1, 1200)
     assert stats.n_bytes >= vectors.nbytes
     cache.put([], vectors[:0], truncated[:0])
-    cache.put(keys[:1], vectors[1:2], truncated[:1])  # again: the last one counts
+    cache.put(keys[:1], vectors[1:2], truncated[:1])  # replaces the first vector
     assert_holds(cache, keys[:1], vectors[1:2], truncated[:1])
     assert cache.stats().n_vectors == 1200
     cache.clear()
@@ -82,9 +82,8 @@ def test_size_stays_within_max_bytes(make, max_bytes, n_features):
     smallest_file = 5 * 16384 if cache.path is not None else 0
     assert largest <= max(max_bytes, smallest_file)
     if max_bytes > 1e6:
-        assert cache.stats().n_vectors * n_features * 4 > 0.4 * max_bytes, (
-            "most of the bound is used"
-        )
+        # Vectors take up a good part of the limit.
+        assert cache.stats().n_vectors * n_features * 4 > 0.4 * max_bytes
         assert_holds(cache, *rows_of(10, 1190, n_features))
 
 
@@ -118,7 +117,7 @@ def test_threads_share_a_cache(make):
     assert cache.stats().n_vectors == 200
 
 
-def test_a_copy_is_the_cache_itself_and_a_pickle_holds_its_parameters(make):
+def test_copy_is_the_cache_itself_and_pickle_holds_its_parameters(make):
     cache = make(max_bytes=10**7)
     cache.put(*rows_of(3))
     assert copy.deepcopy(cache) is cache
@@ -129,7 +128,7 @@ def test_a_copy_is_the_cache_itself_and_a_pickle_holds_its_parameters(make):
 
 
 @pytest.mark.parametrize("max_bytes", [-1, 1.5, "1", True])
-def test_an_invalid_max_bytes_is_refused(max_bytes):
+def test_invalid_max_bytes_is_refused(max_bytes):
     with pytest.raises(ValueError, match="max_bytes must be an int >= 0"):
         VectorCache(max_bytes=max_bytes)
 
@@ -169,7 +168,7 @@ DAMAGE = ["cut", "header", "tree", "text", "version", "foreign", "vector", "type
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_or_foreign_file_is_renamed(tmp_path, kind):
+def test_damaged_or_foreign_file_is_renamed(tmp_path, kind):
     path = tmp_path / "c.db"
     rows = rows_of(2000, n_features=64)
     VectorCache(path).put(*rows)
@@ -188,7 +187,7 @@ def test_a_damaged_or_foreign_file_is_renamed(tmp_path, kind):
     cache = VectorCache(path)
     with pytest.warns(UserWarning, match=r"damaged or not a cache .* renamed to 'c.db.damaged1'"):
         found = cache.get(rows[0])
-    # None of its vectors is returned, and none of its bytes is lost.
+    # No vector of the file is returned, and no byte of it is lost.
     assert found == [None] * 2000
     assert (tmp_path / "c.db.damaged1").read_bytes() == before
     cache.put(*rows)
@@ -196,7 +195,7 @@ def test_a_damaged_or_foreign_file_is_renamed(tmp_path, kind):
     assert_holds(VectorCache(path), *rows)
 
 
-def test_a_flipped_bit_never_returns_a_wrong_vector(tmp_path):
+def test_flipped_bit_never_changes_a_returned_vector(tmp_path):
     path = tmp_path / "c.db"
     rows = rows_of(40, n_features=64)
     VectorCache(path).put(*rows)
@@ -220,7 +219,7 @@ def test_a_flipped_bit_never_returns_a_wrong_vector(tmp_path):
     assert n_noticed > 10
 
 
-def test_a_file_that_was_not_created_as_a_cache_is_left_alone(tmp_path, tiny):
+def test_file_that_was_not_created_as_a_cache_is_left_alone(tmp_path, tiny):
     table = tmp_path / "table.csv"
     table.write_text("a,b\n" * 100)
     other = tmp_path / "other.db"
@@ -239,14 +238,14 @@ def test_a_file_that_was_not_created_as_a_cache_is_left_alone(tmp_path, tiny):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other.db", "table.csv"]
 
 
-def test_an_empty_file_becomes_a_cache(tmp_path):
+def test_empty_file_becomes_a_cache(tmp_path):
     (tmp_path / "c.db").touch()
     cache = VectorCache(tmp_path / "c.db")
     cache.put(*rows_of(3))
     assert_holds(cache, *rows_of(3))
 
 
-def test_a_deleted_file_is_created_again(tmp_path):
+def test_deleted_file_is_created_again(tmp_path):
     cache = VectorCache(tmp_path / "new" / "folder" / "c.db")
     cache.put(*rows_of(3))
     os.unlink(cache.path)
@@ -255,7 +254,7 @@ def test_a_deleted_file_is_created_again(tmp_path):
     assert_holds(cache, *rows_of(3))
 
 
-def test_a_path_that_cannot_be_written_gives_one_warning(tmp_path, tiny):
+def test_path_that_cannot_be_written_to_is_warned_about_once(tmp_path, tiny):
     (tmp_path / "file").write_text("a file")
     bank = PrefixBank({}, backbone=tiny(), cache=tmp_path / "file" / "c.db", **CPU)
     expected = bank.set_params(cache=None).transform(TEXTS)
@@ -266,7 +265,7 @@ def test_a_path_that_cannot_be_written_gives_one_warning(tmp_path, tiny):
     np.testing.assert_array_equal(vectors, [expected, expected])
 
 
-def test_a_locked_file_is_waited_for_and_then_not_used(tmp_path, monkeypatch):
+def test_locked_file_is_waited_for_and_then_ignored(tmp_path, monkeypatch):
     monkeypatch.setattr("prefixembed._files.vector_store._TIMEOUT", 0.2)
     cache = VectorCache(tmp_path / "c.db")
     cache.put(*rows_of(3))
@@ -328,7 +327,7 @@ def test_processes_share_a_file(tmp_path):
     assert os.path.getsize(path) < 4_500_000
 
 
-def test_a_kill_at_any_moment_leaves_a_good_file(tmp_path):
+def test_kill_at_any_moment_leaves_an_intact_file(tmp_path):
     path = str(tmp_path / "c.db")
     rng = np.random.default_rng(0)
     for seed in range(6):
@@ -373,7 +372,7 @@ print(n)
 """
 
 
-def test_processes_whose_threads_read_and_write_lose_nothing(tmp_path):
+def test_processes_with_several_threads_lose_no_vector(tmp_path):
     # Closing a file drops all locks that the process holds on it. If the cache opened the file
     # itself, beside SQLite, one of these processes would delete the other's write-ahead log.
     path = tmp_path / "c.db"
@@ -422,9 +421,9 @@ writer.join()
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
 @pytest.mark.parametrize("kind", ["memory", "disk"])
-def test_a_cache_works_in_a_child_that_is_forked_while_a_thread_uses_it(tmp_path, kind):
+def test_cache_works_in_a_child_that_is_forked_while_a_thread_uses_it(tmp_path, kind):
     where = "memory" if kind == "memory" else str(tmp_path / "c.db")
     done = subprocess.run(
         [sys.executable, "-c", FORKS, where], capture_output=True, text=True, timeout=60
@@ -435,7 +434,7 @@ def test_a_cache_works_in_a_child_that_is_forked_while_a_thread_uses_it(tmp_path
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_child_processes_can_use_the_file_of_the_parent(tmp_path, method):
     if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"this platform cannot {method}")
+        pytest.skip(f"this platform has no {method}")
     cache = VectorCache(tmp_path / "c.db")
     cache.put(*rows_of(30))
     with warnings.catch_warnings():

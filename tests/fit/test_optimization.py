@@ -153,21 +153,22 @@ def test_state_is_usable_if_validated_or_stopped_by_the_user(history, error, is_
 @pytest.mark.parametrize("error", [LOST, KeyboardInterrupt()])
 def test_original_error_is_raised_with_a_warning_that_says_how_to_continue(history, error, folder):
     outcome = Outcome(history, error)
+    is_usable = outcome.is_usable
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with pytest.raises(type(error)) as raised:
             outcome.reraise(folder)
     assert raised.value is error
     messages = [str(warning.message) for warning in caught]
-    assert len(messages) == (outcome.is_usable or folder is not None)
+    assert len(messages) == (is_usable or folder is not None)
     for message in messages:
         assert message.startswith(f"fit was stopped ({type(error).__name__}): ")
         which = "best" if "valid_loss" in history else "last"
-        assert (f"holds the {which} state of 1 epoch(s)" in message) == outcome.is_usable
+        assert (f"holds the {which} state of 1 epoch(s)" in message) == is_usable
         continues = "continues from the last checkpoint in 'checkpoints', if any"
         assert (continues in message) == (folder is not None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(type(error)) as raised:
-            outcome.reraise(folder)
+            Outcome(history, error).reraise(folder)
     assert raised.value is error and raised.value.__context__ is None

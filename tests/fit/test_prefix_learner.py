@@ -1,5 +1,9 @@
 """Training of a prefix on a small backbone."""
 
+import contextlib
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -180,6 +184,23 @@ def test_other_errors_of_a_step_are_raised(backbone, monkeypatch):
     monkeypatch.setattr(prefix_learner, "encode_batch", broken)
     with pytest.raises(RuntimeError, match="device-side assert"):
         learn(make_learner(backbone))
+
+
+def test_memory_of_a_failed_run_is_freed_at_once(backbone, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(prefix_learner, "encode_batch", broken)
+    learner = make_learner(backbone)
+    model = weakref.ref(learner.model)
+    gc.disable()
+    try:
+        with contextlib.suppress(RuntimeError):
+            learn(learner)
+        del learner
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_global_random_state_does_not_change(backbone):

@@ -128,7 +128,8 @@ def test_attention_share_agrees_with_plain_softmax(bank, combine, X):
     for text in X:
         seen = {}
 
-        def attend(layer, query, key, value, mask, scaling, seen=seen):
+        def attend(inputs, seen=seen):
+            layer, query, key, value, _, scaling = inputs
             keys = torch.cat([*(p[layer, 0] for p in parts), key[0]], dim=1)
             values = torch.cat([*(p[layer, 1] for p in parts), value[0]], dim=1)
             logits = query[0] @ keys.transpose(1, 2) * scaling  # (head, query, position)

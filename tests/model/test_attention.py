@@ -15,7 +15,7 @@ from prefixembed import load_backbone
 from prefixembed._embed.batches import pad_batch
 from prefixembed._embed.tokens import tokenize
 from prefixembed._model import attention as _attention
-from prefixembed._model.attention import combined_attention, widen_mask
+from prefixembed._model.attention import LayerInput, combined_attention, widen_mask
 from prefixembed._model.batch import Batch
 from prefixembed._model.hook import attending
 from prefixembed.prefix import concatenate
@@ -215,7 +215,7 @@ def test_halving_a_weight_halves_the_mass_before_normalization(combine, masked):
 
     def odds(weight):
         attend = combined_attention([part], [weight], combine)
-        share = attend(0, query, key, value, mask, 0.5)
+        share = attend(LayerInput(0, query, key, value, mask, 0.5))
         return share / (1 - share)
 
     torch.testing.assert_close(odds(0.5), odds(1.0) / 2)
@@ -236,7 +236,8 @@ def test_extreme_logits_give_finite_output(combine):
     query = torch.full((1, 1, 3, 4), 10.0)
     parts = [torch.full((1, 2, 1, 2, 4), 50.0), torch.full((1, 2, 1, 2, 4), -50.0)]
     attend = combined_attention(parts, [1.0, 1.0], combine)
-    output = attend(0, query, torch.zeros(1, 1, 3, 4), torch.zeros(1, 1, 3, 4), None, 0.5)
+    zeros = torch.zeros(1, 1, 3, 4)
+    output = attend(LayerInput(0, query, zeros, zeros, None, 0.5))
     assert torch.isfinite(output).all()
 
 
@@ -256,7 +257,8 @@ def test_every_kind_of_mask_is_widened(kind, weighted):
     mask = {"none": None, "boolean": visible, "additive": additive}[kind]
     part = torch.randn(1, 2, 2, 3, 4)
     weight = 0.3 if weighted else 1.0
-    output = combined_attention([part], [weight], "concat")(0, query, key, value, mask, 0.5)
+    attend = combined_attention([part], [weight], "concat")
+    output = attend(LayerInput(0, query, key, value, mask, 0.5))
 
     logits = torch.cat([query @ part[0, 0].mT, query @ key.mT], dim=-1) * 0.5
     logits[..., :3] += np.log(weight)
@@ -299,7 +301,7 @@ def test_mean_equals_sdpa_per_prefix_where_tokens_see_no_token():
     visible = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]).bool()
     parts = list(torch.randn(2, 1, 2, 1, 3, 4).unbind())
     mean = combined_attention(parts, [1.0, 1.0], "mean")
-    output = mean(0, query, key, value, visible[None, None], 0.5)
+    output = mean(LayerInput(0, query, key, value, visible[None, None], 0.5))
     assert torch.isfinite(output).all()
     expected = [
         scaled_dot_product_attention(
@@ -344,5 +346,6 @@ def test_long_prefixes_are_attended_to_once_per_batch(monkeypatch, both_code_pat
     minimum = _attention._MIN_SHARED_LENGTH
     for length in (minimum - 1, minimum):
         prefix = torch.tensor(rng.standard_normal((1, 2, 2, length, 4))).float()
-        combined_attention([prefix], [1.0], "concat")(0, query, key, value, None, 0.5)
+        inputs = LayerInput(0, query, key, value, None, 0.5)
+        combined_attention([prefix], [1.0], "concat")(inputs)
     assert shapes == [(5, 2, 3, 4), (1, 2, minimum, 4)]

@@ -1,4 +1,4 @@
-"""How a backbone was trained to read texts, as the files of sentence-transformers say."""
+"""The reading that a backbone was trained with, as files of sentence-transformers record it."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def load(folder):
 
 @pytest.fixture
 def sentence_model(tiny, tmp_path):
-    """Write a model of sentence-transformers on a tiny backbone."""
+    """Return a function that writes a model of sentence-transformers on a tiny backbone."""
 
     def write(mode, *more, family="bert"):
         transformer = Transformer(tiny(family), max_seq_length=64)
@@ -37,7 +37,7 @@ def sentence_model(tiny, tmp_path):
 
 @pytest.mark.parametrize("mode", OURS)
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
-def test_a_bare_bank_returns_the_vectors_of_sentence_transformers(sentence_model, mode, family):
+def test_empty_bank_returns_the_vectors_of_sentence_transformers(sentence_model, mode, family):
     folder, model = sentence_model(mode, family=family)
     assert load(folder).reading.pooling == OURS[mode]
     bank = PrefixBank({}, backbone=str(folder), max_length=64, **CPU)
@@ -60,12 +60,12 @@ def test_old_file_formats_are_read(tiny, tmp_path, minilm):
     assert load(minilm).reading.pooling == "mean"
 
 
-def test_decoders_without_files_pool_the_last_token(tiny):
+def test_decoders_pool_the_last_token_by_default(tiny):
     assert {load(tiny(family)).reading.pooling for family in DECODERS} == {"last"}
     assert {load(tiny(family)).reading.pooling for family in ("bert", "mpnet")} == {"mean"}
 
 
-def test_prefixes_and_fine_tuning_follow_the_backbone(sentence_model, tmp_path):
+def test_training_uses_the_pooling_of_the_backbone(sentence_model, tmp_path):
     folder, _ = sentence_model("max")
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
     params = {"max_epochs": 3, "random_state": 0, "max_length": 64, **CPU}
@@ -101,7 +101,7 @@ def test_normalize_needs_no_warning(sentence_model):
 
 
 @pytest.mark.parametrize("content", ["{", "[" * 100_000, "\x00"])
-def test_a_damaged_file_is_named(sentence_model, content):
+def test_damaged_file_is_named(sentence_model, content):
     folder, _ = sentence_model("cls")
     (folder / "modules.json").write_text(content)
     with pytest.raises(ValueError, match=r"modules\.json of backbone .* cannot be read"):
@@ -109,7 +109,7 @@ def test_a_damaged_file_is_named(sentence_model, content):
 
 
 @pytest.mark.parametrize("content", ["3", "{}", "[]", "[3]", '[{"type": 5}]'])
-def test_a_file_without_content_leaves_the_default(sentence_model, content):
+def test_file_without_modules_leaves_the_default(sentence_model, content):
     folder, _ = sentence_model("cls")
     (folder / "modules.json").write_text(content)
     with warnings.catch_warnings():
@@ -117,7 +117,7 @@ def test_a_file_without_content_leaves_the_default(sentence_model, content):
         assert load(folder).reading.pooling == "mean"
 
 
-def test_limit_and_prompt_are_followed(sentence_model):
+def test_length_limit_and_prompt_are_used(sentence_model):
     folder, model = sentence_model("mean")
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 16}')
     config = {"prompts": {"query": "find: ", "none": ""}, "default_prompt_name": "query"}
@@ -135,7 +135,7 @@ def test_limit_and_prompt_are_followed(sentence_model):
     }  # fmt: skip
 
 
-def test_pairs_are_read_apart_where_the_backbone_embeds_sentences(sentence_model, tiny):
+def test_pairs_are_read_apart_if_the_backbone_embeds_sentences(sentence_model, tiny):
     folder, _ = sentence_model("mean")
     assert load(folder).reading.pairs == "apart"
     assert load(tiny()).reading.pairs == "joint"
@@ -149,7 +149,7 @@ def test_pairs_are_read_apart_where_the_backbone_embeds_sentences(sentence_model
         assert encoder.transform([("a", "b")]).shape == (1, 96 if kind == "apart" else 32)
 
 
-def test_the_own_reading_needs_no_weights(sentence_model, tiny, tmp_path):
+def test_reading_of_a_backbone_needs_no_weights(sentence_model, tiny, tmp_path):
     folder, _ = sentence_model("max")
     for source in (folder, tiny("roberta")):
         copied = tmp_path / f"copy of {Path(source).name}"
