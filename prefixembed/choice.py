@@ -15,11 +15,13 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from prefixembed._embed.texts import check_choices, choice_pairs
 from prefixembed._fit.objectives import OBJECTIVES
+from prefixembed._utils.docstrings import substitute
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@substitute
 class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
     """Predict the correct choice of each row with a head on the vectors of its choices.
 
@@ -79,10 +81,8 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of (str, sequence of str)
-            Rows of a context and its choices. The number of choices may differ between rows.
-        y : array-like of shape (n_rows,)
-            Position of the correct choice in each row.
+        $choices
+        $correct
 
         Returns
         -------
@@ -113,8 +113,7 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of (str, sequence of str)
-            Rows of a context and its choices.
+        $choices
 
         Returns
         -------
@@ -130,32 +129,28 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
             scores = self.head_.decision_function(vectors)
         else:
             scores = np.log(np.maximum(self.head_.predict_proba(vectors)[:, 1], 1e-300))
-        decision: NDArray[np.float64] = _OBJECTIVE.decision(scores[:, None], counts)
-        return decision
+        return _OBJECTIVE.decision(scores[:, None], counts)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Predict the probability that each choice is the correct one of its row.
 
         Parameters
         ----------
-        X : sequence of (str, sequence of str)
-            Rows of a context and its choices.
+        $choices
 
         Returns
         -------
         probabilities : ndarray of shape (n_rows, largest number of choices)
             Softmax of the scores of each row; 0 if a row has fewer choices.
         """
-        probabilities: NDArray[np.float64] = softmax(self.decision_function(X), axis=1)
-        return probabilities
+        return softmax(self.decision_function(X), axis=1)
 
     def predict(self, X: Any) -> NDArray[np.intp]:
         """Predict the correct choice of each row.
 
         Parameters
         ----------
-        X : sequence of (str, sequence of str)
-            Rows of a context and its choices.
+        $choices
 
         Returns
         -------
@@ -169,10 +164,8 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : sequence of (str, sequence of str)
-            Rows of a context and its choices.
-        y : array-like of shape (n_rows,)
-            Position of the correct choice in each row.
+        $choices
+        $correct
         sample_weight : array-like of shape (n_rows,), default=None
             Weight of each row. None for equal weights.
 
@@ -186,8 +179,7 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
     def _vectors(self, pairs: Any, counts: NDArray[np.intp]) -> NDArray[Any]:
         vectors = np.asarray(self.encoder_.transform(pairs), dtype=np.float32)
         sums = np.add.reduceat(vectors, np.cumsum(counts) - counts)  # (row, feature)
-        centred: NDArray[Any] = vectors - np.repeat(sums / counts[:, None], counts, axis=0)
-        return centred
+        return vectors - np.repeat(sums / counts[:, None], counts, axis=0)
 
 
 _OBJECTIVE = OBJECTIVES["multiple_choice"]

@@ -23,10 +23,7 @@ from prefixembed.encoder import PrefixEncoder
 
 
 @checked(
-    tasks=[Mapping],
-    encoder=[PrefixEncoder, None],
-    n_jobs=[Integral, None],
-    verbose=["verbose"],
+    tasks=[Mapping], encoder=[PrefixEncoder, None], n_jobs=[Integral, None], verbose=["verbose"]
 )
 def fit_prefixes(
     tasks: Mapping[str, tuple[Any, ...]],

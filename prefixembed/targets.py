@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from prefixembed._embed.texts import Text, check_texts, is_pairs
 from prefixembed._fit.examples import check_tasks
+from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.warnings import warn
 from prefixembed.bank import PrefixBank
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+@substitute
 class TargetHeads(MetaEstimatorMixin, BaseEstimator):
     """Fit one head per target task on the vectors of a shared bank.
 
@@ -123,16 +125,13 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        targets : mapping of str to tuple
-            Data of each target task by name, as ``(X, y)`` or ``(X, y, sample_weight)``. A text
-            that several target tasks share is encoded once.
-        y : Ignored
-            Not used, present for API consistency. Labels are in `targets`.
+        $target_tasks
+            A text that several target tasks share is encoded once.
+        $y_ignored
 
         Returns
         -------
-        self : TargetHeads
-            Fitted estimator.
+        $self
 
         Raises
         ------
@@ -149,13 +148,9 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         if self.bank.output != "texts":
             raise ValueError(f"bank must have output='texts', got {self.bank.output!r}")
         bank = clone(self.bank)
-        heads, selections, digests = self._learn(
-            bank, targets, self.heads or {}, self.selections or {}
-        )
+        learned = self._learn(bank, targets, self.heads or {}, self.selections or {})
         self.bank_: PrefixBank = bank
-        self.heads_: dict[str, Any] = heads
-        self.selections_: dict[str, tuple[str, ...]] = selections
-        self.digests_: dict[str, str] = digests
+        self.heads_, self.selections_, self.digests_ = learned
         return self
 
     def add_target(
@@ -172,14 +167,11 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        name : str
-            Name of the target task.
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
-        y : array-like of shape (n_texts,)
-            Labels.
-        sample_weight : array-like of shape (n_texts,), default=None
-            Weight of each text, for heads that accept weights. None for equal weights.
+        $target_name
+        $X
+        $target_labels
+        $sample_weight
+            Only for heads that accept weights.
         head : estimator, default=None
             Head to clone and fit. None for the one in `heads`, or else `head` of the constructor.
         active : sequence of str, default=None
@@ -188,8 +180,7 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
         Returns
         -------
-        self : TargetHeads
-            Estimator with the new head.
+        $self
 
         Raises
         ------
@@ -211,13 +202,11 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        name : str
-            Name of the target task.
+        $target_name
 
         Returns
         -------
-        self : TargetHeads
-            Estimator without the head.
+        $self
 
         Raises
         ------
@@ -233,10 +222,8 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
-        targets : iterable of str, default=None
-            Names of the target tasks to predict. None for all, in the order of ``heads_``.
+        $X
+        $target_names
 
         Returns
         -------
@@ -267,10 +254,8 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of str of shape (n_texts,) or (n_texts, 2)
-            Texts, or pairs of texts.
-        targets : iterable of str, default=None
-            Names of the target tasks to predict. None for all.
+        $X
+        $target_names
 
         Returns
         -------
@@ -293,10 +278,8 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        targets : mapping of str to tuple
-            Data of some target tasks by name, as ``(X, y)`` or ``(X, y, sample_weight)``.
-        y : Ignored
-            Not used, present for API consistency. Labels are in `targets`.
+        $target_tasks
+        $y_ignored
 
         Returns
         -------
@@ -315,8 +298,7 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
         Parameters
         ----------
-        targets : mapping of str to tuple
-            Data of some target tasks by name, as ``(X, y)`` or ``(X, y, sample_weight)``.
+        $target_tasks
 
         Returns
         -------

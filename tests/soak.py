@@ -4,8 +4,8 @@
 
     python tests/soak.py BACKBONE --minutes 60
 
-BACKBONE is a folder or a Hub name. Each round fits a prefix with checkpoints, puts it into a bank in
-place of an older one, computes vectors with several settings, and saves and loads everything.
+BACKBONE is a folder or a Hub name. Each round fits a prefix with checkpoints, puts it into a bank
+in place of an older one, computes vectors with several settings, and saves and loads everything.
 """
 
 import argparse

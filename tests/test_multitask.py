@@ -28,8 +28,6 @@ from transformers import AutoModel
 from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, load_backbone
 from prefixembed._fit import fine_tuning, learning
 
-make = make_multitask  # embed/test_pairs.py imports it
-
 
 @pytest.fixture(scope="module")
 def fitted(tiny):

@@ -48,17 +48,17 @@ class Embedder:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The backbone, loaded when the first text must be encoded."""
+        """Load the backbone, when the first text must be encoded."""
         return self.combination.load_backbone(self.dtype, self.device)
 
     @cached_property
     def attend(self) -> Attend | None:
-        """What the layers of the backbone attend to beside tokens."""
+        """Return what the layers of the backbone attend to beside tokens."""
         return self.combination.attend(self.backbone)
 
     @cached_property
     def representation(self) -> Representation:
-        """What decides a vector. Without any prefix, the backbone is loaded for it."""
+        """Return what decides a vector. Without any prefix, the backbone is loaded for it."""
         fingerprint = self.combination.fingerprint or self.backbone.fingerprint
         dtype = resolve_dtype(self.dtype, resolve_device(self.device))
         return self.combination.representation(fingerprint, str(dtype).removeprefix("torch."))

@@ -170,7 +170,7 @@ X : array-like of str of shape (n_texts,) or (n_texts, 2)
     # Of displays and inspection.
     "inspected_bank": """
 bank : PrefixBank
-    Bank whose active prefixes are inspected, combined and weighted as in the bank.
+    Bank whose active prefixes are inspected.
 """,
     "names": """
 names : list of str
@@ -191,6 +191,49 @@ prefix : str, default=None
     "display": """
 display : Display
     Object that holds the values and the plot.
+""",
+    # Of target tasks and multiple choice.
+    "target_tasks": """
+targets : mapping of str to tuple
+    Data of target tasks by name, as ``(X, y)`` or ``(X, y, sample_weight)``.
+""",
+    "target_name": """
+name : str
+    Name of the target task.
+""",
+    "target_names": """
+targets : iterable of str, default=None
+    Names of the target tasks to predict. None for all, in the order of ``heads_``.
+""",
+    "y_ignored": """
+y : Ignored
+    Not used, present for API consistency. Labels are in `targets`.
+""",
+    "self": """
+self : estimator
+    The estimator itself.
+""",
+    "choices": """
+X : sequence of (str, sequence of str)
+    Rows of a context and its choices. The number of choices may differ between rows.
+""",
+    "correct": """
+y : array-like of shape (n_rows,)
+    Position of the correct choice in each row.
+""",
+    # Of prefixes from other libraries.
+    "backbone_name": """
+backbone : str or path-like
+    Hub name or folder of the backbone.
+""",
+    "tokens_beside_prefix": """
+max_length : int, default=None
+    Longest text in tokens, special tokens included. None for as much as the backbone can take
+    beside the positions that the prefix takes, if any.
+""",
+    "loaded_prefix": """
+prefix : Prefix
+    Prefix without a head.
 """,
 }
 

@@ -93,8 +93,6 @@ class ShardJob:
         return ShardReport(path, len(texts), facts.n_truncated, state)
 
 
-
-
 def run_jobs(
     job: ShardJob,
     tables: Iterator[tuple[int, pa.Table]],

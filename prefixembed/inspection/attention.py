@@ -40,6 +40,7 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
     Parameters
     ----------
     $inspected_bank
+        They are combined and weighted as in the bank.
     $X
         A few hundred are enough.
 

@@ -34,31 +34,10 @@ def from_flat(
     max_length: int | None,
     takes_positions: bool,
 ) -> Prefix:
-    """Build a prefix without a head from its flat layout.
+    """Build a prefix without a head from its flat layout, (position, width).
 
-    Parameters
-    ----------
-    flat : ndarray of shape (position, n_layers * 2 * n_heads * head_dim)
-        Keys and values.
-    backbone : Backbone
-        Backbone that the prefix was learned on.
-    pooling : {"auto", "mean", "cls", "max", "last"}
-        ``"auto"`` for the pooling of the backbone.
-    max_length : int or None
-        Longest text in tokens. None for as much as the backbone can take.
-    takes_positions : bool
-        Whether the prefix takes the first positions, so that the first token of a text comes
-        after it. Otherwise the first token has position 0.
-
-    Returns
-    -------
-    prefix : Prefix
-        The prefix.
-
-    Raises
-    ------
-    ValueError
-        If the prefix does not fit the backbone.
+    If the prefix takes the first positions, the first token of a text comes after it; otherwise,
+    that token has position 0. Raise ValueError if the prefix does not fit the backbone.
     """
     width = position_width(backbone)
     if flat.ndim != 2 or flat.shape[1] != width:

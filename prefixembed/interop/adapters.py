@@ -38,18 +38,14 @@ def load_adapters(
     state : mapping of str to array-like
         Tensors of the file that ``model.save_adapter`` wrote, for example from ``load_file`` of
         safetensors or from ``torch.load(path, weights_only=True)``.
-    backbone : str or path-like
-        Hub name or folder of the backbone.
+    $backbone_name
     $revision
     $pooling
-    max_length : int, default=None
-        Longest text in tokens, special tokens included. None for as much as the backbone can
-        take.
+    $tokens_beside_prefix
 
     Returns
     -------
-    prefix : Prefix
-        Prefix without a head.
+    $loaded_prefix
 
     Raises
     ------

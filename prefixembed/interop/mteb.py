@@ -18,22 +18,10 @@ from prefixembed.bank import PrefixBank
 
 @dataclass(frozen=True, eq=False)
 class MTEBEncoder:
-    """Encode texts for MTEB; :func:`to_mteb` returns one.
-
-    It implements MTEB's ``EncoderProtocol``.
-
-    .. versionadded:: 0.1
-
-    Parameters
-    ----------
-    bank : PrefixBank
-        Bank whose vectors are evaluated.
-    mteb_model_meta : mteb.ModelMeta
-        Name, revision and other facts that MTEB files results under.
-    """
+    """Encode texts for MTEB, by its ``EncoderProtocol``; :func:`to_mteb` returns one."""
 
     bank: PrefixBank
-    mteb_model_meta: Any
+    mteb_model_meta: Any  # name and revision that MTEB files results under
 
     def encode(
         self,
@@ -45,30 +33,13 @@ class MTEBEncoder:
         prompt_type: Any = None,
         **kwargs: Any,
     ) -> NDArray[np.float32]:
-        """Return one vector per text.
+        """Return one vector per text, in input order, from batches of texts.
 
-        Parameters
-        ----------
-        inputs : iterable of mapping
-            Batches with their texts under ``"text"``. The bank makes batches of its own from
-            them, by `batch_tokens`.
-        task_metadata, hf_split, hf_subset, prompt_type : object
-            Facts about the task. They do not affect the vectors.
-        **kwargs : dict
-            ``show_progress_bar``, and ``batch_size``, which MTEB has applied to `inputs` before.
-
-        Returns
-        -------
-        vectors : ndarray of shape (n_texts, n_features)
-            In input order.
-
-        Raises
-        ------
-        ValueError
-            If a batch has no texts, or `kwargs` has other names.
+        The bank makes batches of its own, by `batch_tokens`. Facts about the task do not affect the
+        vectors. Raise ValueError if a batch has no texts.
         """
         show_progress = kwargs.pop("show_progress_bar", False)
-        kwargs.pop("batch_size", None)
+        kwargs.pop("batch_size", None)  # MTEB has applied it to `inputs`
         if kwargs:
             raise ValueError(f"encode_kwargs has {sorted(kwargs)}, which are not supported")
         bank = self.bank

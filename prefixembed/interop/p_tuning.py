@@ -41,20 +41,16 @@ def load_p_tuning(
     state : mapping of str to array-like
         State of the model, for example from ``torch.load(path, weights_only=True)``. If its
         prefix encoder has an MLP, the output of the MLP becomes the prefix.
-    backbone : str or path-like
-        Hub name or folder of the backbone.
+    $backbone_name
     $revision
     pooling : {"auto", "mean", "cls", "max", "last"}, default="cls"
         How token vectors become one vector per text. ``"auto"`` for the pooling that the backbone
         was trained with. P-Tuning v2 classifies texts by their first token.
-    max_length : int, default=None
-        Longest text in tokens, special tokens included. None for as much as the backbone can
-        take beside the prefix.
+    $tokens_beside_prefix
 
     Returns
     -------
-    prefix : Prefix
-        Prefix without a head.
+    $loaded_prefix
 
     Raises
     ------
@@ -74,11 +70,8 @@ def load_p_tuning(
     >>> load_p_tuning({"prefix_encoder.embedding.weight": flat}, demo_backbone()).length
     5
     """
-    weights = {
-        key.split(_ENCODER, 1)[1]: as_float32(value)
-        for key, value in state.items()
-        if _ENCODER in key
-    }
+    found = {key.partition(_ENCODER)[2]: value for key, value in state.items() if _ENCODER in key}
+    weights = {key: as_float32(value) for key, value in found.items()}
     if "embedding.weight" not in weights:
         raise ValueError(
             f"state has no '{_ENCODER}embedding.weight', its first keys are {sorted(state)[:5]}"

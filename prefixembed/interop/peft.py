@@ -52,14 +52,11 @@ def load_peft(
     revision : str, default=None
         Revision of the backbone on the Hub. None for the one that the adapter names.
     $pooling
-    max_length : int, default=None
-        Longest text in tokens, special tokens included. None for as much as the backbone can
-        take beside the prefix.
+    $tokens_beside_prefix
 
     Returns
     -------
-    prefix : Prefix
-        Prefix without a head.
+    $loaded_prefix
 
     Raises
     ------
@@ -105,13 +102,8 @@ def load_peft(
             f"backbone must be given: the adapter in {os.fspath(folder)!r} does not name one"
         )
     loaded = load_backbone(name, revision or config.get("revision"), "float32")
-    prefix = from_flat(
-        as_float32(tensors[_TENSOR]),
-        loaded,
-        pooling=pooling,
-        max_length=max_length,
-        takes_positions=True,
-    )
+    flat = as_float32(tensors[_TENSOR])
+    prefix = from_flat(flat, loaded, pooling=pooling, max_length=max_length, takes_positions=True)
     window = getattr(loaded.model.config, "sliding_window", None)
     if window is not None and window < prefix.length + prefix.reading.max_length:
         warn(
@@ -179,9 +171,9 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
     write_atomically(
         target / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
     )
+    content = json.dumps(config, indent=2) + "\n"
     write_atomically(
-        target / _CONFIG,
-        lambda path: Path(path).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"),
+        target / _CONFIG, lambda path: Path(path).write_text(content, encoding="utf-8")
     )
 
 

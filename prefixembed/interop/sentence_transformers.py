@@ -36,26 +36,9 @@ if TYPE_CHECKING:
 class PrefixModule(InputModule):
     """Encode texts with a bank, as the first module of a sentence-transformers model.
 
-    The backbone is not a submodule: the process shares it, so moving or casting the model must
-    not change it. Instead, one empty parameter is moved and cast with the model; the backbone is
-    then loaded on its device and in its dtype.
-
-    .. versionadded:: 0.1
-
-    Parameters
-    ----------
-    bank : PrefixBank
-        Bank to encode with. It is cloned: later changes do not affect the module.
-
-    Raises
-    ------
-    ValueError
-        If a parameter of the bank is wrong, or the bank does not return one float32 vector per
-        text, or reads long texts in windows.
-
-    See Also
-    --------
-    prefixembed.interop.to_sentence_transformer : Builds a model with this module.
+    The bank is cloned. The backbone is not a submodule: the process shares it, so moving or casting
+    the model must not change it. Instead, one empty parameter is moved and cast with the model; the
+    backbone is then loaded on its device and in its dtype.
     """
 
     save_in_root = True
@@ -109,9 +92,8 @@ class PrefixModule(InputModule):
         """Tokenizer of the backbone, as transformers loads it."""
         if self._tokenizer is None:
             combination = self.bank.combination()
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                combination.backbone, revision=combination.revision
-            )
+            name, revision = combination.backbone, combination.revision
+            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         return self._tokenizer
 
     def get_embedding_dimension(self) -> int:
@@ -135,30 +117,10 @@ class PrefixModule(InputModule):
         processing_kwargs: Any = None,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Tokenize and pad a batch of texts.
+        """Tokenize and pad a batch of texts, or of pairs that are read as one sequence.
 
-        Parameters
-        ----------
-        inputs : sequence of str or of (str, str)
-            Texts, or pairs of texts that are read as one sequence.
-        prompt : str, default=None
-            Text that is put before each text, or before the first text of a pair. The prompt of
-            the bank comes before it.
-        processing_kwargs : None
-            Not supported.
-        **kwargs : dict
-            Options of other modules, such as ``task``. They are ignored.
-
-        Returns
-        -------
-        features : dict of str to Tensor of shape (batch, position)
-            ``input_ids``, ``attention_mask`` and ``token_type_ids``.
-
-        Raises
-        ------
-        ValueError
-            If an input is not a text, if the bank reads pairs apart, or if a text is too long and
-            the bank has ``on_truncate="raise"``.
+        `prompt` is put before each text, or before the first text of a pair, and after the prompt
+        of the bank. Other options, such as ``task``, are ignored.
         """
         if processing_kwargs:
             raise ValueError(
@@ -194,25 +156,9 @@ class PrefixModule(InputModule):
             self._has_warned = True
 
     def forward(self, features: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
-        """Compute vectors from tokens, without gradients.
+        """Add token vectors and the pooled vectors to the features, without gradients.
 
-        Parameters
-        ----------
-        features : dict of str to Tensor of shape (batch, position)
-            Tokens from :meth:`preprocess`.
-        **kwargs : dict
-            Not used.
-
-        Returns
-        -------
-        features : dict of str to Tensor
-            `features` with ``token_embeddings`` of shape (batch, position, feature) and
-            ``sentence_embedding`` of shape (batch, feature) in float32.
-
-        Raises
-        ------
-        FloatingPointError
-            If a vector is not finite, as can happen in float16.
+        Raise FloatingPointError if a vector is not finite, as can happen in float16.
         """
         backbone = self._load_backbone()
         reading = self.bank.combination().reading
@@ -225,26 +171,14 @@ class PrefixModule(InputModule):
         )
         with torch.no_grad():
             hidden, kept = backbone.forward(batch, self._attend(backbone), reading)
-            vectors = pool(hidden, kept, reading.pooling)  # (batch, feature)
+            vectors = pool(hidden, kept, reading.pooling)  # (batch, feature), in float32
         check_finite(vectors.cpu().numpy(), backbone)
         return {**features, "token_embeddings": hidden, "sentence_embedding": vectors}
 
     def save(
         self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any
     ) -> None:
-        """Save the bank as :meth:`PrefixBank.save` does; the backbone is saved by name only.
-
-        Parameters
-        ----------
-        output_path : str
-            Folder to write to.
-        *args : tuple
-            Not used.
-        safe_serialization : bool, default=True
-            Not used: prefixes are always saved as safetensors.
-        **kwargs : dict
-            Not used.
-        """
+        """Save the bank by :meth:`PrefixBank.save`; the backbone is saved by name only."""
         self.bank.save(output_path)
 
     @classmethod
@@ -264,32 +198,8 @@ class PrefixModule(InputModule):
     ) -> Self:
         """Load a module that :meth:`save` wrote; nothing in its files is executed.
 
-        Parameters
-        ----------
-        model_name_or_path : str
-            Folder, or repository on the Hub.
-        subfolder : str, default=""
-            Folder of the module in it.
-        token, cache_folder, revision, local_files_only : object
-            Options of the download, as in ``SentenceTransformer``.
-        model_kwargs : mapping of str to object, default=None
-            Parameters of the bank, such as ``dtype`` or ``backbone``. They replace saved ones.
-        processor_kwargs, config_kwargs : None
-            Not supported.
-        backend : {"torch"}, default="torch"
-            Library to compute with.
-        **kwargs : dict
-            Not used.
-
-        Returns
-        -------
-        module : PrefixModule
-            Module with prefixes equal to those that were saved.
-
-        Raises
-        ------
-        ValueError
-            If a file is damaged or a parameter is wrong.
+        `model_kwargs` are parameters of the bank, such as ``dtype`` or ``backbone``, that replace
+        saved ones. Other options are those of ``SentenceTransformer``.
         """
         for name, value, only in (
             ("backend", backend, "torch"),

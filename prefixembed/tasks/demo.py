@@ -130,10 +130,7 @@ def demo_backbone() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-@checked(
-    name=[StrOptions(set(DOCSTRING_TASKS))],
-    n_train_per_class=[Count(1), None],
-)
+@checked(name=[StrOptions(set(DOCSTRING_TASKS))], n_train_per_class=[Count(1), None])
 def load_docstring_task(name: str, n_train_per_class: int | None = None) -> Task:
     """Load a task made of the summary lines of public docstrings.
 
@@ -240,9 +237,8 @@ def _harvest_module(package: str, module: str) -> Iterator[_Entry]:
             value = getattr(home, name, None)
         except ImportError:  # an experimental estimator of a newer scikit-learn
             continue
-        if not callable(value):
-            continue
-        if not str(getattr(value, "__module__", None) or package).startswith(package):
+        origin = str(getattr(value, "__module__", None) or package)
+        if not callable(value) or not origin.startswith(package):
             continue
         is_class = inspect.isclass(value)
         yield from _entry(package, subpackage, name, "class" if is_class else "function", value)

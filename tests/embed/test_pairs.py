@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
+from helpers import GOOD, choices, make_multitask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from test_examples import GOOD, choices
-from test_multitask import make as make_multitask
 
 from prefixembed import (
     ChoiceRanker,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import choices, labels, make_encoder, make_multitask, ratings, reviews, tags
+from helpers import choices, labels, ratings, reviews, tags
 
 from prefixembed import load_backbone
 from prefixembed._fit.examples import prepare, read_rows
@@ -72,20 +72,3 @@ def test_reading_that_does_not_fit_is_refused(tiny, changes, objective, X, y, me
     reading = Reading(**({"pooling": "mean", "max_length": 64} | changes))
     with pytest.raises(ValueError, match=message):
         prepare_rows(tiny, reading, objective, X, y)
-
-
-@pytest.mark.parametrize(
-    ("params", "objective", "X", "y", "message"),
-    [
-        ({"on_truncate": "window"}, "classification", PAIRS, [0, 1] * 4, "pairs='joint'"),
-        ({"on_truncate": "window"}, "token_classification", SENTENCES, WORD_LABELS, "per word"),
-        ({"prompt": "query: "}, "token_classification", SENTENCES, WORD_LABELS, "prompt must be"),
-    ],
-)
-def test_estimators_refuse_it_before_they_train(tiny, params, objective, X, y, message):
-    encoder = make_encoder(tiny(), objective=objective, **params)
-    with pytest.raises(ValueError, match=message):
-        encoder.fit(X, y)
-    encoder = make_multitask(tiny(), objectives={"a": objective}, **params)
-    with pytest.raises(ValueError, match=message):
-        encoder.fit({"a": (X, y)})
