@@ -136,7 +136,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     ----------
     $paper
     $sentence_bert
-    .. [3] X. Liu et al., "P-Tuning v2", arXiv 2110.07602, 2021.
+    .. [3] Liu, X., et al., "P-Tuning v2", arXiv 2110.07602, 2021.
 
     Examples
     --------

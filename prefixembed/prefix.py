@@ -73,9 +73,9 @@ class Prefix(HubMixin):
 
     References
     ----------
-    .. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text
+    .. [1] Huang, K.-H., et al., "Learning Easily Updated General Purpose Text
        Representations with Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
-    .. [2] X. Liu et al., "P-Tuning v2", arXiv 2110.07602, 2021.
+    .. [2] Liu, X., et al., "P-Tuning v2", arXiv 2110.07602, 2021.
 
     Examples
     --------

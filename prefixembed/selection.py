@@ -158,7 +158,7 @@ class PrefixSelector(BaseSearchCV):
 
     References
     ----------
-    .. [1] P. Pudil et al., "Floating search methods in feature selection", Pattern Recognition
+    .. [1] Pudil, P., et al., "Floating search methods in feature selection", Pattern Recognition
        Letters 15, 1994.
 
     Examples

@@ -128,16 +128,12 @@ random_state : int, RandomState instance or None, default=None
     Seed of the validation split, the order of texts, and the initial values. Pass an int for
     reproducible results.
 """,
-    "repo_id": """
-repo_id : str
-    Repository on the Hub, as ``"user/name"``.
-""",
     "paper": """
-.. [1] K.-H. Huang et al., "Learning Easily Updated General Purpose Text Representations with
+.. [1] Huang, K.-H., et al., "Learning Easily Updated General Purpose Text Representations with
    Adaptable Task-Specific Prefixes", arXiv 2305.13499, 2023.
 """,
     "sentence_bert": """
-.. [2] N. Reimers and I. Gurevych, "Sentence-BERT", arXiv 1908.10084, 2019.
+.. [2] Reimers, N., and Gurevych, I., "Sentence-BERT", arXiv 1908.10084, 2019.
 """,
     "ax": """
 ax : matplotlib Axes, default=None

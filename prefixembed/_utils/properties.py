@@ -20,14 +20,14 @@ class cached_property(Generic[T]):  # noqa: N801  the name of functools
         self.compute = compute
         self.__doc__ = compute.__doc__
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    def __set_name__(self, _: type, name: str) -> None:
         self.name = name
 
     @overload
-    def __get__(self, instance: None, owner: type) -> cached_property[T]: ...
+    def __get__(self, instance: None, _: type) -> cached_property[T]: ...
     @overload
-    def __get__(self, instance: object, owner: type) -> T: ...
-    def __get__(self, instance: object | None, owner: type) -> Any:
+    def __get__(self, instance: object, _: type) -> T: ...
+    def __get__(self, instance: object | None, _: type) -> Any:
         """Return the value, which from now on is an attribute of the instance."""
         if instance is None:
             return self

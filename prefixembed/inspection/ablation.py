@@ -109,8 +109,8 @@ def prefix_ablation(
 
     References
     ----------
-    .. [1] C. Nadeau and Y. Bengio, "Inference for the generalization error", Machine Learning 52,
-       2003.
+    .. [1] Nadeau, C., and Bengio, Y., "Inference for the generalization error", Machine Learning
+       52, 2003.
 
     Examples
     --------

@@ -59,7 +59,7 @@ def load_p_tuning(
 
     References
     ----------
-    .. [1] X. Liu et al., "P-Tuning v2", arXiv 2110.07602, 2021.
+    .. [1] Liu, X., et al., "P-Tuning v2", arXiv 2110.07602, 2021.
 
     Examples
     --------
