@@ -1,6 +1,7 @@
 import joblib
 import numpy as np
 import pytest
+from helpers import choices
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -9,7 +10,6 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
-from test_examples import choices
 
 from prefixembed import ChoiceRanker, PrefixBank, PrefixEncoder
 

@@ -34,7 +34,7 @@ target = load_docstring_task("subpackage", n_train_per_class=12)
 search = GridSearchCV(pipe, grid, cv=5).fit(target.X_train, target.y_train)
 
 # %%
-# Five values of C, four selections and five folds, plus a refit, make 101 fits. Only few of the
+# Five values of C, four selections and five folds, plus a refit, make 101 fits. Only a few of the
 # vectors that they request are computed.
 stats = cache.stats()
 print(f"{stats.hits + stats.misses:,} vectors requested, {stats.misses:,} computed")
