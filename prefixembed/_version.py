@@ -1,3 +1,3 @@
-"""The version of this library, which files name for whoever has to tell them apart."""
+"""The version of this library, which saved files record."""
 
 __version__ = "0.1.0"

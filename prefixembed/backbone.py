@@ -150,7 +150,7 @@ class Backbone:
         batch : Batch
             Padded on the right.
         attend : Attend, default=None
-            What the layers attend to beside the tokens. None for the tokens alone.
+            What the layers attend to in addition to the tokens. None for the tokens alone.
         reading : Reading, default=None
             Its `pooled_layers` and `first_position` are obeyed. None for the backbone's own.
 
@@ -310,6 +310,8 @@ def release_backbones(name_or_path: str | os.PathLike[str] | None = None) -> int
 
     A backbone that is used again is loaded again.
 
+    Read more in the :doc:`user guide </guide/backbone>`.
+
     .. versionadded:: 0.1
 
     Parameters
@@ -354,9 +356,9 @@ def _warn_about_other_workers(device: torch.device) -> None:
     several = device.type == "cuda" and torch.cuda.device_count() > 1
     if device.type != "cpu" and not several and multiprocessing.parent_process() is not None:
         warn(
-            f"a worker process loads a backbone of its own on {device}, beside those of other "
-            "workers: n_jobs=1 fills the device too. Workers of a search that was passed to "
-            "fill_cache, with the path of a file as cache, load none"
+            f"a worker process loads a backbone of its own on {device}, in addition to those "
+            "of other workers: n_jobs=1 fills the device too. Workers of a search that was passed "
+            "to fill_cache, with the path of a file as cache, load none"
         )
 
 

@@ -15,7 +15,7 @@ from sklearn.base import _fit_context
 from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from prefixembed._embed.combination import Combination, check_selection, combine_prefixes
+from prefixembed._embed.combination import Combination, Identity, check_selection, combine_prefixes
 from prefixembed._embed.embedder import CHUNK, Embedder, embed
 from prefixembed._embed.prefix_mapping import PrefixMapping, check_prefixes
 from prefixembed._embed.representation import Representation
@@ -38,9 +38,12 @@ if TYPE_CHECKING:
 _NOT_SAVED = {"prefixes", "batch_tokens", "device", "dtype", "cache", "verbose"}
 
 
+Combination.__module__ = __name__  # a public path
+
+
 @substitute
 class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
-    """Combine the prefixes of several source tasks into one representation of a text.
+    """Combine the prefixes of several source tasks into one vector per text.
 
     The prefixes were learned independently. A source task is added, replaced or removed by
     touching its prefix alone. :meth:`fit` trains nothing, and :meth:`transform` costs one forward
@@ -64,7 +67,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
 
         - ``"concat"``: all prefixes are concatenated in every layer [1]_, and tokens share their
           attention among them;
-        - ``"mean"``: every layer averages what attention to each prefix alone would give.
+        - ``"mean"``: every layer averages the attention to each prefix together with the tokens.
     weights : float or dict of str to float, default=None
         Factor on the attention mass of prefixes before normalization: of all, or by name. Missing
         names and None mean 1. ``1 / n`` makes up for attention lost to n concatenated prefixes.
@@ -161,7 +164,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
 
     of_pairs_ = False
     # What decided the vectors when the bank was fitted.
-    _fitted_on: tuple[str | None, str] | None = None
+    _fitted_on: Identity | None = None
 
     def __init__(
         self,
@@ -229,7 +232,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         """
         combination = self.combination()
         self.of_pairs_ = is_pairs(check_sentences(X, self.output == "words"))
-        self._fitted_on = _identity(combination)
+        self._fitted_on = combination.identity(self.of_pairs_, self.output, self.output_dtype)
         return self
 
     def _embed(self, X: Any, out: NDArray[Any] | None) -> NDArray[Any]:
@@ -328,8 +331,8 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         folder : str or path-like
             Folder of the bank.
         **params : dict
-            Parameters to set beside the saved ones, or instead of them, such as ``device``, or
-            ``backbone`` if the backbone has moved.
+            Parameters that add to or replace the saved ones, such as ``device``, or ``backbone``
+            if the backbone has moved.
 
         Returns
         -------
@@ -403,16 +406,14 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         )
 
     def _warn_if_changed(self, combination: Combination) -> None:
-        if self._fitted_on is None:
+        now = combination.identity(self.of_pairs_, self.output, self.output_dtype)
+        if self._fitted_on is None or self._fitted_on.agrees(now):
             return
-        fitted, now = self._fitted_on, _identity(combination)
-        same_backbone = None in (fitted[0], now[0]) or fitted[0] == now[0]
-        if not same_backbone or fitted[1] != now[1]:
-            self._fitted_on = None  # one warning is enough
-            warn(
-                "this PrefixBank has changed since it was fitted: whatever was fitted on its old "
-                "vectors, such as the head in a Pipeline, must be fitted again"
-            )
+        self._fitted_on = None  # one warning is enough
+        warn(
+            "this PrefixBank has changed since it was fitted: whatever was fitted on its old "
+            "vectors, such as the head in a Pipeline, must be fitted again"
+        )
 
     def _html_repr(self) -> str:  # called by scikit-learn in notebooks
         try:
@@ -443,8 +444,3 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         return tags
-
-
-def _identity(combination: Combination) -> tuple[str | None, str]:
-    # The backbone, if a prefix knows it, and the rest of what decides vectors.
-    return combination.fingerprint, combination.representation("", "").digest

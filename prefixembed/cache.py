@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from numpy.typing import NDArray
 
 from prefixembed._embed.representation import Representation
 from prefixembed._files.vector_store import DiskStore, MemoryStore, Row, fork_safe_lock
-from prefixembed._utils.parameters import PATH, checked
+from prefixembed._utils.parameters import PATH, check_cache_name, checked
+
+# Pickles and pages name what is public.
+Representation.__module__ = __name__
 
 __all__ = ["CacheStats", "Representation", "VectorCache", "open_cache"]
 
@@ -22,6 +26,8 @@ __all__ = ["CacheStats", "Representation", "VectorCache", "open_cache"]
 @dataclass(frozen=True)
 class CacheStats:
     """Describe what a cache holds and how often this process found a vector in it.
+
+    Read more in the :doc:`user guide </guide/cache>`.
 
     .. versionadded:: 0.1
 
@@ -172,15 +178,11 @@ class VectorCache:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (self.path, self.max_bytes)
+        return functools.partial(VectorCache, max_bytes=self.max_bytes), (self.path,)
 
     def __repr__(self) -> str:
         path = "" if self.path is None else f"{self.path!r}, "
         return f"VectorCache({path}max_bytes={self.max_bytes})"
-
-
-def _remake(path: str | None, max_bytes: int) -> VectorCache:
-    return VectorCache(path, max_bytes=max_bytes)
 
 
 _opened: dict[str | None, VectorCache] = {}
@@ -221,11 +223,7 @@ def open_cache(cache: str | os.PathLike[str] | VectorCache = "memory") -> Vector
     """
     if isinstance(cache, VectorCache):
         return cache
-    if isinstance(cache, str) and cache.lower() == "none":
-        raise ValueError(
-            f"cache must be 'memory', the path of a file, a VectorCache or None, got {cache!r}; "
-            "pass None, without quotes, for no cache"
-        )
+    check_cache_name(cache)
     path = None if cache == "memory" else os.path.realpath(cache)
     with fork_safe_lock:
         if path not in _opened:

@@ -26,9 +26,9 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
     """Predict the correct choice of each row with a head on the vectors of its choices.
 
     Each choice is encoded as a pair with its context. The mean vector of a row is subtracted from
-    the vectors of its choices, because what they have in common does not tell them apart. The
-    head learns to classify choices as correct or wrong. The prediction for a row is the choice
-    with the highest score.
+    the vectors of its choices, because it does not help to distinguish them. The head learns to
+    classify choices as correct or wrong. The prediction for a row is the choice with the highest
+    score.
 
     Read more in the :doc:`user guide </guide/choice>`.
 

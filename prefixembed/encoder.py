@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -25,11 +25,12 @@ from prefixembed.backbone import load_backbone
 from prefixembed.bank import PrefixBank
 from prefixembed.cache import VectorCache
 from prefixembed.prefix import Prefix
+from prefixembed.reading import Reading
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-_REMEMBERED_FITS = 64
+_REMEMBERED_FITS = 256
 
 
 @substitute
@@ -110,7 +111,8 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     prefix_ : Prefix
         What was learned. It can be saved, or put into a :class:`PrefixBank`.
     prefixes_ : tuple of Prefix
-        What each call of :meth:`fit` of this object learned, the last one last; at most 64.
+        What each call of :meth:`fit` of this object learned, the last one last; at most 256.
+        A pickle keeps only the last one.
     classes_ : ndarray of shape (n_classes,)
         Labels of the source task; for multilabel, their positions. Regression and multiple choice
         have none.
@@ -118,7 +120,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         One entry per epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
         early stopping, ``valid_loss`` and ``valid_accuracy``, or ``valid_r2`` for regression.
     n_features_out_ : int
-        Length of a vector; that of a pair if the source task has pairs.
+        Width of the vectors of the kind of texts that `fit` has seen.
 
     See Also
     --------
@@ -262,10 +264,10 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         Warns
         -----
         ConvergenceWarning
-            If the loss is still at chance at the end.
+            If the training loss never falls below chance.
         UserWarning
-            If an error or Ctrl-C stops training after an epoch or more. The encoder then holds the
-            best state so far, and the error is re-raised.
+            If an error or Ctrl-C stops training. The error is re-raised. If an epoch was validated,
+            the encoder holds the best state so far; otherwise, after Ctrl-C, the last one.
         """
         check_can_resume(self.checkpoint_dir, self.random_state)
         rows = read_rows(self.objective, X, y, sample_weight, self.class_weight)
@@ -330,16 +332,12 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         >>> from prefixembed import Prefix, PrefixEncoder
         >>> encoder = PrefixEncoder.from_prefix(Prefix.load("sst2.safetensors"))  # doctest: +SKIP
         """
-        reading = prefix.reading
+        values = {field.name: getattr(prefix.reading, field.name) for field in fields(Reading)}
         recorded: dict[str, Any] = {
-            "prefix_length": prefix.length,
-            "pooling": reading.pooling,
-            "pooled_layers": reading.pooled_layers,
-            "prompt": reading.prompt,
-            "max_length": reading.max_length,
+            name: value
+            for name, value in {"prefix_length": prefix.length, **values}.items()
+            if name in cls._get_param_names() and value is not None
         }
-        if prefix.of_pairs:
-            recorded["pairs"] = reading.pairs
         if prefix.objective is not None:
             recorded["objective"] = prefix.objective
         for name, value in recorded.items():
@@ -357,7 +355,8 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         Returns
         -------
         bank : PrefixBank
-            Its parameters are those of the encoder. It does not change if the encoder does.
+            It reads texts as the prefix was learned, computes and caches as the encoder says, and
+            does not change if the encoder does.
         """
         check_is_fitted(self)
         bank = PrefixBank(
@@ -377,6 +376,10 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         if prefix.classes is not None:
             self.classes_ = prefix.classes
         self.n_features_out_ = prefix.width
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, "prefixes_": state["prefixes_"][-1:]} if "prefixes_" in state else state
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "prefix_")

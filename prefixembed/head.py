@@ -20,6 +20,8 @@ _WITHOUT_CLASSES = ("regression", "multiple_choice")
 class Head:
     """The linear head of a source task.
 
+    Read more in the :doc:`user guide </guide/prefix>`.
+
     .. versionadded:: 0.1
 
     Parameters
@@ -87,7 +89,7 @@ class Head:
         Parameters
         ----------
         vectors : array-like of shape (n_units, n_features)
-            Vectors that `transform` returned.
+            Vectors in float32 or float16.
 
         Returns
         -------
@@ -97,17 +99,22 @@ class Head:
         Raises
         ------
         ValueError
-            If the vectors have another width than the head.
+            If the vectors have another width than the head, or are quantized to integers.
         """
         if np.shape(vectors)[1:] != (self.width,):
             raise ValueError(
                 f"the head reads vectors of width {self.width}, got shape {np.shape(vectors)}"
             )
+        if np.asarray(vectors).dtype.kind in "iub":
+            raise ValueError(
+                f"the head reads vectors of floats, got {np.asarray(vectors).dtype}: int8 and "
+                "binary vectors have lost their scale"
+            )
         vectors = np.asarray(vectors, dtype=np.float64)
         return vectors @ self.weight.astype(np.float64).T + self.bias  # (unit, output)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Through the constructor, so that what is unpickled is checked and read-only again.
+        # Rebuild through the constructor, which checks arrays and makes them read-only.
         return type(self), (self.objective, self.classes, self.weight, self.bias)
 
 

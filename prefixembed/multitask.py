@@ -1,4 +1,4 @@
-"""The paper's rival: one backbone, fine-tuned on all source tasks together, then frozen."""
+"""The baseline of the paper: one backbone, fine-tuned on all source tasks, then frozen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from prefixembed._fit.fine_tuning import FineTuner, pack_backbone, write_backbon
 from prefixembed._fit.learning import check_can_resume
 from prefixembed._fit.objectives import OBJECTIVES
 from prefixembed._fit.optimization import MAX_RATE
-from prefixembed._fit.predictions import score_units
+from prefixembed._fit.predictions import read_units, score_units
 from prefixembed._fit.temporary_backbone import TemporaryBackbone
 from prefixembed._fit.transformer import LearningTransformer
 from prefixembed._model.devices import resolve_device, resolve_dtype
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 class MultiTaskEncoder(LearningTransformer):
     """Fine-tune a copy of a whole backbone on several source tasks together, then freeze it.
 
-    This is the way to general representations that prefixes are an alternative to [1]_. Each step
-    is one batch of one task, with a linear head per task, and gradients reach every weight. A
+    Prefixes are an alternative to this way to general representations [1]_. Each step is one
+    batch of one task, with a linear head per task, and gradients reach every weight. A
     source task cannot be removed afterwards, and adding one means training again. With one task
     it is plain fine-tuning.
 
@@ -57,7 +57,7 @@ class MultiTaskEncoder(LearningTransformer):
         Objective of each task by name, as for :class:`PrefixEncoder`. Tasks without one are
         classifications.
     temperature : float, default=1.0
-        How tasks are mixed: the share of steps of a task is proportional to its number of texts
+        How tasks are mixed: the share of steps of a task is proportional to its number of batches
         to the power ``1 / temperature``. 1 mixes in proportion to size; infinity gives each task
         the same number of steps.
     $pooling
@@ -244,8 +244,8 @@ class MultiTaskEncoder(LearningTransformer):
         Warns
         -----
         UserWarning
-            If an error or Ctrl-C stops training after an epoch or more. The encoder then holds the
-            best state so far, and the error is re-raised.
+            If an error or Ctrl-C stops training. The error is re-raised. If an epoch was validated,
+            the encoder holds the best state so far; otherwise, after Ctrl-C, the last one.
         """
         if not check_tasks(tasks):
             raise ValueError("tasks must have one source task or more, got none")
@@ -267,12 +267,13 @@ class MultiTaskEncoder(LearningTransformer):
         )
         outcome = self._train(data, tuner, original, rng, float(self.temperature))
         if outcome.is_usable:
+            # First what can fail, so that heads and backbone always belong together.
+            files = pack_backbone(tuner.backbone, reading)
             self.history_ = outcome.history
             self.heads_ = tuner.heads_learned()
             self.of_pairs_ = {name: is_pairs(some.texts) for name, some in rows.items()}
             self.n_features_out_ = original.n_features
-            self._files = pack_backbone(tuner.backbone, reading)
-            self._place = None
+            self._files, self._place = files, None
         outcome.reraise(self.checkpoint_dir)
         return self
 
@@ -393,8 +394,8 @@ class MultiTaskEncoder(LearningTransformer):
         if task not in self.heads_:
             raise ValueError(f"task must be one of {list(self.heads_)}, got {task!r}")
         head, of_pairs = self.heads_[task], self.of_pairs_[task]
-        logits, counts = score_units(head, X, of_pairs, self._vectors, f"task {task!r}")
-        return head, logits, counts
+        rows, words, counts = read_units(head, X, of_pairs, f"task {task!r}")
+        return head, *score_units(head, self._vectors(rows, words), counts)
 
     def _objectives(self, tasks: Mapping[str, Any]) -> dict[str, str]:
         chosen = self.objectives or {}
@@ -407,7 +408,7 @@ class MultiTaskEncoder(LearningTransformer):
         return {name: chosen.get(name, "classification") for name in tasks}
 
     def fit_transform(self, tasks: Any, y: Any = None, **params: Any) -> NDArray[Any]:
-        """Raise an error: `tasks` holds several X, and none of them is to be transformed.
+        """Raise TypeError: `tasks` has no single X to transform.
 
         Parameters
         ----------

@@ -224,6 +224,6 @@ def _text_transformers(estimator: Any, frozen: bool = False) -> Iterator[TextTra
     else:
         name = type(estimator).__name__
         raise ValueError(
-            f"search must not begin with a {name}, which is fitted anew in every fold: freeze it "
+            f"search must not begin with a {name}, which is fitted again in each fold: freeze it "
             "with FrozenEstimator, or put the prefixes of fitted encoders into a PrefixBank"
         )

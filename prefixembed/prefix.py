@@ -21,10 +21,10 @@ from prefixembed._files.tensors import pack_tensors, unpack_tensors
 from prefixembed._utils.properties import cached_property
 from prefixembed._version import __version__
 from prefixembed.head import Head, decode_classes, encode_classes, read_only
-from prefixembed.reading import Reading
+from prefixembed.reading import PAIRS, POOLINGS, Reading
 
 FORMAT_VERSION = 4
-__all__ = ["FORMAT_VERSION", "Head", "Prefix", "concatenate"]
+__all__ = ["FORMAT_VERSION", "PAIRS", "POOLINGS", "Head", "Prefix", "concatenate"]
 
 PREFIX_FILE = "prefix.safetensors"
 _TENSORS = ("keys_values", "head_weight", "head_bias")
@@ -46,7 +46,7 @@ class Prefix(HubMixin):
     keys_values : ndarray of shape (n_layers, 2, n_heads, prefix_length, head_dim)
         Keys (index 0) and values (index 1) that every token attends to, in each attention
         layer.
-    backbone : str
+    backbone : str or path-like
         Hub name or folder of the backbone that the prefix was learned on.
     fingerprint : str
         Fingerprint of that backbone; see :class:`~prefixembed.Backbone`.
@@ -100,6 +100,8 @@ class Prefix(HubMixin):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keys_values", read_only("keys_values", self.keys_values))
+        if isinstance(self.backbone, os.PathLike):
+            object.__setattr__(self, "backbone", os.fspath(self.backbone))
         shape = self.keys_values.shape
         if len(shape) != 5 or shape[1] != 2 or 0 in shape:
             expected = "(layer, 2, head, position, head_dim)"
@@ -326,7 +328,7 @@ class Prefix(HubMixin):
         return tensors
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Through the constructor, so that what is unpickled is checked and read-only again.
+        # Rebuild through the constructor, which checks arrays and makes them read-only.
         values = [getattr(self, name) for name in self.__dataclass_fields__ if name != "training"]
         return type(self), (*values, dict(self.training))
 
@@ -352,6 +354,8 @@ class Prefix(HubMixin):
 
 def concatenate(prefixes: Sequence[Prefix]) -> NDArray[np.float32]:
     """Concatenate the keys and values of prefixes, layer by layer.
+
+    Read more in the :doc:`user guide </guide/prefix>`.
 
     .. versionadded:: 0.1
 

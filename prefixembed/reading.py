@@ -17,9 +17,10 @@ PAIR_WIDTH = 3
 class Reading:
     """Describe how texts become vectors.
 
-    A :class:`~prefixembed.Prefix` records the reading that it was learned with, the key of a
-    cached vector contains it, and :meth:`Backbone.forward <prefixembed.Backbone.forward>` obeys
-    it.
+    A :class:`~prefixembed.Prefix` records the reading that it was learned with, and the key of a
+    cached vector contains it.
+
+    Read more in the :doc:`user guide </guide/prefix>`.
 
     .. versionadded:: 0.1
 
@@ -28,14 +29,14 @@ class Reading:
     pooling : {"cls", "mean", "max", "last"}
         How token vectors become one vector per text.
     max_length : int
-        Longest text in tokens, special tokens included; prefixes do not count.
+        Longest text in tokens, special tokens included; prefixes do not count. At least 8.
     pooled_layers : int, default=1
         Number of last layers whose token vectors are averaged before pooling.
     pairs : {"joint", "apart"}, default=None
         How pairs of texts are read: as one sequence, or each text by itself. None if no pairs
         have been seen.
     prompt : str, default=""
-        Text that is put before each text.
+        Text that is put before each text; before the first text of a joint pair only.
     windows : bool, default=False
         Whether a text longer than `max_length` is read in overlapping windows instead of being
         cut.
@@ -67,7 +68,7 @@ class Reading:
         _check_option("pooling", self.pooling, POOLINGS)
         if self.pairs is not None:
             _check_option("pairs", self.pairs, PAIRS)
-        for name, minimum in (("max_length", 1), ("pooled_layers", 1), ("first_position", 0)):
+        for name, minimum in (("max_length", 8), ("pooled_layers", 1), ("first_position", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
                 raise ValueError(f"{name} must be an int of at least {minimum}, got {value!r}")
@@ -80,8 +81,8 @@ class Reading:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON types, without those that have their default value.
 
-        Cache keys, file headers, digests and corpus recipes are made of this. A field that is
-        added later therefore changes none of them where it has its default.
+        Cache keys, file headers, digests and corpus recipes are made of this. A later field
+        leaves them unchanged while it has its default.
 
         Returns
         -------
@@ -102,7 +103,7 @@ class Reading:
         n_features : int
             Number of features of the backbone.
         of_pairs : bool
-            Whether the vector is that of a pair.
+            Whether the vector belongs to a pair.
 
         Returns
         -------

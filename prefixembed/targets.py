@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -105,6 +106,9 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
     __metadata_request__predict: ClassVar[dict[str, str]] = {"targets": UNUSED}
     __metadata_request__predict_proba: ClassVar[dict[str, str]] = {"targets": UNUSED}
     __metadata_request__score: ClassVar[dict[str, str]] = {"targets": UNUSED}
+
+    # Digests that a warning has told of, by target.
+    _warned: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
         self,
@@ -348,7 +352,10 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
     def _encode(self, texts: Mapping[str, list[Text]]) -> dict[str, NDArray[np.float32]]:
         """Encode the texts of target tasks, and warn if their heads know other vectors."""
         vectors, digests = _encode(self.bank_, texts, self.selections_)
-        if outdated := [name for name in texts if digests[name] != self.digests_[name]]:
+        changed = {name: digests[name] for name in texts if digests[name] != self.digests_[name]}
+        outdated = [name for name, digest in changed.items() if self._warned.get(name) != digest]
+        self._warned = {**self._warned, **changed}
+        if outdated:
             warn(
                 f"bank_ has changed since the heads of {outdated} were fitted, and their vectors "
                 "with it: fit these targets again with add_target"

@@ -104,7 +104,7 @@ def check_summary(docstring):
 
 
 @pytest.mark.parametrize(("called", "docstring"), public_calls())
-def test_summary_is_a_sentence_in_the_imperative(called, docstring):
+def test_summary_of_a_callable_is_a_sentence(called, docstring):
     assert docstring, called
     check_summary(docstring)
     assert not re.search(r"^ *\$\w+$", docstring, flags=re.M), "a placeholder was not replaced"

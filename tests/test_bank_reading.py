@@ -37,20 +37,24 @@ def test_examples_vary_each_field_of_a_reading():
 
 
 @given(reading=st.fixed_dictionaries({}, optional=OTHER), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_inactive_prefixes_do_not_affect_vectors(tiny, random_prefix, reading, data):
     if reading.get("first_position") and reading.get("max_length") == 80:
         reading["max_length"] = 40
     own = data.draw(st.sampled_from([{}, {"pairs": "apart"}, {"prompt": "x "}, {"max_length": 16}]))
     active = {name: random_prefix(tiny(), seed=seed, **own) for name, seed in (("a", 1), ("b", 2))}
     other = random_prefix(tiny(), seed=3, **reading)
+    # Where the inactive prefix was learned does not matter either.
+    other = dataclasses.replace(other, backbone=data.draw(st.sampled_from([tiny(), "elsewhere"])))
     selection = data.draw(st.sampled_from([["a", "b"], ["b"], []]))
+    # If none is active, some prefix must say where the backbone is, unless the bank does.
+    where = CPU if selection else {"backbone": tiny(), **CPU}
     for X in (TEXTS, PAIRS):
-        expected = PrefixBank(active, active=selection, **CPU).transform(X)
-        bank = PrefixBank({"odd": other, **active}, active=selection, **CPU)
+        expected = PrefixBank(active, active=selection, **where).transform(X)
+        bank = PrefixBank({"odd": other, **active}, active=selection, **where)
         np.testing.assert_array_equal(bank.transform(X), expected)
         np.testing.assert_array_equal(bank.remove("odd").transform(X), expected)
-        np.testing.assert_array_equal(bank.add("odd", other, active=False).transform(X), expected)
+        np.testing.assert_array_equal(bank.add("odd", other, activate=False).transform(X), expected)
 
 
 def test_joint_and_apart_prefixes_can_share_a_bank(tiny, random_prefix):
@@ -77,6 +81,40 @@ def test_active_prefixes_with_different_readings_are_refused(tiny, random_prefix
     assert bank.set_params(active=["odd"]).transform(TEXTS).shape == (len(TEXTS), 32)
     # Prefixes need not agree on a field that a parameter of the bank decides.
     assert bank.set_params(active=None, **{field: value}).transform(TEXTS).shape[1] == 32
+
+
+def test_caller_may_change_the_dict_of_prefixes(tiny, random_prefix):
+    prefixes = {"a": random_prefix(tiny())}
+    bank = PrefixBank(prefixes, **CPU)
+    banks = [bank, clone(bank), copy.deepcopy(bank), PrefixBank(bank.prefixes, **CPU)]
+    banks += [clone(pickle.loads(pickle.dumps(bank)))]
+    expected = bank.transform(TEXTS)
+    prefixes["a"], prefixes["b"] = random_prefix(tiny(), seed=1), random_prefix(tiny(), seed=2)
+    for one in banks:
+        np.testing.assert_array_equal(one.transform(TEXTS), expected)
+
+
+def test_clones_keep_parameters_and_output(tiny, random_prefix):
+    bank = PrefixBank({"a": random_prefix(tiny())}, active=["a"], weights={"a": 2.0}, **CPU)
+    copied = clone(bank.set_output(transform="pandas"))
+    assert copied.get_params() == bank.get_params()
+    assert copied.weights is not bank.weights
+    assert list(copied.transform(TEXTS).columns) == list(copied.get_feature_names_out())
+
+
+def test_failed_add_changes_nothing(tiny, random_prefix):
+    bank = PrefixBank({"a": random_prefix(tiny())}, active=[], backbone=tiny(), **CPU)
+    before = bank.prefixes, bank.active
+    bank.backbone = "nowhere"
+    with pytest.raises(OSError, match="nowhere"):
+        bank.add("b", random_prefix(tiny(), seed=1), activate=False)
+    assert (bank.prefixes, bank.active) == before
+
+
+def test_another_backbone_after_fit_is_warned_about(tiny):
+    bank = PrefixBank({}, backbone=tiny(), **CPU).fit(TEXTS)
+    with pytest.warns(UserWarning, match="must be fitted again"):
+        bank.set_params(backbone=tiny("electra")).transform(TEXTS)
 
 
 def encoder_and_data(folder):
@@ -134,6 +172,10 @@ CHANGES = {
     "combine": lambda bank, new: bank.set_params(combine="mean"),
     "pooling": lambda bank, new: bank.set_params(pooling="cls"),
     "max_length": lambda bank, new: bank.set_params(max_length=8),
+    "pooled_layers": lambda bank, new: bank.set_params(pooled_layers=2),
+    "prompt": lambda bank, new: bank.set_params(prompt="x "),
+    "windows": lambda bank, new: bank.set_params(on_truncate="window"),
+    "output_dtype": lambda bank, new: bank.set_params(output_dtype="int8"),
 }
 
 
@@ -174,9 +216,10 @@ def test_parameters_that_do_not_change_vectors_do_not_warn(bank, tiny, random_pr
     loaded = pickle.loads(pickle.dumps(bank))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        bank.add("c", random_prefix(tiny(), seed=5, prompt="x "), active=False)
+        bank.add("c", random_prefix(tiny(), seed=5, prompt="x "), activate=False)
         bank.set_params(active=["b", "a"])
         bank.set_params(batch_tokens=64, dtype="bfloat16", cache=None, backbone=tiny())
+        bank.set_params(pairs="apart")  # only texts have been seen
         bank.transform(TEXTS)
     # An unpickled bank still knows which vectors its head was fitted on.
     with pytest.warns(UserWarning, match="must be fitted again"):

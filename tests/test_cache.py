@@ -109,7 +109,13 @@ def test_equal_names_open_the_same_cache(tmp_path):
 def test_string_none_is_refused(tmp_path, tiny, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     bank = PrefixBank({}, backbone=tiny(), cache=name, **CPU)
-    for opening in (lambda: open_cache(name), lambda: bank.transform(["a"])):
+    encoder = PrefixEncoder(tiny(), cache=name, **CPU)
+    for opening in (
+        lambda: open_cache(name),
+        lambda: bank.transform(["a"]),
+        lambda: bank.fit(["a"]),
+        lambda: encoder.fit(["a", "b"], [0, 1]),
+    ):
         with pytest.raises(ValueError, match=f"got '{name}'; pass None, without quotes"):
             opening()
     assert not list(tmp_path.iterdir())

@@ -269,6 +269,11 @@ def no_training(monkeypatch):
         ({"on_truncate": "window"}, "token_classification", SENTENCES, CLASSES_OF_WORDS,
          "on_truncate='window' .* per word"),
         ({"prompt": "query: "}, "token_classification", SENTENCES, CLASSES_OF_WORDS, "prompt must"),
+        # What transform is to return counts, also where training reads texts.
+        ({"on_truncate": "window", "output": "words"}, "classification", ["a", "b"] * 4, CLASSES,
+         "on_truncate='window' .* per word"),
+        ({"prompt": "query: ", "output": "words"}, "classification", ["a", "b"] * 4, CLASSES,
+         "prompt must"),
         ({"pooled_layers": 4}, "classification", PAIRS, CLASSES, "pooled_layers must be at most"),
         ({"max_length": 81}, "classification", PAIRS, CLASSES, "max_length must lie between"),
     ],

@@ -147,7 +147,7 @@ def test_frozen_encoders_can_be_filled(encoder, encoded, tmp_path, kind):
 def test_an_encoder_among_the_candidates_must_be_frozen(bank, encoder):
     # The search clones candidates, so that an encoder is fitted again in every fold.
     search = GridSearchCV(pipeline(bank), {"enc": [encoder.fit(TEXTS, LABELS)]})
-    with pytest.raises(ValueError, match="PrefixEncoder, which is fitted anew"):
+    with pytest.raises(ValueError, match="PrefixEncoder, which is fitted again"):
         fill_cache(search, TEXTS)
 
 
@@ -166,7 +166,7 @@ def test_estimators_without_known_candidates_raise(bank, encoder):
         fill_cache(ColumnTransformer([("a", bank, "text")]), TEXTS)
     with pytest.raises(ValueError, match="cache of PrefixBank is None"):
         fill_cache(clone(bank).set_params(cache=None), TEXTS)
-    with pytest.raises(ValueError, match="PrefixEncoder, which is fitted anew"):
+    with pytest.raises(ValueError, match="PrefixEncoder, which is fitted again"):
         fill_cache(encoder, TEXTS)
     drawn = RandomizedSearchCV(pipeline(bank), {"enc__pooling": ["mean", "cls"]})
     with pytest.raises(ValueError, match="RandomizedSearchCV does not have one"):

@@ -274,8 +274,8 @@ def test_saved_files_follow_the_umask(tmp_path):
         ({"first_position": -1}, "first_position must be an int of at least 0, got -1"),
         ({"pooled_layers": True}, "pooled_layers must be an int of at least 1, got True"),
         ({"reading": None}, "reading must be a Reading, got None"),
-        ({"max_length": 0}, "max_length must be an int of at least 1, got 0"),
-        ({"max_length": "64"}, "max_length must be an int of at least 1, got '64'"),
+        ({"max_length": 0}, "max_length must be an int of at least 8, got 0"),
+        ({"max_length": "64"}, "max_length must be an int of at least 8, got '64'"),
         ({"backbone": 3}, "backbone must be a str, got 3"),
         ({"weight": np.zeros((2, 23))}, "head_weight must have 24 columns, got 23"),
         ({"bias": np.zeros(3)}, "head_bias must have shape"),
@@ -310,7 +310,7 @@ def test_new_field_of_a_reading_enters_digest_file_card_and_key():
         for prefix in (same, other)
     )
     assert before.digest != after.digest and before.keys(["a"]) != after.keys(["a"])
-    assert after.to_dict()["stride"] == 7
+    assert after.to_dict()["reading.stride"] == 7
     assert before.to_dict() == dataclasses.replace(before, reading=make().reading).to_dict()
     # A field that this version does not know is refused, not ignored.
     with pytest.raises(ValueError, match="stride"):

@@ -207,14 +207,19 @@ def test_a_head_that_is_older_than_its_vectors_predicts_with_a_warning(bank, ran
     many = TargetHeads(bank).fit({"good": (TEXTS, GOOD), "large": (TEXTS, LARGE)})
     CHANGES[change](many.bank_, random_prefix(many.bank_["a"].backbone, seed=9))
     message = r"heads of \['good', 'large'\] were fitted.* add_target"
-    for use in (
-        lambda: many.predict(TEXTS),
-        lambda: many.predict_proba(TEXTS),
-        lambda: many.score({"good": (TEXTS, GOOD), "large": (TEXTS, LARGE)}),
-    ):
+    uses = [
+        lambda heads: heads.predict(TEXTS),
+        lambda heads: heads.predict_proba(TEXTS),
+        lambda heads: heads.score({"good": (TEXTS, GOOD), "large": (TEXTS, LARGE)}),
+    ]
+    for use in uses:
+        heads = copy.deepcopy(many)
         with pytest.warns(UserWarning, match=message) as caught:
-            use()
+            use(heads)
         assert len(caught) == 1 and caught[0].filename == __file__
+        # One warning per change is enough.
+        for again in uses:
+            again(heads)
     with pytest.warns(UserWarning, match=r"heads of \['large'\] were fitted"):
         many.add_target("good", TEXTS, GOOD).predict(TEXTS)
     assert many.add_target("large", TEXTS, LARGE).predict(TEXTS).shape == (24, 2)

@@ -21,8 +21,26 @@ _OF_BACKBONE = ("fingerprint", "layout", "n_features")
 
 
 @dataclass(frozen=True)
+class Identity:
+    """What decides vectors, as far as it is known without loading the backbone."""
+
+    fingerprint: str | None  # None if no prefix knows it
+    backbone: tuple[str, str | None]  # name and revision
+    rest: tuple[str, ...]
+
+    def agrees(self, other: Identity) -> bool:
+        """Return whether nothing that is known of both differs."""
+        if self.fingerprint is None and other.fingerprint is None:
+            return self == other
+        fingerprints = {self.fingerprint, other.fingerprint} - {None}
+        return len(fingerprints) == 1 and self.rest == other.rest
+
+
+@dataclass(frozen=True)
 class Combination:
-    """The active prefixes of a bank, and how texts are read with them.
+    """Describe the active prefixes of a bank, and how texts are read with them.
+
+    .. versionadded:: 0.1
 
     Parameters
     ----------
@@ -60,7 +78,12 @@ class Combination:
     conflict: str = ""
 
     def pairs_reading(self) -> Reading:
-        """Return the reading of pairs of texts, which follows the backbone if no prefix saw pairs.
+        """Return how pairs are read, which follows the backbone if no active prefix saw pairs.
+
+        Returns
+        -------
+        reading : Reading
+            With ``pairs`` decided.
 
         Raises
         ------
@@ -75,7 +98,18 @@ class Combination:
         return replace(self.reading, pairs=own.pairs or "joint")
 
     def load_backbone(self, dtype: str, device: str) -> Backbone:
-        """Load the backbone and check that prefixes and reading fit it."""
+        """Load the backbone, and check that prefixes and reading fit it.
+
+        Parameters
+        ----------
+        dtype, device : str
+            As :func:`~prefixembed.load_backbone` takes them.
+
+        Returns
+        -------
+        backbone : Backbone
+            Shared by all estimators of the process.
+        """
         backbone = load_backbone(self.backbone, self.revision, dtype, device)
         for name, prefix in zip(self.names, self.prefixes, strict=True):
             backbone.check(prefix, f"prefix {name!r}")
@@ -89,8 +123,19 @@ class Combination:
         return backbone
 
     def attend(self, backbone: Backbone) -> Attend | None:
-        """Return what the layers of a backbone attend to; None without prefixes."""
-        # In order of digests, so that equal banks give equal bits in whatever order they are.
+        """Return what the layers of a backbone attend to in addition to tokens.
+
+        Parameters
+        ----------
+        backbone : Backbone
+            Backbone that the prefixes were learned on.
+
+        Returns
+        -------
+        attend : callable or None
+            For :meth:`Backbone.forward <prefixembed.Backbone.forward>`. None without prefixes.
+        """
+        # Sorted by digest, so that the order of prefixes does not change any bit.
         order = sorted(range(len(self.prefixes)), key=lambda k: self.prefixes[k].digest)
         dtype = attention_dtype(backbone.device, backbone.dtype)
         parts = [
@@ -99,8 +144,40 @@ class Combination:
         ]
         return combined_attention(parts, [self.weights[k] for k in order], self.combine)
 
+    def identity(self, of_pairs: bool, *outputs: str) -> Identity:
+        """Return what decides vectors, as far as it is known without loading the backbone.
+
+        Parameters
+        ----------
+        of_pairs : bool
+            Whether the vectors are those of pairs.
+        *outputs : str
+            Forms of output, which decide vectors too.
+
+        Returns
+        -------
+        identity : Identity
+            To compare with that of another moment.
+        """
+        reading = self.reading if of_pairs else replace(self.reading, pairs=None)
+        digest = replace(self, reading=reading).representation("", "").digest
+        return Identity(self.fingerprint, (self.backbone, self.revision), (digest, *outputs))
+
     def representation(self, fingerprint: str, dtype: str) -> Representation:
-        """Return what decides a vector on a backbone."""
+        """Return what decides a vector on a backbone.
+
+        Parameters
+        ----------
+        fingerprint : str
+            Fingerprint of the backbone.
+        dtype : str
+            Dtype that it computes in.
+
+        Returns
+        -------
+        representation : Representation
+            Its digest is equal for combinations that give equal vectors.
+        """
         digests = (prefix.digest for prefix in self.prefixes)
         return Representation(
             fingerprint=fingerprint,
@@ -124,7 +201,7 @@ def check_selection(
     """
     _check_alike(prefixes, _OF_BACKBONE)
     if backbone is None and not prefixes:
-        raise ValueError("backbone must be given where there is no prefix to name it")
+        raise ValueError("backbone must be given if no prefix names one")
     names = _active_names(prefixes, active)
     return names, _weights(prefixes, names, weights)
 
@@ -145,7 +222,8 @@ def combine_prefixes(
     and if active prefixes disagree on the reading.
     """
     names, factors = check_selection(prefixes, active, weights, backbone)
-    known = next(iter(prefixes.values()), None)
+    # An active one, so that inactive prefixes do not decide where the backbone is looked for.
+    known = next((prefixes[name] for name in (*names, *prefixes)), None)
     if backbone is None and known is not None:
         backbone, revision = known.backbone, revision or known.revision
     assert backbone is not None

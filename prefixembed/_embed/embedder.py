@@ -53,7 +53,7 @@ class Embedder:
 
     @cached_property
     def attend(self) -> Attend | None:
-        """Return what the layers of the backbone attend to beside tokens."""
+        """Return what the layers attend to in addition to tokens."""
         return self.combination.attend(self.backbone)
 
     @cached_property
@@ -136,7 +136,7 @@ class Embedder:
                 yield coming.result()
 
     def _look_up(self, some: Sequence[Text], positions: NDArray[np.intp]) -> _Chunk:
-        """Take what the cache has of a chunk, and load the backbone if that is not all."""
+        """Read the cached vectors of a chunk; load the backbone if some are missing."""
         counts = vector_counts(some)
         ends = np.cumsum(counts)
         vectors = np.empty((counts.sum(), self.combination.n_features), dtype=np.float32)
@@ -169,7 +169,7 @@ class Embedder:
         return replace(chunk, tokens=tokens)
 
     def _fill(self, chunk: _Chunk, bar: tqdm[Any]) -> NDArray[np.float32]:
-        """Encode what is missing of a chunk."""
+        """Encode the texts of a chunk that the cache lacks."""
         bar.update(len(chunk.positions) - len(chunk.missing))
         if chunk.tokens is None:
             return chunk.vectors
@@ -225,15 +225,15 @@ def embed(
     n_vectors: int | None = None
     lists: Iterator[Sequence[Text]]
     if isinstance(texts, Iterator):
-        head: Sequence[Text] = next(texts, [])
-        lists = itertools.chain([head], texts)
+        first: Sequence[Text] = next(texts, [])
+        lists = itertools.chain([first], texts)
     else:
-        head, lists = texts, iter([texts])
+        first, lists = texts, iter([texts])
         n_texts, n_vectors = len(texts), int(vector_counts(texts).sum())
-    of_pairs = is_pairs(head) if len(head) else expects_pairs
+    of_pairs = is_pairs(first) if len(first) else expects_pairs
     combination = embedder.combination
     reading = combination.pairs_reading() if of_pairs else combination.reading
-    check_readable(reading, head)
+    check_readable(reading, first)
     apart = of_pairs and reading.pairs == "apart"
     encode = embedder.embed_pairs if apart else embedder.embed_texts
     width = output_width(reading.width(combination.n_features, of_pairs), embedder.output_dtype)

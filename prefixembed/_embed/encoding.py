@@ -82,13 +82,15 @@ def embed_tokens(
         except (RuntimeError, MemoryError) as error:
             if len(positions) == 1 or not is_out_of_memory(error):
                 raise
-            batch_tokens = max(1, int(lengths[positions].max()) * len(positions) // 2)
-            left = np.concatenate([positions, *batches[::-1]])
-            batches = [left[b] for b in plan_batches(lengths[left], batch_tokens)][::-1]
-            if backbone.device.type == "cuda":
-                torch.cuda.empty_cache()
+        else:
+            progress(len(positions))
             continue
-        progress(len(positions))
+        # Here the error, and with it the tensors of the failed batch, has been released.
+        batch_tokens = max(1, int(lengths[positions].max()) * len(positions) // 2)
+        left = np.concatenate([positions, *batches[::-1]])
+        batches = [left[b] for b in plan_batches(lengths[left], batch_tokens)][::-1]
+        if backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
     # Fetched last: the device works on its queue while the next batches are laid out.
     for positions, pooled in done:
         vectors[expand(positions, ends)] = pooled.cpu().numpy()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sklearn.base import clone
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PrefixMapping:
-    """What a bank has of a mapping, and how source tasks are added and removed.
+    """Provide dict access to the prefixes of a bank, and add and remove them.
 
     It is not a :class:`collections.abc.Mapping`, which would compare banks by their prefixes alone.
     """
@@ -26,6 +27,8 @@ class PrefixMapping:
 
         def combination(self) -> Any: ...
 
+        get_params: Callable[..., dict[str, Any]]
+
     @property
     def prefixes(self) -> dict[str, Prefix]:
         """Prefixes by name, active or not."""
@@ -35,7 +38,7 @@ class PrefixMapping:
     def prefixes(self, prefixes: Any) -> None:
         self._prefixes = _to_values(prefixes)
 
-    def add(self, name: str, prefix: Any, *, active: bool = True) -> Self:
+    def add(self, name: str, prefix: Any, *, activate: bool = True) -> Self:
         """Add a source task, or replace the one of that name.
 
         Parameters
@@ -44,7 +47,7 @@ class PrefixMapping:
             Name of the source task.
         prefix : PrefixEncoder or Prefix
             Fitted encoder or prefix.
-        active : bool, default=True
+        activate : bool, default=True
             Whether the prefix is used. If not, the vectors do not change.
 
         Returns
@@ -60,13 +63,13 @@ class PrefixMapping:
         before = self._prefixes, self.active
         selection = list(self.prefixes) if self.active is None else list(self.active)
         self.prefixes = {**self.prefixes, name: prefix}
-        if not active:
+        if not activate:
             self.active = [other for other in selection if other != name]
         elif self.active is not None and name not in selection:
             self.active = [*selection, name]
         try:
             self.combination()
-        except ValueError:
+        except BaseException:
             self._prefixes, self.active = before
             raise
         return self
@@ -120,6 +123,16 @@ class PrefixMapping:
             A clone with fewer prefixes.
         """
         return clone(self).remove(*names)
+
+    def __sklearn_clone__(self) -> Self:
+        # scikit-learn's own clone wants each parameter back as the same object, but a bank copies
+        # its dict of prefixes.
+        params = self.get_params(deep=False)
+        bank = type(self)(**{name: clone(value, safe=False) for name, value in params.items()})
+        for name in ("_metadata_request", "_sklearn_output_config", "_skl_callbacks"):
+            if name in self.__dict__:
+                setattr(bank, name, copy.deepcopy(self.__dict__[name]))
+        return bank
 
     def __getitem__(self, name: str) -> Prefix:
         try:
@@ -176,9 +189,7 @@ def _to_values(prefixes: Any) -> Any:
     if not isinstance(prefixes, Mapping):
         return prefixes
     encoders = {n: v for n, v in prefixes.items() if isinstance(_last_prefix(v), Prefix)}
-    if not encoders:
-        return prefixes  # scikit-learn's clone wants the very object back
-    values = dict(prefixes)
+    values = dict(prefixes)  # a copy: what happens to the caller's dict does not move the bank
     for encoder in {id(encoder): encoder for encoder in encoders.values()}.values():
         names = [name for name, value in encoders.items() if value is encoder]
         fits = encoder.prefixes_ if len(names) > 1 else (encoder.prefix_,)

@@ -1,4 +1,4 @@
-"""What decides a vector beside its text, and the cache keys made of it."""
+"""Everything but the text that decides a vector, and the cache keys made from it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ _KEY_BYTES = 20
 @dataclass(frozen=True)
 class Representation:
     """Describe everything but the text that decides a vector.
+
+    Read more in the :doc:`user guide </guide/cache>`.
 
     .. versionadded:: 0.1
 
@@ -54,7 +56,7 @@ class Representation:
             "prefixes": [list(prefix) for prefix in sorted(self.prefixes)],
             "combine": self.combine if len(self.prefixes) > 1 else "",
             "dtype": self.dtype,
-            **self.reading.to_dict(),
+            **{f"reading.{name}": value for name, value in self.reading.to_dict().items()},
         }
 
     @property

@@ -17,7 +17,7 @@ from sklearn.utils.metadata_routing import UNUSED
 
 from prefixembed._embed.quantization import OUTPUT_DTYPES, output_width
 from prefixembed._model.devices import device_exists
-from prefixembed._utils.parameters import Count
+from prefixembed._utils.parameters import Count, check_cache_name
 from prefixembed._utils.warnings import warn
 from prefixembed.reading import PAIRS, POOLINGS, Reading
 
@@ -58,6 +58,7 @@ class TextTransformer(_OwnContainers, ClassNamePrefixFeaturesOutMixin, BaseEstim
         "verbose": ["verbose"],
     }
 
+    cache: Any
     device: str
     on_truncate: str
     output: str
@@ -71,7 +72,7 @@ class TextTransformer(_OwnContainers, ClassNamePrefixFeaturesOutMixin, BaseEstim
         """Return the :class:`PrefixBank` whose vectors :meth:`transform` returns."""
 
     def transform(self, X: Any, out: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Turn texts into vectors, in one forward pass.
+        """Turn texts into vectors, with one forward pass per batch.
 
         Parameters
         ----------
@@ -103,6 +104,10 @@ class TextTransformer(_OwnContainers, ClassNamePrefixFeaturesOutMixin, BaseEstim
     def _embed(self, X: Any, out: NDArray[Any] | None) -> NDArray[Any]:
         # The bank is the only thing that embeds.
         return self.as_bank().set_output(transform="default").transform(X, out)
+
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        check_cache_name(self.cache)
 
     def _vectors(self, X: Any, words: bool) -> NDArray[np.float32]:
         """Return the float32 vectors that the estimator's own heads read."""

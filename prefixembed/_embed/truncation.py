@@ -26,7 +26,7 @@ def count_truncated() -> Iterator[list[int]]:
 def report_truncated(n_truncated: int, n_texts: int, max_length: int, on_truncate: str) -> None:
     """Report texts that are longer than the limit.
 
-    ``"window"`` warns: it gets here only where texts are cut in spite of it.
+    ``"window"`` also warns: training and `attention_share` cut in spite of it.
     """
     counts = _counts.get()
     if counts is not None and on_truncate != "raise":

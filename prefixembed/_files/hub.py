@@ -65,7 +65,7 @@ class HubMixin:
         from huggingface_hub import HfApi
 
         with tempfile.TemporaryDirectory() as folder:
-            # Before the repository is created: what is invalid leaves no empty one behind.
+            # Before the repository is created, so that invalid input leaves no empty one.
             self._write_folder(Path(folder))
             (Path(folder) / "README.md").write_text(self._card(repo_id), encoding="utf-8")
             api = HfApi(token=token, library_name="prefixembed", library_version=__version__)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _KEY = "prefixembed"
-# What reading a damaged file raises beside errors of safetensors itself.
+# What reading a damaged file raises besides errors of safetensors itself.
 _UNREADABLE = (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError)
 
 

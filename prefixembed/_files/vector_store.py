@@ -26,7 +26,7 @@ _VERSION = 1
 _PAGE_BYTES = 16384
 _TIMEOUT = 30.0  # seconds to wait for another process
 _KEYS_PER_QUERY = 500
-# Bytes of a row beside its vector: in its page of the file, in the indices, and in memory (key,
+# Bytes of a row besides its vector: in its page of the file, in the indices, and in memory (key,
 # entry of the dict, tuple, header of the array).
 _ROW_OVERHEAD, _INDEX_BYTES, _MEMORY_OVERHEAD = 80, 100, 300
 _EMPTY_BYTES = 5 * _PAGE_BYTES  # size of an empty file, and allowance for pages that are not full
@@ -50,7 +50,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class Store(Protocol):
-    """Keep rows by key: a store below, or a cache around one."""
+    """Protocol of MemoryStore, DiskStore and VectorCache."""
 
     def get(self, keys: Sequence[bytes]) -> list[Row | None]:
         """Return the row of each key, or None where there is none."""
@@ -259,7 +259,7 @@ class DiskStore:
 
 
 def _companions(path: Path) -> list[Path]:
-    # Files that SQLite keeps beside a database. It would apply them to any database of that name.
+    # Files that SQLite keeps next to a database. It would apply them to any database of that name.
     return [Path(f"{path}-wal"), Path(f"{path}-shm"), Path(f"{path}-journal")]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from prefixembed._embed.texts import Text, check_rows, show
 from prefixembed._embed.tokens import Tokens, tokenize
 from prefixembed._fit.labels import check_weights
 from prefixembed._fit.objectives import OBJECTIVES, Objective, Targets
+from prefixembed._utils.properties import cached_property
 from prefixembed._utils.warnings import warn
 from prefixembed.backbone import Backbone
 from prefixembed.reading import Reading
@@ -98,16 +98,16 @@ class Examples:
     train: NDArray[np.intp]  # positions of rows
     valid: NDArray[np.intp]  # may be empty
 
-    @functools.cached_property
+    @cached_property
     def _text_ends(self) -> NDArray[np.intp]:
         return _text_ends(self.objective, self.counts)
 
-    @functools.cached_property
+    @cached_property
     def n_texts(self) -> NDArray[np.intp]:
         """Number of texts of each row: one, or one per choice."""
         return np.diff(self._text_ends, prepend=0)
 
-    @functools.cached_property
+    @cached_property
     def longest(self) -> NDArray[np.intp]:
         """Number of tokens of the longest text of each row."""
         starts = self._text_ends - self.n_texts

@@ -33,8 +33,8 @@ from prefixembed.reading import Reading
 class FineTuner(Learner):
     """Fine-tune a copy of a backbone, with its dropout, and one linear head per task.
 
-    The copy, `backbone`, is frozen and in eval mode except during training. Its fingerprint is
-    still that of the original, which is in float32 and does not change.
+    The copy, `backbone`, is frozen and in eval mode except during training. It keeps the
+    fingerprint of the original, which stays in float32 and unchanged.
     """
 
     def __init__(

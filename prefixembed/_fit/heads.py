@@ -1,4 +1,4 @@
-"""Linear heads of source tasks: their initial state, and what is kept of them."""
+"""Create heads of source tasks, and convert trained ones to `Head`."""
 
 from __future__ import annotations
 

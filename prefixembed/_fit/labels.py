@@ -16,7 +16,7 @@ def stratified_split(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Split positions class by class; each class keeps at least one text for training.
 
-    Both parts are sorted. The second is empty if `fraction` of each class is less than one text.
+    Both parts are sorted. The second is empty if `fraction` of each class rounds to no text.
     """
     valid: list[NDArray[np.intp]] = []
     for label in np.unique(labels):

@@ -30,7 +30,7 @@ _STUCK = 0.98
 
 
 class Learner(ABC):
-    """What is trained, and how it reads texts."""
+    """Base class of what is trained."""
 
     heads: Sequence[nn.Linear]  # one per task
     groups: Sequence[tuple[Sequence[nn.Parameter], float]]  # with shares of the learning rate
@@ -43,7 +43,7 @@ class Learner(ABC):
 
     @abstractmethod
     def embed(self, tokens: Tokens, batch_tokens: int) -> NDArray[np.float32]:
-        """Return the vectors of all texts, without gradients, in batches of so many tokens."""
+        """Return all vectors, without gradients, in batches of at most `batch_tokens` tokens."""
 
     def training(self) -> AbstractContextManager[None]:
         """Return the context that training takes place in."""
@@ -178,7 +178,7 @@ def draw_steps(
     """Return the steps of an epoch in random order, each with rows of one task.
 
     The share of a task is proportional to its number of batches to the power ``1 / temperature``.
-    There are as many steps as batches, or a few more, so that each task has one.
+    There are about as many steps as batches, and at least one per task.
     """
     batches = [shuffle_batches(data.longest[data.train], batch_size, rng) for data in tasks]
     sizes = np.array([len(some) for some in batches])
@@ -219,7 +219,7 @@ def check_can_resume(checkpoint_dir: Any, random_state: Any) -> None:
     """Check that a run with checkpoints draws the same numbers when it is started again."""
     if checkpoint_dir is not None and random_state is None:
         raise ValueError(
-            "random_state must be an int where there is a checkpoint_dir, got random_state=None "
+            "random_state must be an int if checkpoint_dir is set, got random_state=None "
             f"and checkpoint_dir={os.fspath(checkpoint_dir)!r}: a run continues from its "
             "checkpoint only if it draws the same numbers again"
         )

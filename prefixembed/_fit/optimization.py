@@ -1,4 +1,4 @@
-"""The training loop. All that it knows of what it trains is a :class:`Problem`."""
+"""The training loop, which sees what it trains only as a :class:`Problem`."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ class _Run:
         """Append figures of this epoch to the history."""
         entry = {"epoch": self.epoch, **figures, "learning_rate": self.rate}
         entry["seconds"] = self._elapsed()
-        # Built anew, so that Ctrl-C cannot leave it half written.
+        # Replaced as a whole, so that Ctrl-C cannot leave it half written.
         self.history = {k: [*self.history.get(k, []), value] for k, value in entry.items()}
 
     def leave_best(self) -> None:

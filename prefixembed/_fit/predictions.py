@@ -33,29 +33,27 @@ def check_same_kind(texts: Sequence[Text], of_pairs: bool, name: str) -> None:
         raise ValueError(f"{name} was fitted on {_KINDS[of_pairs]}, got {_KINDS[not of_pairs]}")
 
 
-def score_units(
-    head: Head,
-    X: Any,
-    of_pairs: bool,
-    embed: Callable[[Any, bool], NDArray[np.float32]],
-    name: str,
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Score each unit of each row by a head.
+def read_units(
+    head: Head, X: Any, of_pairs: bool, name: str
+) -> tuple[Any, bool, NDArray[np.intp] | None]:
+    """Return rows to embed, whether they are sentences in words, and the units of each row.
 
-    `embed` takes rows, and whether they are sentences in words; it returns the vectors of all
-    units. Return logits of shape (unit, output) and the number of units of each row. Where rows are
-    texts, an iterator is accepted.
+    Where rows are texts, an iterator is accepted, and the number of units is None: one each.
     """
     row = OBJECTIVES[head.objective].row
-    counts = None
     if row == "text" and isinstance(X, Iterator):
         first = list(itertools.islice(X, 1))
         check_same_kind(check_texts(first), of_pairs, name)
-        X = itertools.chain(first, X)
-    else:
-        X, counts = check_rows(X, row)
-        check_same_kind(X, of_pairs, name)
-    vectors = embed(X, row == "words")
+        return itertools.chain(first, X), False, None
+    texts, counts = check_rows(X, row)
+    check_same_kind(texts, of_pairs, name)
+    return texts, row == "words", counts
+
+
+def score_units(
+    head: Head, vectors: NDArray[np.float32], counts: NDArray[np.intp] | None
+) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+    """Return logits of shape (unit, output), and the number of units of each row."""
     counts = np.ones(len(vectors), dtype=np.intp) if counts is None else counts
     if not len(vectors):
         return np.zeros((0, len(head.bias))), counts
@@ -160,7 +158,8 @@ class SourceHeadMixin(ClassifierMixin):
                 f"{self.prefix_!r} has no head: it can transform texts, but not predict"
             )
         name = f"this {type(self).__name__}"
-        return head, *score_units(head, X, self.prefix_.of_pairs, self._vectors, name)
+        rows, words, counts = read_units(head, X, self.prefix_.of_pairs, name)
+        return head, *score_units(head, self._vectors(rows, words), counts)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -12,7 +12,8 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 
-from prefixembed._embed.encoding import resolve_batch_tokens
+from prefixembed._embed.encoding import check_readable, resolve_batch_tokens
+from prefixembed._embed.texts import Words
 from prefixembed._embed.transformer import TextTransformer
 from prefixembed._embed.truncation import report_truncated
 from prefixembed._fit.examples import Examples, LabelledRows, prepare
@@ -49,6 +50,8 @@ class LearningTransformer(TextTransformer):
     ) -> tuple[dict[str, Examples], Reading]:
         """Return tokenized and split rows by task, and how they were read."""
         reading = replace(backbone.reading, **self._reading_params())
+        if self.output == "words":  # refuse now what transform would refuse
+            check_readable(reading, [Words()])
         fraction = self.validation_fraction if self.early_stopping else None
         data = {k: prepare(some, backbone, reading, fraction, rng) for k, some in rows.items()}
         # Training cuts texts; windows are for transform.

@@ -41,7 +41,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def _own_cuda_index() -> int:
-    """Return the CUDA device of this process: worker processes take the devices in turns.
+    """Return the CUDA device of this process: worker processes are spread over the devices.
 
     Engines that assign devices themselves show each worker only its own.
     """

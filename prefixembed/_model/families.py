@@ -39,7 +39,7 @@ def position_offset(config: Any) -> int:
 
 
 def padding_id(config: Any, tokenizer_pad_id: int | None) -> int:
-    """Return the id to pad with; it is masked, so that any id will do where none is named."""
+    """Return the padding id. Padding is masked, so any id works if none is named."""
     for pad_id in (config.pad_token_id, tokenizer_pad_id):
         if pad_id is not None:
             return int(pad_id)

@@ -55,7 +55,7 @@ def _attention_forward(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # A causal mask is always built: SDPA's own causal mask is wrong beside a prefix.
+    # A causal mask is always built: SDPA's own causal mask is wrong with a prefix.
     return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
 
 

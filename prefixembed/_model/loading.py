@@ -22,7 +22,8 @@ from prefixembed._model.own_reading import own_reading
 from prefixembed._model.relative import RELATIVE, patch_relative_attention
 from prefixembed.reading import Reading
 
-# Fields of a configuration that do not change a vector, or that the loaded weights tell better.
+# Fields of a configuration that do not change a vector, or that the loaded weights already
+# determine.
 _VOLATILE_CONFIG = (
     "_name_or_path", "architectures", "attn_implementation", "dtype", "gradient_checkpointing",
     "id2label", "label2id", "output_past", "problem_type", "torch_dtype", "transformers_version",

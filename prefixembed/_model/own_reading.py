@@ -1,4 +1,4 @@
-"""How a backbone was trained to read texts, as files beside its weights say."""
+"""Read how a backbone was trained to read texts, from the files next to its weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OLD_NAMES = {
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
-# Modules that change no direction are left to whoever compares vectors.
+# Normalize does not change directions; callers that compare vectors normalize them.
 _IGNORED = ("Transformer", "Pooling", "Normalize")
 
 
@@ -44,6 +44,7 @@ def own_reading(name: str, revision: str | None, default_pooling: str, longest: 
             raise ValueError(f"{_OWN} of backbone {name!r} cannot be read: {error}") from error
     modules = _read(name, revision, _MODULES)
     if not isinstance(modules, list):
+        longest = _limit(_read_dict(name, revision, _LENGTH_CONFIG), longest)
         return Reading(default_pooling, longest, pairs="joint")
     modules = [module for module in modules if isinstance(module, dict)]
     kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
@@ -58,10 +59,9 @@ def own_reading(name: str, revision: str | None, default_pooling: str, longest: 
         config = _read_dict(name, revision, str(PurePosixPath(paths["Pooling"]) / "config.json"))
         pooling = _pooling(name, config, default_pooling)
     length_path = PurePosixPath(paths.get("Transformer", "")) / _LENGTH_CONFIG
-    limit = _read_dict(name, revision, str(length_path)).get("max_seq_length")
     return Reading(
         pooling=pooling,
-        max_length=min(longest, limit) if isinstance(limit, int) and limit >= 8 else longest,
+        max_length=_limit(_read_dict(name, revision, str(length_path)), longest),
         pairs="apart" if "Pooling" in paths else "joint",
         prompt=_default_prompt(_read_dict(name, revision, _PROMPT_CONFIG)),
     )
@@ -106,6 +106,11 @@ def _pooling(name: str, config: dict[str, Any], default: str) -> str:
         f"not one of {', '.join(_NAMES.values())}: {default!r} is used instead"
     )
     return default
+
+
+def _limit(config: dict[str, Any], longest: int) -> int:
+    limit = config.get("max_seq_length")
+    return min(longest, limit) if isinstance(limit, int) and limit >= 8 else longest
 
 
 def _default_prompt(config: dict[str, Any]) -> str:

@@ -225,7 +225,7 @@ backbone : str or path-like
     "tokens_beside_prefix": """
 max_length : int, default=None
     Longest text in tokens, special tokens included. None for as much as the backbone can take
-    beside the positions that the prefix takes, if any.
+    in addition to the positions that the prefix takes, if any.
 """,
     "loaded_prefix": """
 prefix : Prefix

@@ -50,6 +50,15 @@ def checked(**constraints: Any) -> Callable[[Function], Function]:
     return cast("Callable[[Function], Function]", decorator)
 
 
+def check_cache_name(cache: Any) -> None:
+    """Check that a cache is not named "none": it would become a file of that name."""
+    if isinstance(cache, str) and cache.lower() == "none":
+        raise ValueError(
+            f"cache must be 'memory', the path of a file, a VectorCache or None, got {cache!r}; "
+            "pass None, without quotes, for no cache"
+        )
+
+
 def to_json(value: Any) -> Any:
     """Return the value of a parameter as JSON types; numbers may be those of numpy."""
     if isinstance(value, os.PathLike):

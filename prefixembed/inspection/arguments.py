@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from sklearn.base import clone
@@ -34,17 +35,11 @@ def comparable_copy(bank: PrefixBank, texts: list[Text]) -> PrefixBank:
     A bank reads as its active prefixes do. Vectors of different selections can be compared only
     if the reading stays the same.
     """
-    reading = reading_of(bank, texts)
+    reading, params = reading_of(bank, texts), bank.get_params(deep=False)
+    values = {field.name: getattr(reading, field.name) for field in fields(reading)}
+    pinned = {name: v for name, v in values.items() if name in params and v is not None}
     copy = clone(bank).set_output(transform="default")
-    if is_pairs(texts):
-        copy.set_params(pairs=reading.pairs)
-    return copy.set_params(
-        pooling=reading.pooling,
-        pooled_layers=reading.pooled_layers,
-        prompt=reading.prompt,
-        max_length=reading.max_length,
-        output_dtype="float32",
-    )
+    return copy.set_params(output_dtype="float32", **pinned)
 
 
 def check_some_texts(X: Any) -> list[Text]:

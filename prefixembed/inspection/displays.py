@@ -39,7 +39,7 @@ class PrefixAblationDisplay(Display):
     gain : ndarray of shape (n_prefixes, 3)
         Change of the score by each prefix alone: mean, lower and upper end.
     contribution : ndarray of shape (n_prefixes, 3)
-        Change of the score by each prefix beside all others: mean, lower and upper end.
+        Change of the score by adding each prefix to all others: mean, lower and upper end.
     harmful : bool ndarray of shape (n_prefixes,)
         Whether each prefix lowers the score of the bank.
 

@@ -4,6 +4,10 @@ from prefixembed.tasks.demo import DOCSTRING_TASKS, Task, demo_backbone, load_do
 from prefixembed.tasks.paper import TaskSplit, fetch_task, list_tasks
 from prefixembed.tasks.table import TaskInfo
 
+# Pickles name the room, which is stable, and not a file in it.
+for _kind in (Task, TaskInfo, TaskSplit):
+    _kind.__module__ = __name__
+
 __all__ = [
     "DOCSTRING_TASKS",
     "Task",

@@ -144,7 +144,7 @@ def test_new_field_of_a_reading_changes_the_recipe(tmp_path):
     assert extended == {**plain, "suffix": "!"}
     check_recipe(tmp_path, plain)
     check_recipe(tmp_path, plain)
-    with pytest.raises(ValueError, match="suffix is the default there, '!' here"):
+    with pytest.raises(ValueError, match="reading.suffix is the default there, '!' here"):
         check_recipe(tmp_path, extended)
 
 
@@ -153,7 +153,7 @@ def test_how_pairs_are_read_is_in_the_recipe(tiny, random_prefix, tmp_path):
     bank = PrefixBank({"a": random_prefix(tiny())}, **CPU)
     pairs = Dataset.from_dict({"q": TEXTS[:4], "a": TEXTS[4:8]})
     embed_dataset(bank, pairs, ["q", "a"], tmp_path / "out")
-    assert json.loads((tmp_path / "out" / RECIPE).read_text())["pairs"] == "joint"
+    assert json.loads((tmp_path / "out" / RECIPE).read_text())["reading.pairs"] == "joint"
     with pytest.raises(ValueError, match="pairs is 'joint' there, 'apart' here"):
         embed_dataset(bank.set_params(pairs="apart"), pairs, ["q", "a"], tmp_path / "out")
 

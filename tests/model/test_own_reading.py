@@ -13,6 +13,7 @@ from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
 
 from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder, load_backbone
 from prefixembed.backbone import own_facts
+from prefixembed.reading import Reading
 
 CPU = {"device": "cpu", "dtype": "float32", "cache": None}
 OURS = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
@@ -133,6 +134,20 @@ def test_length_limit_and_prompt_are_used(sentence_model):
     assert bank.set_params(max_length=64, prompt="").representation().reading.to_dict() == {
         "pooling": "mean", "max_length": 64, "pairs": "apart",
     }  # fmt: skip
+
+
+def test_limit_is_respected_without_modules(tiny, tmp_path):
+    folder = shutil.copytree(tiny(), tmp_path / "limited")
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
+    assert load(folder).reading == Reading("mean", 24, pairs="joint")
+    texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
+    params = {"max_epochs": 1, "random_state": 0, "early_stopping": False, **CPU}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        encoder = PrefixEncoder(folder, **params).fit(texts, labels)
+    assert encoder.prefix_.reading.max_length == 24
+    rival = MultiTaskEncoder(folder, **params).fit({"a": (texts, labels)})
+    assert rival.as_bank().representation().reading.max_length == 24
 
 
 def test_pairs_are_read_apart_if_the_backbone_embeds_sentences(sentence_model, tiny):
