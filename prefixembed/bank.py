@@ -15,7 +15,7 @@ from sklearn.base import _fit_context
 from sklearn.utils import Tags, estimator_html_repr
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from prefixembed._embed.combination import Combination, Identity, check_selection, combine_prefixes
+from prefixembed._embed.combination import Combination, agree, check_selection, combine_prefixes
 from prefixembed._embed.embedder import CHUNK, Embedder, embed
 from prefixembed._embed.prefix_mapping import PrefixMapping, check_prefixes
 from prefixembed._embed.representation import Representation
@@ -58,7 +58,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
     prefixes : dict of str to PrefixEncoder or Prefix
         Fitted encoder or prefix of each source task, by name. All must come from one backbone;
         their lengths may differ. A bank holds values: it keeps the prefix that an encoder has
-        when it is assigned, here or through :meth:`set_params`.
+        when it is assigned, here or through :meth:`set_params`. It never changes the dict.
     active : list or tuple of str, default=None
         Names of the prefixes to use. None for all; an empty selection gives the bare backbone.
         Inactive prefixes do not affect the vectors.
@@ -164,7 +164,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
 
     of_pairs_ = False
     # What decided the vectors when the bank was fitted.
-    _fitted_on: Identity | None = None
+    _fitted_on: Any = None
 
     def __init__(
         self,
@@ -407,9 +407,9 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
 
     def _warn_if_changed(self, combination: Combination) -> None:
         now = combination.identity(self.of_pairs_, self.output, self.output_dtype)
-        if self._fitted_on is None or self._fitted_on.agrees(now):
+        if self._fitted_on is None or agree(self._fitted_on, now):
             return
-        self._fitted_on = None  # one warning is enough
+        self._fitted_on = None  # warn once
         warn(
             "this PrefixBank has changed since it was fitted: whatever was fitted on its old "
             "vectors, such as the head in a Pipeline, must be fitted again"

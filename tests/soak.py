@@ -108,12 +108,12 @@ def main():
     process = psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(args.backbone, folder)
-        for _ in range(25):  # fill the caches first
+        for _ in range(15):  # fill the caches first
             soak.round()
         measured = [measure(process)]
         started = time.monotonic()
         n_printed = 0
-        while soak.n_rounds < 25 + args.rounds or time.monotonic() - started < 60 * args.minutes:
+        while soak.n_rounds < 15 + args.rounds or time.monotonic() - started < 60 * args.minutes:
             soak.round()
             minutes = (time.monotonic() - started) / 60
             if minutes - n_printed >= 1:

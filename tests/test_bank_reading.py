@@ -83,17 +83,6 @@ def test_active_prefixes_with_different_readings_are_refused(tiny, random_prefix
     assert bank.set_params(active=None, **{field: value}).transform(TEXTS).shape[1] == 32
 
 
-def test_caller_may_change_the_dict_of_prefixes(tiny, random_prefix):
-    prefixes = {"a": random_prefix(tiny())}
-    bank = PrefixBank(prefixes, **CPU)
-    banks = [bank, clone(bank), copy.deepcopy(bank), PrefixBank(bank.prefixes, **CPU)]
-    banks += [clone(pickle.loads(pickle.dumps(bank)))]
-    expected = bank.transform(TEXTS)
-    prefixes["a"], prefixes["b"] = random_prefix(tiny(), seed=1), random_prefix(tiny(), seed=2)
-    for one in banks:
-        np.testing.assert_array_equal(one.transform(TEXTS), expected)
-
-
 def test_clones_keep_parameters_and_output(tiny, random_prefix):
     bank = PrefixBank({"a": random_prefix(tiny())}, active=["a"], weights={"a": 2.0}, **CPU)
     copied = clone(bank.set_output(transform="pandas"))

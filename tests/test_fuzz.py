@@ -141,7 +141,7 @@ def test_wrong_configurations_of_peft_are_refused(targets, tiny, config):
 @pytest.mark.skipif(not importlib.util.find_spec("atheris"), reason="atheris is not installed")
 def test_fuzzing_guided_by_coverage_finds_nothing(tmp_path, name):
     # This takes half a minute in total; fuzz.py can also run for hours, by hand.
-    options = ["-max_total_time=4", f"-artifact_prefix={tmp_path}/"]
+    options = ["-max_total_time=2", f"-artifact_prefix={tmp_path}/"]
     command = [sys.executable, importlib.util.find_spec("fuzz").origin, name, *options]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -157,7 +157,7 @@ def test_a_process_can_be_forked_while_a_backbone_is_loaded(tiny, fresh_backbone
 def test_memory_and_open_files_stay_flat(tiny):
     # soak.py can also run for an hour, by hand.
     soak = Path(__file__).with_name("soak.py")
-    command = [sys.executable, str(soak), tiny(), "--rounds", "25"]
+    command = [sys.executable, str(soak), tiny(), "--rounds", "15"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

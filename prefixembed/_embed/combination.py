@@ -20,20 +20,16 @@ from prefixembed.reading import PAIRS, Reading
 _OF_BACKBONE = ("fingerprint", "layout", "n_features")
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What decides vectors, as far as it is known without loading the backbone."""
+# What decides vectors, as far as it is known without loading the backbone: its fingerprint or None,
+# its name and revision, and digests of the rest. A tuple, since pickles of banks hold it.
+Identity = tuple[str | None, tuple[str, str | None], tuple[str, ...]]
 
-    fingerprint: str | None  # None if no prefix knows it
-    backbone: tuple[str, str | None]  # name and revision
-    rest: tuple[str, ...]
 
-    def agrees(self, other: Identity) -> bool:
-        """Return whether nothing that is known of both differs."""
-        if self.fingerprint is None and other.fingerprint is None:
-            return self == other
-        fingerprints = {self.fingerprint, other.fingerprint} - {None}
-        return len(fingerprints) == 1 and self.rest == other.rest
+def agree(one: Identity, other: Identity) -> bool:
+    """Return whether nothing that is known of both differs."""
+    known = {one[0], other[0]} - {None}
+    same_backbone = len(known) == 1 if known else one[1] == other[1]
+    return same_backbone and one[2] == other[2]
 
 
 @dataclass(frozen=True)
@@ -156,12 +152,12 @@ class Combination:
 
         Returns
         -------
-        identity : Identity
-            To compare with that of another moment.
+        identity : tuple
+            To compare with the one of another moment by :func:`agree`.
         """
         reading = self.reading if of_pairs else replace(self.reading, pairs=None)
         digest = replace(self, reading=reading).representation("", "").digest
-        return Identity(self.fingerprint, (self.backbone, self.revision), (digest, *outputs))
+        return self.fingerprint, (self.backbone, self.revision), (digest, *outputs)
 
     def representation(self, fingerprint: str, dtype: str) -> Representation:
         """Return what decides a vector on a backbone.

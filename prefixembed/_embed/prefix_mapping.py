@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sklearn.base import clone
@@ -26,8 +25,6 @@ class PrefixMapping:
         backbone: Any
 
         def combination(self) -> Any: ...
-
-        get_params: Callable[..., dict[str, Any]]
 
     @property
     def prefixes(self) -> dict[str, Prefix]:
@@ -124,16 +121,6 @@ class PrefixMapping:
         """
         return clone(self).remove(*names)
 
-    def __sklearn_clone__(self) -> Self:
-        # scikit-learn's own clone wants each parameter back as the same object, but a bank copies
-        # its dict of prefixes.
-        params = self.get_params(deep=False)
-        bank = type(self)(**{name: clone(value, safe=False) for name, value in params.items()})
-        for name in ("_metadata_request", "_sklearn_output_config", "_skl_callbacks"):
-            if name in self.__dict__:
-                setattr(bank, name, copy.deepcopy(self.__dict__[name]))
-        return bank
-
     def __getitem__(self, name: str) -> Prefix:
         try:
             return self.prefixes[name]
@@ -189,7 +176,9 @@ def _to_values(prefixes: Any) -> Any:
     if not isinstance(prefixes, Mapping):
         return prefixes
     encoders = {n: v for n, v in prefixes.items() if isinstance(_last_prefix(v), Prefix)}
-    values = dict(prefixes)  # a copy: what happens to the caller's dict does not move the bank
+    if not encoders:
+        return prefixes  # scikit-learn wants back the very object that it set
+    values = dict(prefixes)
     for encoder in {id(encoder): encoder for encoder in encoders.values()}.values():
         names = [name for name, value in encoders.items() if value is encoder]
         fits = encoder.prefixes_ if len(names) > 1 else (encoder.prefix_,)

@@ -141,7 +141,7 @@ def test_new_field_of_a_reading_changes_the_recipe(tmp_path):
     plain = recipe(Reading("mean", 64))
     assert recipe(Extended("mean", 64)) == plain, "folders from before the field stay valid"
     extended = recipe(Extended("mean", 64, suffix="!"))
-    assert extended == {**plain, "suffix": "!"}
+    assert extended == {**plain, "reading.suffix": "!"}
     check_recipe(tmp_path, plain)
     check_recipe(tmp_path, plain)
     with pytest.raises(ValueError, match="reading.suffix is the default there, '!' here"):
