@@ -34,6 +34,8 @@ from prefixembed.head import Head
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+TaskHead = Head  # the name that it had before prefixes shared it
+
 
 @substitute
 class MultiTaskEncoder(LearningTransformer):
