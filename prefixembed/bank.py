@@ -277,8 +277,8 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         Returns
         -------
         representation : Representation
-            Its digest is equal for banks that give equal vectors. The backbone of a bank without
-            any prefix is loaded for it.
+            Banks with equal digests give equal vectors. The backbone of a bank without any prefix
+            is loaded for it.
         """
         return self._embedder().representation
 

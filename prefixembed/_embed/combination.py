@@ -172,7 +172,7 @@ class Combination:
         Returns
         -------
         representation : Representation
-            Its digest is equal for combinations that give equal vectors.
+            Combinations with equal digests give equal vectors.
         """
         digests = (prefix.digest for prefix in self.prefixes)
         return Representation(

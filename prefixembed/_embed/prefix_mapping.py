@@ -45,7 +45,8 @@ class PrefixMapping:
         prefix : PrefixEncoder or Prefix
             Fitted encoder or prefix.
         activate : bool, default=True
-            Whether the prefix is used. If not, the vectors do not change.
+            Whether the prefix is used. If not, the vectors do not change, unless it replaces a
+            prefix that was active.
 
         Returns
         -------
@@ -192,6 +193,7 @@ def _last_prefix(value: Any) -> Any:
 
 
 def check_prefixes(prefixes: Mapping[Any, Any]) -> dict[str, Prefix]:
+    """Check that all names are str and all values are prefixes, and return them."""
     if not isinstance(prefixes, Mapping):
         raise ValueError(f"prefixes must be a dict of names to prefixes, got {prefixes!r}")
     for name, value in prefixes.items():
