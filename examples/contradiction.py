@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reproduce_paper import search_head
+from reproduce_paper import search_head, steps
 from sklearn.base import clone
 
 from prefixembed import MultiTaskEncoder, PrefixBank, PrefixEncoder
@@ -40,7 +40,7 @@ def representations(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
     bank = {"prefixes": prefixes, "backbone": args.backbone, "on_truncate": "ignore"}
     bank |= {"max_length": args.max_length, "cache": None}
-    tune = MultiTaskEncoder(args.backbone, max_epochs=args.multitask_epochs, **common)
+    tune = MultiTaskEncoder(args.backbone, max_steps=args.multitask_steps, **common)
     half = np.random.default_rng(seed).random(len(y)) < 0.5
     return {
         "bare backbone": PrefixBank(**bank, active=[]),
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="+", default=["cr", "mr"])
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--target-texts", type=int, default=500)
-    parser.add_argument("--multitask-epochs", type=int, default=2)
+    parser.add_argument("--multitask-steps", type=steps, default="auto")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--backbone", default=None, help="default: demo_backbone()")

@@ -13,13 +13,14 @@ import argparse
 import dataclasses
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from prefixembed import Prefix, PrefixBank, PrefixEncoder
-from prefixembed.prefix import concatenate
+from prefixembed.slots import Slots
 from prefixembed.tasks import Task, demo_backbone, fetch_task, load_docstring_task
 
 
@@ -59,13 +60,26 @@ def own_score(encoder: PrefixEncoder, bank: PrefixBank, task: Task) -> float:
     return float(np.mean(encoder.classes_[logits.argmax(axis=1)] == task.y_test))
 
 
+def concatenated_slots(prefixes: Sequence[Prefix]) -> Slots | None:
+    """Return the slots of all prefixes one after the other."""
+    found = [prefix.slots for prefix in prefixes if prefix.slots is not None]
+    if not found:
+        return None
+    names = ("keys", "biases", "values")
+    return Slots(*(np.concatenate([getattr(s, name) for s in found], axis=1) for name in names))
+
+
 def difference_of_orders(prefixes: list[Prefix], texts: Any) -> tuple[int, float]:
     """Return how many orders were tried, and the largest difference between their vectors."""
     vectors = []
     for order in itertools.islice(itertools.permutations(prefixes), 24):
         # A bank sorts its prefixes, so each order is written as one long prefix.
         whole = dataclasses.replace(
-            order[0], keys_values=concatenate(order), head=None, training={}
+            order[0],
+            keys_values=np.concatenate([prefix.keys_values for prefix in order], axis=3),
+            slots=concatenated_slots(order),
+            head=None,
+            training={},
         )
         bank = PrefixBank({"all": whole}, dtype="float32", cache=None, on_truncate="ignore")
         vectors.append(bank.transform(texts[:50]))

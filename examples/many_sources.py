@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reproduce_paper import main_score, search_head
+from reproduce_paper import main_score, search_head, steps
 from sklearn.cluster import KMeans
 
 from prefixembed import Prefix, PrefixBank, PrefixEncoder
@@ -44,7 +44,7 @@ def learn(args: argparse.Namespace, path: Path, task: TaskSplit, rows: Any, seed
             args.backbone,
             objective=task.info.objective,
             learning_rate=args.learning_rate,
-            max_epochs=args.epochs,
+            max_steps=args.steps,
             max_length=args.max_length,
             pairs=args.pairs,
             early_stopping=False,
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--source-texts", type=int, default=4000)
     parser.add_argument("--target-texts", type=int, default=600)
     parser.add_argument("--learning-rate", type=float, default=0.02)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--steps", type=steps, default="auto")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--pairs", choices=["joint", "apart"], default="joint")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

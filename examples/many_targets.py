@@ -79,7 +79,7 @@ def main() -> None:
     # Labels do not affect the cost, so they are random.
     labels = np.random.default_rng(0).integers(2, size=(len(texts), max(args.counts)))
     settings = {
-        "max_epochs": 1,
+        "max_steps": 2,
         "early_stopping": False,
         "random_state": 0,
         "on_truncate": "ignore",

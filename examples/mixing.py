@@ -2,7 +2,7 @@ r"""Measure whether large tasks dominate multi-task training.
 
 One source task has many texts and is easy to learn, the others have few. Multi-task training
 samples tasks in proportion to their texts (temperature 1), more evenly (2), or equally (inf). The
-score of each task on held-out texts is recorded after each epoch. A prefix is learned without
+score of each task on held-out texts is recorded about 20 times. A prefix is learned without
 other tasks, so its curve does not depend on the mix::
 
     python examples/mixing.py --data DIR [--large sst2] [--small sick cola] [--ratio 10]
@@ -25,14 +25,16 @@ import numpy as np
 from prefixembed import MultiTaskEncoder, PrefixEncoder
 from prefixembed.tasks import TaskSplit, demo_backbone, fetch_task
 
-Curves = dict[str, dict[str, list[float]]]
+Curve = dict[str, list[float]]
+Curves = dict[str, dict[str, Curve]]
 
 
-def score_curve(history: dict[str, list[float]], name: str = "") -> list[float]:
-    """Return the score of a task on held-out texts after each epoch."""
+def score_curve(history: dict[str, list[float]], name: str = "") -> Curve:
+    """Return the score of a task on held-out texts by step."""
     ending = f"[{name}]" if name else ""
     keys = [f"valid_{metric}{ending}" for metric in ("accuracy", "r2")]
-    return next(history[key] for key in keys if key in history)
+    scores = next(history[key] for key in keys if key in history)
+    return {"step": history["step"], "score": scores}
 
 
 def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) -> Curves:
@@ -40,7 +42,7 @@ def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) ->
     objectives = {name: task.info.objective for name, task in tasks.items()}
     data = {name: (task.X, task.y) for name, task in tasks.items()}
     common: dict[str, Any] = {
-        "max_length": args.max_length, "max_epochs": args.epochs, "n_iter_no_change": args.epochs,
+        "max_length": args.max_length, "max_steps": args.steps, "n_iter_no_change": args.steps,
         "validation_fraction": 0.2, "on_truncate": "ignore", "random_state": seed,
         "pairs": args.pairs,
     }  # fmt: skip
@@ -73,12 +75,12 @@ def plot(args: argparse.Namespace, found: list[Curves], path: Path) -> None:
     )
     for name, panel in zip(names, axes[0], strict=True):
         for number, label in enumerate(found[0]):
-            curve = np.mean([curves[label][name] for curves in found], axis=0)
+            runs = [curves[label][name] for curves in found]
+            mean = np.mean([curve["score"] for curve in runs], axis=0)
             style = {"prefix": "-", "fine-tuned alone": ":"}.get(label, "--")
-            panel.plot(range(1, len(curve) + 1), curve, style, marker="o", markersize=3,
+            panel.plot(runs[0]["step"], mean, style, marker="o", markersize=3,
                        color=f"C{number}", label=label)  # fmt: skip
-        panel.set(title=name, xlabel="epoch")
-        panel.set_xticks(range(1, args.epochs + 1))
+        panel.set(title=name, xlabel="step")
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("score on held-out texts")
     handles, labels = axes[0][0].get_legend_handles_labels()
@@ -88,7 +90,7 @@ def plot(args: argparse.Namespace, found: list[Curves], path: Path) -> None:
 
 
 def main() -> None:
-    """Train, print a table of the last epochs, and plot the curves."""
+    """Train, print a table of the last scores, and plot the curves."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of JSONL files (default: the Hub)")
     parser.add_argument("--large", default="sst2", help="task with many texts")
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=4000, help="number of texts of the large task")
     parser.add_argument("--ratio", type=int, default=10, help="its texts per text of a small task")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1, 2, np.inf])
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--pairs", choices=["joint", "apart"], default="joint")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -119,7 +121,7 @@ def main() -> None:
     names = list(found[0]["prefix"])
     print(f"| training | {' | '.join(names)} |\n{'|---' * (len(names) + 1)}|")
     for label in found[0]:
-        last = np.array([[curves[label][name][-1] for name in names] for curves in found])
+        last = np.array([[c[label][name]["score"][-1] for name in names] for c in found])
         cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(last.mean(0), last.std(0), strict=True)]
         print(f"| {label} | {' | '.join(cells)} |")
     plot(args, found, args.out / "mixing.png")

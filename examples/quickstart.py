@@ -119,7 +119,7 @@ def main() -> None:
     target = load_docstring_task("subpackage", n_train_per_class=20)
     compare(bank, target)
     save_and_reload(bank, target.X_test)
-    update(bank, "kind", lambda: learn(sources["kind"], backbone=backbone, max_epochs=1))
+    update(bank, "kind", lambda: learn(sources["kind"], backbone=backbone, max_steps=20))
     print(f"\n{time.perf_counter() - started:.0f} s in total")
 
 

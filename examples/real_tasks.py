@@ -54,7 +54,7 @@ def main() -> None:
         target = load_task(folder, name, args.target_texts, 1000)
         compare(bank, target)
     save_and_reload(bank, target.X_test)
-    update(bank, "qnli", lambda: learn(sources["qnli"], **params, max_epochs=1))
+    update(bank, "qnli", lambda: learn(sources["qnli"], **params, max_steps=60))
 
 
 if __name__ == "__main__":

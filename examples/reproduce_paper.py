@@ -101,7 +101,7 @@ def learn_prefixes(args: argparse.Namespace, seed: int, results: Results) -> dic
                 objective=train.info.objective,
                 prefix_length=args.prefix_length,
                 learning_rate=args.learning_rate,
-                max_epochs=args.epochs,
+                max_steps=args.steps,
                 max_length=args.max_length,
                 pairs=args.pairs,
                 on_truncate="ignore",
@@ -129,7 +129,7 @@ def fine_tune(args: argparse.Namespace, seed: int, results: Results) -> str:
             args.backbone,
             objectives={name: split.info.objective for name, split in splits.items()},
             learning_rate=args.multitask_learning_rate,
-            max_epochs=args.multitask_epochs,
+            max_steps=args.multitask_steps,
             max_length=args.max_length,
             pairs=args.pairs,
             on_truncate="ignore",
@@ -287,6 +287,11 @@ def plot(scores: Mapping[str, np.ndarray], n_targets: int, path: Path) -> None:
     plt.close(figure)
 
 
+def steps(text: str) -> int | str:
+    """Read a number of training steps, or "auto"."""
+    return text if text == "auto" else int(text)
+
+
 def parse(description: str) -> argparse.ArgumentParser:
     """Return the parser of the arguments that the scripts of the paper share."""
     sources, targets = ([info.name for info in list_tasks(role)] for role in ("source", "target"))
@@ -308,9 +313,9 @@ def parse(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--prefix-length", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=0.01)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--steps", type=steps, default="auto")
     parser.add_argument("--multitask-learning-rate", type=float, default=5e-5)
-    parser.add_argument("--multitask-epochs", type=int, default=2)
+    parser.add_argument("--multitask-steps", type=steps, default="auto")
     parser.add_argument("--no-multitask", action="store_true")
     return parser
 

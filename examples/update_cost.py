@@ -27,6 +27,7 @@ from prefixembed._embed.tokens import tokenize
 from prefixembed.tasks import demo_backbone, load_docstring_task
 
 Tasks = dict[str, tuple[Any, Any]]
+BATCH = 32
 
 
 def make_tasks(n: int, n_texts: int) -> Tasks:
@@ -43,8 +44,8 @@ def make_tasks(n: int, n_texts: int) -> Tasks:
     return tasks
 
 
-def flops(backbone: str, tasks: Tasks, epochs: int, products: int) -> float:
-    """Count the FLOPs of linear layers: two per weight, token and product."""
+def flops(backbone: str, tasks: Tasks, steps: int, products: int) -> float:
+    """Count the FLOPs of linear layers in some steps: two per weight, token and product."""
     loaded = load_backbone(backbone)
     weights = sum(
         module.weight.numel()
@@ -52,25 +53,23 @@ def flops(backbone: str, tasks: Tasks, epochs: int, products: int) -> float:
         if isinstance(module, torch.nn.Linear)
     )
     reading = dataclasses.replace(loaded.reading, max_length=128)
-    n_tokens = sum(
-        int(tokenize(loaded, check_texts(X), reading).lengths.sum()) for X, _ in tasks.values()
-    )
-    return 2.0 * weights * n_tokens * epochs * products
+    lengths = [tokenize(loaded, check_texts(X), reading).lengths for X, _ in tasks.values()]
+    n_tokens = float(np.concatenate(lengths).mean()) * BATCH * steps
+    return 2.0 * weights * n_tokens * products
 
 
 def measure(args: argparse.Namespace, n: int) -> dict[str, float]:
     """Measure seconds and FLOPs of both sides with n tasks."""
     tasks = make_tasks(n, args.texts)
-    common = {"max_length": 128, "max_epochs": args.epochs, "random_state": 0}
-    common |= {"early_stopping": False}
+    common = {"max_length": 128, "batch_size": BATCH, "random_state": 0, "early_stopping": False}
     started = time.perf_counter()
-    MultiTaskEncoder(args.backbone, **common).fit(tasks)
+    MultiTaskEncoder(args.backbone, max_steps=n * args.steps, **common).fit(tasks)
     multitask = time.perf_counter() - started
 
     last = list(tasks)[-1]
     bank = PrefixBank({}, backbone=args.backbone)
     started = time.perf_counter()
-    encoder = PrefixEncoder(args.backbone, **common).fit(*tasks[last])
+    encoder = PrefixEncoder(args.backbone, max_steps=args.steps, **common).fit(*tasks[last])
     bank.add(last, encoder)
     add = time.perf_counter() - started
     started = time.perf_counter()
@@ -80,9 +79,9 @@ def measure(args: argparse.Namespace, n: int) -> dict[str, float]:
         "multi-task, any change": multitask,
         "bank, add or update": add,
         "bank, remove": remove,
-        "multi-task, any change, FLOPs": flops(args.backbone, tasks, args.epochs, 3),
+        "multi-task, any change, FLOPs": flops(args.backbone, tasks, n * args.steps, 3),
         "bank, add or update, FLOPs": flops(
-            args.backbone, {last: tasks[last]}, args.epochs, 2
+            args.backbone, {last: tasks[last]}, args.steps, 2
         ),
     }  # fmt: skip
 
@@ -108,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 5, 10, 20])
     parser.add_argument("--texts", type=int, default=300)
-    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=10, help="training steps per task")
     parser.add_argument("--backbone", default=None, help="default: demo_backbone()")
     parser.add_argument("--out", type=Path, default=Path("results/update_cost"))
     args = parser.parse_args()

@@ -6,6 +6,7 @@ import functools
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,18 +15,19 @@ from sklearn.utils._param_validation import StrOptions
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from prefixembed._model.attention import Attend
 from prefixembed._model.batch import Batch
 from prefixembed._model.devices import resolve_device, resolve_dtype
+from prefixembed._model.extension import Extension
 from prefixembed._model.families import (
     DECODERS,
+    activation,
     default_pooling,
     layout,
     longest_text,
     padding_id,
     position_offset,
 )
-from prefixembed._model.hook import attending
+from prefixembed._model.hook import extended
 from prefixembed._model.loading import load_files, load_own_reading
 from prefixembed._model.own_reading import own_reading
 from prefixembed._utils.docstrings import substitute
@@ -105,6 +107,11 @@ class Backbone:
     has_segments: bool
     _tokenizers: dict[tuple[int, int], Tokenizer] = field(default_factory=dict, repr=False)
 
+    @property
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        """Activation function of the feed-forward layers."""
+        return activation(self.model.config)
+
     def tokenizer(self, max_length: int, overlap: int = 0) -> Tokenizer:
         """Return a tokenizer that cuts texts.
 
@@ -141,7 +148,7 @@ class Backbone:
         return self._tokenizers[key]
 
     def forward(
-        self, batch: Batch, attend: Attend | None = None, reading: Reading | None = None
+        self, batch: Batch, extension: Extension | None = None, reading: Reading | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Run the encoder once.
 
@@ -149,8 +156,8 @@ class Backbone:
         ----------
         batch : Batch
             Padded on the right.
-        attend : Attend, default=None
-            What the layers attend to in addition to the tokens. None for the tokens alone.
+        extension : Extension, default=None
+            What prefixes add to the layers. None for the layers as they are.
         reading : Reading, default=None
             Its `pooled_layers` and `first_position` are obeyed. None for the backbone's own.
 
@@ -175,7 +182,7 @@ class Backbone:
             inputs["position_ids"] = torch.arange(start, stop, device=self.device)[None]
         if self.model.config.model_type in DECODERS:
             inputs["use_cache"] = False  # no tokens follow that would need keys and values
-        with attending(attend):
+        with extended(extension):
             if reading.pooled_layers == 1:
                 return self.model(**inputs).last_hidden_state, mask
             output = self.model(**inputs, output_hidden_states=True)

@@ -145,7 +145,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
     >>> from prefixembed import PrefixBank, PrefixEncoder
     >>> from prefixembed.tasks import demo_backbone
     >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0)
     >>> encoder = encoder.fit(texts, [1, 0, 1, 0] * 8)
     >>> bank = PrefixBank({"stars": encoder})
     >>> bank.transform(["a fine film", "a dud"]).shape

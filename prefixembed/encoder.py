@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields, replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import _fit_context
-from sklearn.utils._param_validation import StrOptions
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._embed.texts import is_pairs
+from prefixembed._fit.background import resolve_background
+from prefixembed._fit.convergence import warn_after_training
 from prefixembed._fit.examples import read_rows
-from prefixembed._fit.learning import check_can_resume, training_facts, warn_if_stuck
+from prefixembed._fit.learning import check_can_resume, training_facts
 from prefixembed._fit.objectives import OBJECTIVES
 from prefixembed._fit.predictions import SourceHeadMixin
 from prefixembed._fit.prefix_learner import PrefixLearner
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _REMEMBERED_FITS = 256
+# learning_rate="auto": the peak rates of keys, values and head, and of slots.
+_RATE, _SLOT_RATE = 1e-2, 2e-3
 
 
 @substitute
@@ -38,7 +44,8 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     """Learn a prefix from one labelled source task on a frozen backbone.
 
     In every attention layer, tokens also attend to ``prefix_length`` trainable keys and values
-    (P-Tuning v2 [3]_). These and a linear head are all that is trained. The vectors of
+    (P-Tuning v2 [3]_). Every feed-forward layer has ``ffn_length`` trainable hidden units more,
+    called slots. These and a linear head are all that is trained. The vectors of
     :meth:`transform` serve heads for other tasks, the target tasks. The head of the source task is
     kept for :meth:`predict`.
 
@@ -62,7 +69,9 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         - ``"multiple_choice"``: which of the choices of each row is right;
         - ``"token_classification"``: one class per word.
     prefix_length : int, default=5
-        Number of key and value vectors per layer and head.
+        Number of key and value vectors per layer and head. It may be 0 if there are slots.
+    ffn_length : int, default=16
+        Number of slots per feed-forward layer. 0 for none, which is the method of the paper [1]_.
     init : {"text", "normal"}, default="text"
         Initial keys and values:
 
@@ -71,19 +80,29 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     reparameterize : int, default=None
         Hidden width of an MLP that computes the prefix during training, as in P-Tuning v2. It is
         not needed afterwards. None for no MLP.
+    background : "auto", array-like of str or None, default="auto"
+        Texts that have nothing to do with the source task. Training penalizes what slots do to
+        them, so that the prefix leaves the texts of other tasks alone in a bank:
+
+        - ``"auto"``: 2,400 sentences about everything, which come with the library;
+        - an array of texts: a sample of what the vectors will be used for; needs no labels;
+        - None: no penalty.
+    background_weight : float, default=10
+        Factor on the penalty: the mean over layers of the squared size of what slots add to
+        background texts, relative to the input of the layer.
     $pooling
     $pooled_layers
     $pairs
     $prompt
     $max_length
-    learning_rate : float, default=0.01
+    learning_rate : float or "auto", default="auto"
         Peak learning rate of AdamW, after a warm-up over a tenth of the steps and before linear
-        decay to zero. Gradients are clipped at norm 1.
+        decay to zero. Gradients are clipped at norm 1. ``"auto"`` is 0.01 for keys, values and
+        head, and 0.002 for slots.
     weight_decay : float, default=0.0
         Weight decay of AdamW, for prefix and head.
     $batch_size
-    max_epochs : int, default=3
-        Maximum number of passes over the training texts.
+    $max_steps
     $early_stopping
     $validation_fraction
     $n_iter_no_change
@@ -91,8 +110,8 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         Weights of classes in the loss, for classification only; see
         :func:`sklearn.utils.class_weight.compute_class_weight`.
     checkpoint_dir : str or path-like, default=None
-        Folder for the state of training, which is written after each epoch and about once per
-        minute. If the process dies, the same call with the same data, parameters and
+        Folder for the state of training, which is written about once per minute and at the
+        end. If the process dies, the same call with the same data, parameters and
         `random_state` continues from there, and learns the same prefix bit for bit on the same
         device. Many runs may share a folder. It is not needed after training. None for no
         checkpoints.
@@ -117,8 +136,9 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         Labels of the source task; for multilabel, their positions. Regression and multiple choice
         have none.
     history_ : dict of str to list of float
-        One entry per epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
-        early stopping, ``valid_loss`` and ``valid_accuracy``, or ``valid_r2`` for regression.
+        One entry per evaluation: ``step`` (number of steps so far), ``train_loss`` (weighted mean
+        since the entry before), ``learning_rate``, ``seconds`` and, with early stopping,
+        ``valid_loss`` and ``valid_accuracy``, or ``valid_r2`` for regression.
     n_features_out_ : int
         Width of the vectors of the kind of texts that `fit` has seen.
 
@@ -146,7 +166,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     >>> from prefixembed.tasks import demo_backbone
     >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
     >>> stars = ["good", "bad", "good", "bad"] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0)
     >>> encoder.fit(texts, stars).transform(["a fine film"]).shape
     (1, 384)
     >>> encoder.predict(["what a joy"])
@@ -156,9 +176,16 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **LearningTransformer._parameter_constraints,
         "objective": [StrOptions(set(OBJECTIVES))],
-        "prefix_length": [Count(1)],
+        "prefix_length": [Count(0)],
+        "ffn_length": [Count(0)],
         "init": [StrOptions({"text", "normal"})],
         "reparameterize": [Count(1), None],
+        "background": [StrOptions({"auto"}), "array-like", None],
+        "background_weight": [Interval(Real, 0, None, closed="left")],
+        "learning_rate": [
+            *LearningTransformer._parameter_constraints["learning_rate"],
+            StrOptions({"auto"}),
+        ],
         "class_weight": [StrOptions({"balanced"}), dict, None],
     }
 
@@ -169,20 +196,23 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         revision: str | None = None,
         objective: str = "classification",
         prefix_length: int = 5,
+        ffn_length: int = 16,
         init: str = "text",
         reparameterize: int | None = None,
+        background: Sequence[str] | str | None = "auto",
+        background_weight: float = 10.0,
         pooling: str = "auto",
         pooled_layers: int = 1,
         pairs: str = "auto",
         prompt: str | None = None,
         max_length: int | None = None,
-        learning_rate: float = 0.01,
+        learning_rate: float | str = "auto",
         weight_decay: float = 0.0,
         batch_size: int = 32,
-        max_epochs: int = 3,
+        max_steps: int | str = "auto",
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
-        n_iter_no_change: int = 2,
+        n_iter_no_change: int = 5,
         class_weight: dict[Any, float] | str | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         batch_tokens: int | str = "auto",
@@ -199,8 +229,11 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         self.revision = revision
         self.objective = objective
         self.prefix_length = prefix_length
+        self.ffn_length = ffn_length
         self.init = init
         self.reparameterize = reparameterize
+        self.background = background
+        self.background_weight = background_weight
         self.pooling = pooling
         self.pooled_layers = pooled_layers
         self.pairs = pairs
@@ -209,7 +242,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.batch_size = batch_size
-        self.max_epochs = max_epochs
+        self.max_steps = max_steps
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
@@ -264,12 +297,18 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         Warns
         -----
         ConvergenceWarning
-            If the training loss never falls below chance.
+            If the training loss or the validation loss is never below that at chance, or if the
+            validation loss is still falling at the end.
         UserWarning
-            If an error or Ctrl-C stops training. The error is re-raised. If an epoch was validated,
-            the encoder holds the best state so far; otherwise, after Ctrl-C, the last one.
+            If classes are too small to be validated, or an error or Ctrl-C stops training. The
+            error is re-raised. If there was an evaluation with validation, the encoder holds the
+            best state so far; otherwise, after Ctrl-C, the last one.
         """
+        if not self.prefix_length and not self.ffn_length:
+            raise ValueError("prefix_length and ffn_length cannot both be 0")
         check_can_resume(self.checkpoint_dir, self.random_state)
+        background = self.background if self.background_weight else None
+        background = resolve_background(background, self.ffn_length)
         rows = read_rows(self.objective, X, y, sample_weight, self.class_weight)
         rng = self._make_rng()
         dtype = "float32" if self.dtype == "float16" else self.dtype
@@ -281,13 +320,19 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
             data,
             reading,
             prefix_length=self.prefix_length,
+            ffn_length=self.ffn_length,
             init=self.init,
             reparameterize=self.reparameterize,
+            slot_rate=_SLOT_RATE / _RATE if isinstance(self.learning_rate, str) else 1.0,
+            background=background,
+            background_weight=float(self.background_weight),
             rng=rng,
         )
-        outcome = self._train(tasks, learner, backbone, rng)
+        rate = _RATE if isinstance(self.learning_rate, str) else self.learning_rate
+        recipe = self._recipe(tasks, rate)
+        outcome = self._train(tasks, learner, recipe, backbone, rng)
         if outcome.is_usable:
-            keys_values, head = learner.learned()
+            keys_values, slots, head = learner.learned()
             self._keep(
                 Prefix(
                     keys_values=keys_values,
@@ -296,13 +341,14 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
                     n_features=backbone.n_features,
                     reading=reading if is_pairs(rows.texts) else replace(reading, pairs=None),
                     head=head,
+                    slots=slots,
                     revision=self.revision,
-                    training=training_facts(data, self._recipe(), outcome.history),
+                    training=training_facts(data, recipe, outcome.history),
                 )
             )
             self.history_ = outcome.history
         outcome.reraise(self.checkpoint_dir)
-        warn_if_stuck(outcome.history, data, self.learning_rate)
+        warn_after_training(outcome.history, tasks, recipe)
         return self
 
     @classmethod
@@ -332,10 +378,11 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         >>> from prefixembed import Prefix, PrefixEncoder
         >>> encoder = PrefixEncoder.from_prefix(Prefix.load("sst2.safetensors"))  # doctest: +SKIP
         """
-        values = {field.name: getattr(prefix.reading, field.name) for field in fields(Reading)}
-        recorded: dict[str, Any] = {
+        known: dict[str, Any] = {"prefix_length": prefix.length, "ffn_length": prefix.ffn_length}
+        known |= {field.name: getattr(prefix.reading, field.name) for field in fields(Reading)}
+        recorded = {
             name: value
-            for name, value in {"prefix_length": prefix.length, **values}.items()
+            for name, value in known.items()
             if name in cls._get_param_names() and value is not None
         }
         if prefix.objective is not None:

@@ -16,6 +16,7 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._embed.texts import is_pairs
+from prefixembed._fit.convergence import warn_after_training
 from prefixembed._fit.examples import check_tasks, read_rows
 from prefixembed._fit.fine_tuning import FineTuner, pack_backbone, write_backbone
 from prefixembed._fit.learning import check_can_resume
@@ -75,13 +76,8 @@ class MultiTaskEncoder(LearningTransformer):
     weight_decay : float, default=0.01
         Weight decay of AdamW.
     $batch_size
-    max_epochs : int, default=3
-        Maximum number of epochs. An epoch has as many steps as it takes to see every text once if
-        tasks are mixed in proportion to size.
-    early_stopping : bool, default=True
-        Whether to set `validation_fraction` of the training texts aside, to stop when their loss,
-        averaged over tasks, has not improved for `n_iter_no_change` epochs, and to keep the epoch
-        with the lowest loss.
+    $max_steps
+    $early_stopping
     $validation_fraction
     $n_iter_no_change
     checkpoint_dir : str or path-like, default=None
@@ -110,9 +106,11 @@ class MultiTaskEncoder(LearningTransformer):
     of_pairs_ : dict of str to bool
         Whether each source task has pairs of texts.
     history_ : dict of str to list of float
-        One entry per epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds`` and, with
-        early stopping, ``valid_loss``. With several tasks, each has its own ``valid_loss[name]``
-        and ``valid_accuracy[name]``, or ``valid_r2[name]``; with one task, the name is left out.
+        One entry per evaluation: ``step`` (number of steps so far), ``train_loss`` (weighted mean
+        since the entry before), ``learning_rate``, ``seconds`` and, with early stopping,
+        ``valid_loss``, the mean over tasks. With several tasks, each has its own
+        ``valid_loss[name]`` and ``valid_accuracy[name]``, or ``valid_r2[name]``; with one task, the
+        name is left out.
     n_features_out_ : int
         Length of the vector of a text.
 
@@ -137,7 +135,7 @@ class MultiTaskEncoder(LearningTransformer):
     >>> from prefixembed.tasks import demo_backbone
     >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
     >>> tasks = {"stars": (texts, [1, 0, 1, 0] * 8), "long": (texts, [0, 1, 0, 0] * 8)}
-    >>> encoder = MultiTaskEncoder(demo_backbone(), max_epochs=2, random_state=0).fit(tasks)
+    >>> encoder = MultiTaskEncoder(demo_backbone(), max_steps=4, random_state=0).fit(tasks)
     >>> encoder.transform(["a fine film"]).shape
     (1, 384)
     >>> encoder.predict(["what a joy"], "stars")
@@ -173,10 +171,10 @@ class MultiTaskEncoder(LearningTransformer):
         head_learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
         batch_size: int = 32,
-        max_epochs: int = 3,
+        max_steps: int | str = "auto",
         early_stopping: bool = True,
         validation_fraction: float = 0.1,
-        n_iter_no_change: int = 2,
+        n_iter_no_change: int = 5,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         batch_tokens: int | str = "auto",
         on_truncate: str = "warn",
@@ -201,7 +199,7 @@ class MultiTaskEncoder(LearningTransformer):
         self.head_learning_rate = head_learning_rate
         self.weight_decay = weight_decay
         self.batch_size = batch_size
-        self.max_epochs = max_epochs
+        self.max_steps = max_steps
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.n_iter_no_change = n_iter_no_change
@@ -245,9 +243,14 @@ class MultiTaskEncoder(LearningTransformer):
 
         Warns
         -----
+        ConvergenceWarning
+            If the validation loss of a task is never below that at chance, or if the mean over
+            tasks is still falling at the end. With one task, also if the training loss is never
+            below that at chance.
         UserWarning
-            If an error or Ctrl-C stops training. The error is re-raised. If an epoch was validated,
-            the encoder holds the best state so far; otherwise, after Ctrl-C, the last one.
+            If classes are too small to be validated, or an error or Ctrl-C stops training. The
+            error is re-raised. If there was an evaluation with validation, the encoder holds the
+            best state so far; otherwise, after Ctrl-C, the last one.
         """
         if not check_tasks(tasks):
             raise ValueError("tasks must have one source task or more, got none")
@@ -267,7 +270,9 @@ class MultiTaskEncoder(LearningTransformer):
             mixed_precision=dtype is torch.bfloat16,
             rng=rng,
         )
-        outcome = self._train(data, tuner, original, rng, float(self.temperature))
+        temperature = float(self.temperature)
+        recipe = self._recipe(data, self.learning_rate, temperature)
+        outcome = self._train(data, tuner, recipe, original, rng, temperature)
         if outcome.is_usable:
             # First what can fail, so that heads and backbone always belong together.
             files = pack_backbone(tuner.backbone, reading)
@@ -277,6 +282,7 @@ class MultiTaskEncoder(LearningTransformer):
             self.n_features_out_ = original.n_features
             self._files, self._place = files, None
         outcome.reraise(self.checkpoint_dir)
+        warn_after_training(outcome.history, data, recipe)
         return self
 
     def predict(self, X: Any, task: str | None = None) -> Any:

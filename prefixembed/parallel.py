@@ -73,7 +73,7 @@ def fit_prefixes(
     >>> from prefixembed.tasks import demo_backbone
     >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
     >>> tasks = {"stars": (texts, [1, 0, 1, 0] * 8), "long": (texts, [1, 1, 0, 0] * 8)}
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0)
     >>> PrefixBank(fit_prefixes(tasks, encoder)).transform(["a fine film"]).shape
     (1, 384)
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,17 +22,23 @@ from prefixembed._utils.properties import cached_property
 from prefixembed._version import __version__
 from prefixembed.head import Head, decode_classes, encode_classes, read_only
 from prefixembed.reading import PAIRS, POOLINGS, Reading
+from prefixembed.slots import Slots
 
-FORMAT_VERSION = 4
-__all__ = ["FORMAT_VERSION", "PAIRS", "POOLINGS", "Head", "Prefix", "concatenate"]
+FORMAT_VERSION = 5
+_READ_VERSIONS = (4, FORMAT_VERSION)  # files of version 4 have no slots
+__all__ = ["FORMAT_VERSION", "PAIRS", "POOLINGS", "Head", "Prefix", "Slots"]
 
 PREFIX_FILE = "prefix.safetensors"
-_TENSORS = ("keys_values", "head_weight", "head_bias")
+_SLOT_TENSORS = ("slot_keys", "slot_biases", "slot_values")
+_TENSORS = ("keys_values", *_SLOT_TENSORS, "head_weight", "head_bias")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Prefix(HubMixin):
-    """Hold the keys and values learned from one source task, and all that is needed to use them.
+    """Hold what was learned from one source task, and all that is needed to use it.
+
+    A prefix extends the two memories of each layer of its backbone: the keys and values of
+    attention, and the hidden units of the feed-forward layer, by slots.
 
     A prefix is a value: its arrays are read-only, a copy is the prefix itself, and two prefixes
     are equal if their content is.
@@ -45,7 +51,7 @@ class Prefix(HubMixin):
     ----------
     keys_values : ndarray of shape (n_layers, 2, n_heads, prefix_length, head_dim)
         Keys (index 0) and values (index 1) that every token attends to, in each attention
-        layer.
+        layer. There may be no position (``prefix_length`` is 0) if there are slots.
     backbone : str or path-like
         Hub name or folder of the backbone that the prefix was learned on.
     fingerprint : str
@@ -56,10 +62,12 @@ class Prefix(HubMixin):
         How texts were read. ``reading.pairs`` is None if the source task has single texts.
     head : Head, default=None
         Linear head of the source task. None for a prefix that gives vectors but no predictions.
+    slots : Slots, default=None
+        Hidden units that are added to each feed-forward layer. None for none, as in the paper.
     revision : str, default=None
         Revision of the backbone on the Hub.
     training : mapping, default={}
-        Facts about the training: sizes, epochs, losses. They do not enter the digest.
+        Facts about the training: sizes, steps, losses. They do not enter the digest.
 
     Raises
     ------
@@ -86,7 +94,7 @@ class Prefix(HubMixin):
     ...     keys_values=np.zeros((2, 2, 4, 5, 8), dtype=np.float32), backbone="tiny",
     ...     fingerprint="0" * 64, n_features=32, reading=Reading("mean", 64))
     >>> prefix
-    Prefix(backbone='tiny', length=5, objective=None, digest='00751de4de14')
+    Prefix(backbone='tiny', length=5, ffn_length=0, objective=None, digest='00751de4de14')
     """
 
     keys_values: NDArray[np.float32]  # (layer, 2, head, position, head_dim)
@@ -95,6 +103,7 @@ class Prefix(HubMixin):
     n_features: int
     reading: Reading
     head: Head | None = None
+    slots: Slots | None = None
     revision: str | None = None
     training: Mapping[str, Any] = field(default_factory=dict)
 
@@ -103,16 +112,25 @@ class Prefix(HubMixin):
         if isinstance(self.backbone, os.PathLike):
             object.__setattr__(self, "backbone", os.fspath(self.backbone))
         shape = self.keys_values.shape
-        if len(shape) != 5 or shape[1] != 2 or 0 in shape:
+        if len(shape) != 5 or shape[1] != 2 or 0 in (*shape[:3], shape[4]):
             expected = "(layer, 2, head, position, head_dim)"
             raise ValueError(f"keys_values must have shape {expected}, got {shape}")
         for name, kind in (
             ("backbone", str), ("fingerprint", str), ("n_features", int), ("reading", Reading),
-            ("head", Head),
+            ("head", Head), ("slots", Slots),
         ):  # fmt: skip
             value = getattr(self, name)
-            if not (isinstance(value, kind) and value) and (name, value) != ("head", None):
+            may_be_none = value is None and name in ("head", "slots")
+            if not (isinstance(value, kind) and value) and not may_be_none:
                 raise ValueError(f"{name} must be a {kind.__name__}, got {value!r}")
+        if self.slots is None:
+            if not self.length:
+                raise ValueError("a prefix must have a position or slots, got neither")
+        elif self.slots.keys.shape != (shape[0], self.slots.length, self.n_features):
+            raise ValueError(
+                f"slot_keys must have {shape[0]} layers and {self.n_features} features as the "
+                f"backbone has, got shape {self.slots.keys.shape}"
+            )
         if self.head is not None and self.head.width != self.width:
             raise ValueError(
                 f"head_weight must have {self.width} columns, got {self.head.width}: that is the "
@@ -124,6 +142,11 @@ class Prefix(HubMixin):
     def length(self) -> int:
         """Number of prefix positions."""
         return int(self.keys_values.shape[3])
+
+    @property
+    def ffn_length(self) -> int:
+        """Number of slots in each feed-forward layer."""
+        return 0 if self.slots is None else self.slots.length
 
     @property
     def layout(self) -> tuple[int, int, int]:
@@ -179,6 +202,7 @@ class Prefix(HubMixin):
             "objective": self.objective,
             "n_classes": None if self.classes is None else len(self.classes),
             "length": self.length,
+            "ffn_length": self.ffn_length,
             "digest": self.digest,
             "n_bytes": sum(array.nbytes for array in self._tensors().values()),
             "reading": self.reading.to_dict(),
@@ -285,9 +309,10 @@ class Prefix(HubMixin):
     @classmethod
     def _from_header(cls, header: dict[str, Any], tensors: dict[str, Any]) -> Prefix:
         version = header.pop("format_version")
-        if version != FORMAT_VERSION:
+        if version not in _READ_VERSIONS:
+            known = " and ".join(map(str, _READ_VERSIONS))
             raise ValueError(
-                f"format version is {version}, this version of prefixembed reads {FORMAT_VERSION}"
+                f"format version is {version}, this version of prefixembed reads {known}"
             )
         digest = header.pop("digest")
         header.pop("library_version")
@@ -300,8 +325,11 @@ class Prefix(HubMixin):
             classes = None if head["classes"] is None else decode_classes(head["classes"])
             weight, bias = tensors["head_weight"], tensors["head_bias"]
             head = Head(head["objective"], classes, weight, bias)
+        slots = None
+        if any(name in tensors for name in _SLOT_TENSORS):
+            slots = Slots(*(tensors[name] for name in _SLOT_TENSORS))
         reading = Reading(**header.pop("reading"))
-        prefix = cls(keys_values=tensors["keys_values"], reading=reading, head=head, **header)
+        prefix = cls(tensors["keys_values"], reading=reading, head=head, slots=slots, **header)
         if prefix.digest != digest:
             raise ValueError(f"content has digest {prefix.digest}, its header says {digest}")
         return prefix
@@ -323,6 +351,8 @@ class Prefix(HubMixin):
 
     def _tensors(self) -> dict[str, NDArray[np.float32]]:
         tensors = {"keys_values": self.keys_values}
+        if self.slots is not None:
+            tensors |= self.slots.tensors()
         if self.head is not None:
             tensors |= {"head_weight": self.head.weight, "head_bias": self.head.bias}
         return tensors
@@ -348,25 +378,6 @@ class Prefix(HubMixin):
     def __repr__(self) -> str:
         return (
             f"Prefix(backbone={self.backbone!r}, length={self.length}, "
-            f"objective={self.objective!r}, digest={self.digest[:12]!r})"
+            f"ffn_length={self.ffn_length}, objective={self.objective!r}, "
+            f"digest={self.digest[:12]!r})"
         )
-
-
-def concatenate(prefixes: Sequence[Prefix]) -> NDArray[np.float32]:
-    """Concatenate the keys and values of prefixes, layer by layer.
-
-    Read more in the :doc:`user guide </guide/prefix>`.
-
-    .. versionadded:: 0.1
-
-    Parameters
-    ----------
-    prefixes : sequence of Prefix
-        One or more with the same layout; their lengths may differ.
-
-    Returns
-    -------
-    keys_values : ndarray of shape (n_layers, 2, n_heads, sum of lengths, head_dim)
-        The combined prefix of arXiv 2305.13499.
-    """
-    return np.concatenate([prefix.keys_values for prefix in prefixes], axis=3)

@@ -63,7 +63,7 @@ def prefix_subsets(
     >>> from prefixembed import PrefixBank, PrefixEncoder, prefix_subsets
     >>> from prefixembed.tasks import demo_backbone
     >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0)
     >>> prefix = encoder.fit(texts, [1, 0, 1, 0] * 8).prefix_
     >>> bank = PrefixBank({"a": prefix, "b": prefix, "c": prefix})
     >>> prefix_subsets(bank, max_size=1)
@@ -168,7 +168,7 @@ class PrefixSelector(BaseSearchCV):
     >>> from prefixembed import PrefixBank, PrefixEncoder, PrefixSelector
     >>> from prefixembed.tasks import demo_backbone
     >>> texts = ["what a film", "dull and long", "a joy", "a bore"] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0)
     >>> bank = PrefixBank({"stars": encoder.fit(texts, [1, 0, 1, 0] * 8)})
     >>> selector = PrefixSelector(make_pipeline(bank, LogisticRegression()), cv=2)
     >>> selector.fit(texts, [1, 0, 1, 0] * 8).predict(["a joy"])

@@ -18,6 +18,7 @@ from prefixembed import Prefix, VectorCache, cache, load_backbone, release_backb
 from prefixembed._embed import encoding
 from prefixembed.head import Head
 from prefixembed.reading import Reading
+from prefixembed.slots import Slots
 from prefixembed.tasks import demo_backbone
 
 # Each run tries the same examples, so that failures can be reproduced.
@@ -161,11 +162,22 @@ def encoded(monkeypatch):
     return ids
 
 
+def random_slots(n_layers, length, n_features, seed=0):
+    """Return slots that change vectors as much as random keys and values do."""
+    rng = np.random.default_rng([seed, 1])
+    shape = (n_layers, length, n_features)
+    return Slots(
+        keys=rng.standard_normal(shape) * n_features**-0.5,
+        biases=0.1 * rng.standard_normal(shape[:2]),
+        values=0.3 * rng.standard_normal(shape),
+    )
+
+
 @pytest.fixture(scope="session")
 def random_prefix():
-    """Return a function that makes a prefix of random keys and values for a backbone."""
+    """Return a function that makes a prefix of random keys, values and slots for a backbone."""
 
-    def make(folder, length=5, seed=0, scale=1.0, head=True, **changes):
+    def make(folder, length=5, seed=0, scale=1.0, head=True, ffn_length=0, **changes):
         backbone = load_backbone(folder, dtype="float32", device="cpu")
         n_layers, n_heads, head_dim = backbone.layout
         rng = np.random.default_rng(seed)
@@ -184,6 +196,8 @@ def random_prefix():
             weight = rng.standard_normal((2, width), dtype=np.float32)
             bias = rng.standard_normal(2, dtype=np.float32)
             head = Head("classification", np.array(["no", "yes"]), weight, bias)
+        if ffn_length:
+            fields["slots"] = random_slots(n_layers, ffn_length, backbone.n_features, seed)
         return Prefix(**(fields | {"head": head} | changes))
 
     return make

@@ -3,6 +3,9 @@
 import numpy as np
 
 from prefixembed import MultiTaskEncoder, PrefixEncoder
+from prefixembed._fit.examples import Examples
+from prefixembed._fit.objectives import OBJECTIVES as KINDS
+from prefixembed._fit.objectives import Targets
 
 GOOD, BAD = ["joy", "gem", "fine"], ["bore", "dull", "mess"]
 # Objectives of `three_tasks` that are not the default.
@@ -11,12 +14,23 @@ _QUICK = {"batch_size": 8, "max_length": 64, "random_state": 0, "dtype": "float3
 
 
 def make_encoder(folder, **params):
-    return PrefixEncoder(folder, **(_QUICK | {"max_epochs": 3, "learning_rate": 0.03} | params))
+    quick = _QUICK | {"max_steps": 18, "n_iter_no_change": 12, "learning_rate": 0.03}
+    return PrefixEncoder(folder, **(quick | params))
 
 
 def make_multitask(folder, **params):
     rates = {"learning_rate": 2e-3, "head_learning_rate": 2e-2}
-    return MultiTaskEncoder(folder, **(_QUICK | {"max_epochs": 4} | rates | params))
+    return MultiTaskEncoder(folder, **(_QUICK | {"max_steps": 60} | rates | params))
+
+
+def split_examples(values, n_valid, objective="classification"):
+    """Return examples without texts, the last ones for validation, whose weights are 1."""
+    values, n = np.asarray(values), len(values)
+    n_outputs = int(values.max()) + 1 if objective == "classification" else 1
+    targets = Targets(values, np.arange(n_outputs), n_outputs)
+    rows = np.split(np.arange(n), [n - n_valid])
+    counts, weights = np.ones(n, dtype=np.intp), np.ones(n, dtype=np.float32)
+    return Examples(None, counts, KINDS[objective], targets, weights, *rows)
 
 
 def reviews(n=48, seed=0):

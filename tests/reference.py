@@ -1,8 +1,15 @@
 """The method in plain matrix algebra and float64, as a reference for tests."""
 
+from functools import partial
+from types import MethodType
+
 import numpy as np
 import torch
 from scipy.special import erf
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel
+from transformers.masking_utils import eager_mask
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
+from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 
 def softmax(logits):
@@ -45,6 +52,40 @@ def _token_mass(query, key, scaling, visible, terms):
 ATTEND = {"concat": attend_concat, "mean": attend_mean}
 
 
+def gelu(x):
+    return x * 0.5 * (1 + erf(x / np.sqrt(2)))
+
+
+def gelu_by_tanh(x):
+    return x * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+# Activation functions of the feed-forward layers of families. Others use `gelu`.
+ACTIVATIONS = {
+    "albert": gelu_by_tanh,
+    **dict.fromkeys(["llama", "mistral", "nomic_bert", "qwen3"], silu),
+}
+
+
+def added_by_slots(x, prefixes, weights, combine, layer, activation=gelu):
+    """Return what slots add to the output of one feed-forward layer with input x."""
+    added = np.zeros_like(x)
+    for prefix, weight in zip(prefixes, weights, strict=True):
+        if prefix.slots is None:
+            continue
+        slots = prefix.slots
+        keys, biases, values = (
+            part[layer].astype(float) for part in (slots.keys, slots.biases, slots.values)
+        )
+        for key, bias, value in zip(keys, biases, values, strict=True):
+            added += weight * activation(x @ key + bias)[..., None] * value
+    return added / len(prefixes) if combine == "mean" else added
+
+
 def bert_hidden(model, ids, type_ids, prefixes, weights, combine="concat"):
     """Run one text through BERT: embeddings, attention, feed-forward layers, layer norms."""
     state = {k: v.double().numpy() for k, v in model.state_dict().items()}
@@ -84,8 +125,10 @@ def bert_hidden(model, ids, type_ids, prefixes, weights, combine="concat"):
         mixed = dense(f"{block}.attention.output.dense", mixed)
         x = norm(f"{block}.attention.output.LayerNorm", x + mixed)
         inner = dense(f"{block}.intermediate.dense", x)
-        inner = inner * 0.5 * (1 + erf(inner / np.sqrt(2)))
-        x = norm(f"{block}.output.LayerNorm", x + dense(f"{block}.output.dense", inner))
+        output = dense(f"{block}.output.dense", gelu(inner))
+        if prefixes:
+            output += added_by_slots(x, prefixes, weights, combine, layer)
+        x = norm(f"{block}.output.LayerNorm", x + output)
     return x  # (position, feature)
 
 
@@ -164,3 +207,69 @@ def _attend_next_layer(naive, module, heads, scaling, terms):
     layers.append(module)
     mixed = ATTEND[combine](*heads, parts, weights, scaling, terms=terms)
     return torch.from_numpy(mixed.transpose(1, 0, 2).reshape(mixed.shape[1], -1))
+
+
+def add_naive_slots(model, prefixes, weights, combine):
+    """Let the feed-forward layers of a model of transformers add slots, in every forward call."""
+    family = model.config.model_type
+    activation = ACTIVATIONS.get(family, gelu)
+    uses = []  # one entry per use of a layer, which ALBERT uses repeatedly
+
+    def added(x):
+        layer = len(uses) % prefixes[0].layout[0]
+        uses.append(layer)
+        numbers = added_by_slots(x.double().numpy(), prefixes, weights, combine, layer, activation)
+        return torch.from_numpy(numbers).to(x.dtype)
+
+    for module in list(model.modules()):
+        if hasattr(module, "ff_chunk") and family == "albert":
+            module.ff_chunk = _plus(module.ff_chunk, added)
+        elif hasattr(module, "intermediate"):
+            # BERT and its relatives: `output` takes hidden units, and the input for the residual.
+            module.output.forward = partial(_residual_output, module.output, added)
+        elif hasattr(module, "ffn") and family == "distilbert":
+            module.ffn.forward = _plus(module.ffn.forward, added)
+        elif hasattr(module, "mlp"):
+            module.mlp.forward = _plus(module.mlp.forward, added)
+    return model
+
+
+def _plus(feed_forward, added):
+    return lambda x: feed_forward(x) + added(x)
+
+
+def _residual_output(output, added, hidden, x):
+    return output.LayerNorm(output.dense(hidden) + added(x) + x)
+
+
+def naive_model(folder, prefixes, weights, combine):
+    """Return a function that runs one text through a model of transformers, naively extended.
+
+    The function takes token ids and returns token vectors. Nothing of the library runs in it.
+    """
+    AttentionInterface.register("naive_reference", naive_attention)
+    AttentionMaskInterface.register("naive_reference", eager_mask)
+    family = AutoConfig.from_pretrained(folder).model_type
+    patched, naive_forward = {
+        "deberta-v2": (DisentangledSelfAttention, naive_deberta),
+        "mpnet": (MPNetSelfAttention, naive_mpnet),
+    }.get(family, (None, None))
+    implementation = "naive_reference" if patched is None else "eager"
+    model = AutoModel.from_pretrained(
+        folder, attn_implementation=implementation, dtype=torch.float32
+    ).eval()
+    add_naive_slots(model, prefixes, weights, combine)
+
+    @torch.no_grad()
+    def run(ids):
+        naive = (prefixes, weights, combine, [])
+        inputs = {"input_ids": torch.from_numpy(ids)[None].long()}
+        if patched is None:
+            inputs["naive"] = naive
+        else:
+            for module in model.modules():
+                if isinstance(module, patched):
+                    module.forward = MethodType(naive_forward(naive), module)
+        return model(**inputs).last_hidden_state[0].numpy()
+
+    return run

@@ -48,7 +48,7 @@ class Soak:
         k = self.n_rounds
         texts, labels = self.texts(40), np.arange(40) % 2
         encoder = PrefixEncoder(
-            self.backbone, max_epochs=2, batch_size=8, random_state=k, cache=self.cache,
+            self.backbone, max_steps=10, batch_size=8, random_state=k, cache=self.cache,
             checkpoint_dir=self.folder / "checkpoints", **CPU,
         ).fit(texts, labels)  # fmt: skip
         encoder.predict(texts)

@@ -42,8 +42,12 @@ def test_inactive_prefixes_do_not_affect_vectors(tiny, random_prefix, reading, d
     if reading.get("first_position") and reading.get("max_length") == 80:
         reading["max_length"] = 40
     own = data.draw(st.sampled_from([{}, {"pairs": "apart"}, {"prompt": "x "}, {"max_length": 16}]))
-    active = {name: random_prefix(tiny(), seed=seed, **own) for name, seed in (("a", 1), ("b", 2))}
-    other = random_prefix(tiny(), seed=3, **reading)
+    lengths = data.draw(st.tuples(*[st.sampled_from([0, 2])] * 3))
+    active = {
+        name: random_prefix(tiny(), seed=seed, ffn_length=lengths[seed], **own)
+        for name, seed in (("a", 1), ("b", 2))
+    }
+    other = random_prefix(tiny(), seed=3, ffn_length=lengths[0], **reading)
     # Where the inactive prefix was learned does not matter either.
     other = dataclasses.replace(other, backbone=data.draw(st.sampled_from([tiny(), "elsewhere"])))
     selection = data.draw(st.sampled_from([["a", "b"], ["b"], []]))
@@ -109,7 +113,7 @@ def test_another_backbone_after_fit_is_warned_about(tiny):
 def encoder_and_data(folder):
     """Return an unfitted encoder, and texts and labels for it."""
     texts = [f"a {word} {k}" for k in range(6) for word in ("joy", "bore")]
-    return make_encoder(folder, max_epochs=1, early_stopping=False), (texts, [0, 1] * 6)
+    return make_encoder(folder, max_steps=2, early_stopping=False), (texts, [0, 1] * 6)
 
 
 at_chance = pytest.mark.filterwarnings("ignore:the training loss is stuck")

@@ -69,7 +69,7 @@ def test_parameters_of_encoder_and_head_can_be_searched(tiny, random_prefix, enc
 
 def test_a_frozen_encoder_is_not_fitted_again(tiny):
     encoder = PrefixEncoder(
-        tiny("bert"), objective="multiple_choice", max_epochs=20, learning_rate=0.05, batch_size=8,
+        tiny("bert"), objective="multiple_choice", max_steps=140, learning_rate=0.05, batch_size=8,
         max_length=64, random_state=0, dtype="float32", device="cpu",
     ).fit(*choices())  # fmt: skip
     ranker = ChoiceRanker(FrozenEstimator(encoder)).fit(*choices(30))

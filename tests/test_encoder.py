@@ -25,7 +25,7 @@ at_chance = pytest.mark.filterwarnings("ignore:the training loss is stuck")
 
 @pytest.fixture(scope="module")
 def fitted(tiny):
-    return make_encoder(tiny(), max_epochs=12).fit(*reviews())
+    return make_encoder(tiny(), max_steps=72).fit(*reviews())
 
 
 def test_encoder_learns_and_predicts(fitted):
@@ -45,7 +45,7 @@ def test_encoder_learns_and_predicts(fitted):
 
 def test_encoder_learns_on_a_real_backbone(minilm):
     texts, labels = reviews(64)
-    encoder = PrefixEncoder(minilm, max_epochs=3, batch_size=8, random_state=0).fit(texts, labels)
+    encoder = PrefixEncoder(minilm, max_steps=24, batch_size=8, random_state=0).fit(texts, labels)
     assert encoder.score(*reviews(64, seed=1)) > 0.9
     vectors = encoder.transform(["a fine film", ""])
     assert vectors.shape == (2, 384) and vectors.dtype == np.float32
@@ -55,7 +55,7 @@ def test_encoder_learns_on_a_real_backbone(minilm):
 @at_chance
 def test_bfloat16_is_close_to_float32(minilm):
     texts, labels = reviews(32)
-    encoder = PrefixEncoder(minilm, max_epochs=1, random_state=0, dtype="float32")
+    encoder = PrefixEncoder(minilm, max_steps=1, random_state=0, dtype="float32")
     exact = encoder.fit(texts, labels).transform(texts)
     rough = encoder.set_params(dtype="bfloat16").transform(texts)
     cosine = (exact * rough).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
@@ -110,7 +110,7 @@ def test_fit_does_not_change_the_backbone(tiny, fitted):
 @at_chance
 def test_labels_of_any_type_are_predicted(tiny, labels):
     texts = [f"text {k}" for k in range(6)]
-    encoder = make_encoder(tiny(), early_stopping=False, max_epochs=1).fit(texts, labels)
+    encoder = make_encoder(tiny(), early_stopping=False, max_steps=1).fit(texts, labels)
     predicted = encoder.predict(texts)
     assert set(predicted) <= set(labels)
     assert encoder.predict_proba(texts).shape == (6, len(set(labels)))
@@ -122,7 +122,7 @@ def test_encoder_learns_from_pairs(tiny):
     first = rng.choice(["joy", "bore"], 60)
     second = rng.choice(["joy", "bore"], 60)
     X = pd.DataFrame({"a": first, "b": second}, index=rng.permutation(60))
-    encoder = make_encoder(tiny("bert"), max_epochs=30, learning_rate=0.05).fit(X, first == second)
+    encoder = make_encoder(tiny("bert"), max_steps=210, learning_rate=0.05).fit(X, first == second)
     assert encoder.score(X, first == second) > 0.9
     np.testing.assert_array_equal(
         encoder.predict(X), encoder.predict(list(zip(first, second, strict=True)))
@@ -130,17 +130,17 @@ def test_encoder_learns_from_pairs(tiny):
 
 
 @at_chance
-def test_early_stopping_keeps_the_best_epoch(tiny):
+def test_early_stopping_keeps_the_best_state(tiny):
     rng = np.random.default_rng(0)
     texts = [f"text {k}" for k in range(60)]
     labels = rng.integers(2, size=60)  # random: the validation loss rises
-    encoder = make_encoder(tiny(), max_epochs=40, learning_rate=0.05, n_iter_no_change=3)
+    encoder = make_encoder(tiny(), max_steps=280, learning_rate=0.05, n_iter_no_change=3)
     history = encoder.fit(texts, labels).history_
     best = int(np.argmin(history["valid_loss"]))
-    assert len(history["epoch"]) == best + 1 + 3 < 40
+    assert len(history["step"]) == best + 1 + 3 < 20
     assert encoder.prefix_.training["valid_loss"] == history["valid_loss"][best]
-    assert encoder.prefix_.training["n_validation_texts"] == 6
-    full = make_encoder(tiny(), early_stopping=False, max_epochs=2).fit(texts, labels)
+    assert encoder.prefix_.training["n_validation_texts"] == 7
+    full = make_encoder(tiny(), early_stopping=False, max_steps=16).fit(texts, labels)
     assert "valid_loss" not in full.history_
     assert full.prefix_.training["n_texts"] == 60
 
@@ -151,7 +151,8 @@ def test_too_few_texts_switch_early_stopping_off(tiny):
     assert "valid_loss" not in encoder.history_
     # The only text of a class is used for training.
     texts, labels = reviews()
-    encoder = make_encoder(tiny()).fit([*texts, "odd one"], [*labels, "odd"])
+    with pytest.warns(UserWarning, match="1 of 3 classes have fewer than 5 texts .*: 'odd'$"):
+        encoder = make_encoder(tiny()).fit([*texts, "odd one"], [*labels, "odd"])
     assert list(encoder.classes_) == ["bad", "good", "odd"]
     assert "valid_loss" in encoder.history_
 
@@ -159,7 +160,7 @@ def test_too_few_texts_switch_early_stopping_off(tiny):
 def test_sample_weights_decide_between_contradictory_labels(tiny):
     texts, labels = reviews(24)
     flip = np.where(labels == "good", "bad", "good")
-    params = {"early_stopping": False, "max_epochs": 12}
+    params = {"early_stopping": False, "max_steps": 72}
     # Labels contradict each other: heavier ones win, and texts of weight zero are ignored.
     weights = np.r_[np.full(24, 5.0), np.full(24, 0.1)]
     encoder = make_encoder(tiny(), **params).fit(texts + texts, np.r_[labels, flip], weights)
@@ -178,7 +179,7 @@ def test_class_weights_shift_probabilities(tiny):
     labels = [0] * 15 + [1] * 5
     odds = {}
     for weight in (None, "balanced", {0: 1, 1: 30}):
-        encoder = make_encoder(tiny(), early_stopping=False, max_epochs=25, class_weight=weight)
+        encoder = make_encoder(tiny(), early_stopping=False, max_steps=75, class_weight=weight)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # there is nothing to learn
             odds[str(weight)] = encoder.fit(texts, labels).predict_proba(texts[:1])[0, 1]
@@ -196,14 +197,14 @@ def test_loss_stuck_at_chance_is_reported(tiny):
     assert caught[0].filename == __file__, "the warning must point to the caller"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make_encoder(tiny(), max_epochs=12).fit(*reviews())
+        make_encoder(tiny(), max_steps=72).fit(*reviews())
 
 
 def test_nan_loss_raises_and_leaves_the_encoder_unfitted(tiny, monkeypatch):
     real = prefix_learner.encode_batch
     monkeypatch.setattr(prefix_learner, "encode_batch", lambda *args: real(*args) * float("nan"))
     encoder = make_encoder(tiny(), learning_rate=0.5)
-    with pytest.raises(FloatingPointError, match=r"nan in epoch 1 at learning_rate=0\.5"):
+    with pytest.raises(FloatingPointError, match=r"nan in step 1 at learning_rate=0\.5"):
         encoder.fit(*reviews())
     with pytest.raises(NotFittedError):
         encoder.transform(["a"])
@@ -243,10 +244,11 @@ def test_invalid_data_is_refused(tiny, X, y, message):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("backbone", 3), ("revision", 3), ("prefix_length", 0), ("prefix_length", 2.5),
+        ("backbone", 3), ("revision", 3), ("prefix_length", -1), ("prefix_length", 2.5),
         ("init", "zero"),
         ("reparameterize", 0), ("pooling", "sum"), ("max_length", 3), ("learning_rate", 0),
-        ("weight_decay", -1), ("batch_size", 0), ("max_epochs", 0), ("early_stopping", "no"),
+        ("weight_decay", -1), ("batch_size", 0), ("max_steps", 0), ("max_steps", "many"),
+        ("early_stopping", "no"),
         ("validation_fraction", 1.0), ("n_iter_no_change", 0), ("class_weight", "heavy"),
         ("batch_tokens", 0), ("batch_tokens", "many"), ("on_truncate", "cut"),
         ("random_state", "x"), ("device", 0), ("dtype", "int8"), ("verbose", "loud"),
@@ -260,7 +262,7 @@ def test_invalid_parameters_are_named(tiny, name, value):
 @pytest.fixture(scope="module")
 def transformers(tiny, fitted):
     """Return a fitted transformer of each class."""
-    multitask = make_multitask(tiny(), max_epochs=1).fit({"a": reviews(16)})
+    multitask = make_multitask(tiny(), max_steps=2).fit({"a": reviews(16)})
     bank = PrefixBank({"a": fitted}, dtype="float32", device="cpu")
     return {"PrefixEncoder": fitted, "PrefixBank": bank, "MultiTaskEncoder": multitask}
 
@@ -273,6 +275,7 @@ MISSPELLED = [
 ]
 
 
+@at_chance
 @pytest.mark.parametrize("kind", ["PrefixEncoder", "PrefixBank", "MultiTaskEncoder"])
 def test_transform_checks_all_parameters(transformers, kind):
     for name, value, options in MISSPELLED:
@@ -317,7 +320,7 @@ def test_unfitted_encoder_raises_not_fitted_error(tiny):
 
 def test_pickles_hold_no_backbone_and_load_none(tiny, fitted, fresh_backbones):
     content = pickle.dumps(fitted)
-    arrays = fitted.prefix_.keys_values.nbytes + fitted.prefix_.head.weight.nbytes
+    arrays = sum(array.nbytes for array in fitted.prefix_._tensors().values())
     assert len(content) < 1.1 * arrays + 4000
     loaded = pickle.loads(content)
     assert release_backbones() == 0
@@ -329,8 +332,8 @@ def test_pickles_hold_no_backbone_and_load_none(tiny, fitted, fresh_backbones):
 @at_chance
 def test_backbone_may_be_a_path(tiny):
     texts, labels = reviews(16)
-    encoder = make_encoder(Path(tiny()), max_epochs=1).fit(texts, labels)
-    assert encoder.prefix_ == make_encoder(tiny(), max_epochs=1).fit(texts, labels).prefix_
+    encoder = make_encoder(Path(tiny()), max_steps=2).fit(texts, labels)
+    assert encoder.prefix_ == make_encoder(tiny(), max_steps=2).fit(texts, labels).prefix_
     assert encoder.prefix_.backbone == tiny()
     moved = PrefixEncoder.from_prefix(
         encoder.prefix_, backbone=Path(tiny()), dtype="float32", device="cpu"
@@ -360,7 +363,7 @@ def test_saved_prefix_restores_its_encoder(tiny, fitted, tmp_path):
     with pytest.raises(ValueError, match="pooling is 'mean' in the prefix, got pooling='cls'"):
         PrefixEncoder.from_prefix(fitted.prefix_, pooling="cls")
     # The encoder can be fitted again.
-    assert encoder.set_params(max_epochs=1).fit(texts, labels).prefix_ != fitted.prefix_
+    assert encoder.set_params(max_steps=6).fit(texts, labels).prefix_ != fitted.prefix_
 
 
 def test_prefix_of_another_backbone_is_refused(tiny, fitted):
@@ -371,15 +374,15 @@ def test_prefix_of_another_backbone_is_refused(tiny, fitted):
 
 @at_chance
 def test_verbose_shows_a_progress_bar(tiny, capsys):
-    make_encoder(tiny(), verbose=True, max_epochs=1).fit(*reviews(16))
-    assert "fit, epoch 1 of 1: " in capsys.readouterr().err
-    make_encoder(tiny(), max_epochs=1).fit(*reviews(16))
+    make_encoder(tiny(), verbose=True, max_steps=2).fit(*reviews(16))
+    assert "fit: " in capsys.readouterr().err
+    make_encoder(tiny(), max_steps=2).fit(*reviews(16))
     assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bert"])
 def test_each_family_learns(tiny, family):
-    encoder = make_encoder(tiny(family), max_epochs=20, early_stopping=False).fit(*reviews())
+    encoder = make_encoder(tiny(family), max_steps=120, early_stopping=False).fit(*reviews())
     assert encoder.score(*reviews()) > 0.75
 
 
@@ -387,7 +390,7 @@ def test_each_family_learns(tiny, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prefix_trained_in_bfloat16_also_works_in_float32(tiny, family):
     texts, labels = reviews()
-    encoder = make_encoder(tiny(family), dtype="bfloat16", max_epochs=1).fit(texts, labels)
+    encoder = make_encoder(tiny(family), dtype="bfloat16", max_steps=6).fit(texts, labels)
     exact = PrefixBank({"a": encoder}, dtype="float32", device="cpu").transform(texts)
     cosine = (exact * encoder.transform(texts)).sum(1) / np.linalg.norm(exact, axis=1)
     cosine /= np.linalg.norm(encoder.transform(texts), axis=1)
@@ -410,7 +413,7 @@ def test_output_dtype_and_out_do_not_affect_predictions(tiny, fitted):
 @at_chance
 def test_float16_is_trained_in_float32(tiny):
     texts, labels = reviews()
-    params = {"max_length": 64, "max_epochs": 1, "random_state": 0, "device": "cpu"}
+    params = {"max_length": 64, "max_steps": 2, "random_state": 0, "device": "cpu"}
     half = PrefixEncoder(tiny(), dtype="float16", **params).fit(texts, labels)
     assert (
         half.prefix_ == PrefixEncoder(tiny(), dtype="float32", **params).fit(texts, labels).prefix_
@@ -419,7 +422,7 @@ def test_float16_is_trained_in_float32(tiny):
 
 def test_pooled_layers_are_used_in_fit_and_transform(tiny):
     texts, labels = reviews()
-    encoder = make_encoder(tiny(), pooled_layers=2, max_epochs=12).fit(texts, labels)
+    encoder = make_encoder(tiny(), pooled_layers=2, max_steps=72).fit(texts, labels)
     assert encoder.prefix_.reading.pooled_layers == 2
     assert encoder.score(*reviews(seed=1)) > 0.85
     again = PrefixEncoder.from_prefix(encoder.prefix_, dtype="float32", device="cpu")

@@ -21,7 +21,7 @@ from prefixembed.reading import Reading
 
 
 def make(folder, objective, **params):
-    settings = {"objective": objective, "max_epochs": 25, "learning_rate": 0.05}
+    settings = {"objective": objective, "max_steps": 175, "learning_rate": 0.05}
     return make_encoder(folder, **(settings | params))
 
 
@@ -45,7 +45,7 @@ def test_each_objective_learns_and_generalizes(fitted, objective):
     assert encoder.score(*data(seed=1)) > min_score
     assert encoder.prefix_.objective == objective
     metric = "r2" if objective == "regression" else "accuracy"
-    assert len(encoder.history_[f"valid_{metric}"]) == len(encoder.history_["epoch"])
+    assert len(encoder.history_[f"valid_{metric}"]) == len(encoder.history_["step"])
 
 
 @pytest.mark.parametrize("objective", CASES)
@@ -200,7 +200,7 @@ def test_objectives_without_one_label_per_row_are_not_classifiers(fitted):
         data, _ = CASES[objective]
         X, y = data(40)
         if objective == "multiple_choice":
-            quick = clone(fitted[objective]).set_params(max_epochs=2, early_stopping=False)
+            quick = clone(fitted[objective]).set_params(max_steps=6, early_stopping=False)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 assert len(cross_val_score(quick, X, y, cv=2, error_score="raise")) == 2
@@ -220,7 +220,7 @@ def test_a_head_can_be_trained_on_word_vectors(minilm):
 def test_rows_of_weight_zero_are_ignored(tiny, objective):
     data, _ = CASES[objective]
     X, y = data(16)
-    params = {"max_epochs": 2, "early_stopping": False}
+    params = {"max_steps": 2, "early_stopping": False}
     half = make(tiny("bert"), objective, **params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -262,9 +262,9 @@ def test_invalid_rows_are_named(fitted, objective, X, message):
 def test_sentences_without_words_do_not_affect_training(tiny):
     sentences, y = tags(9)
     for seed in range(4):
-        encoder = make(tiny("bert"), "token_classification", max_epochs=2, random_state=seed)
+        encoder = make(tiny("bert"), "token_classification", max_steps=4, random_state=seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # there are few texts and few epochs
+            warnings.simplefilter("ignore")  # there are few texts and few steps
             encoder.fit([*sentences, [], []], [*y, [], []])
             alone = clone(encoder).fit(sentences, y)
         assert encoder.prefix_ == alone.prefix_
@@ -278,7 +278,7 @@ def test_predictions_of_no_rows_are_empty(fitted):
 
 
 def test_a_refit_as_regression_removes_classes(tiny):
-    encoder = make(tiny("bert"), "classification", max_epochs=3)
+    encoder = make(tiny("bert"), "classification", max_steps=6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         assert len(encoder.fit(["a joy", "a bore"] * 8, [0, 1] * 8).classes_) == 2

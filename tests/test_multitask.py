@@ -31,7 +31,7 @@ from prefixembed._fit import fine_tuning, learning
 
 @pytest.fixture(scope="module")
 def fitted(tiny):
-    return make_multitask(tiny("bert"), objectives=OBJECTIVES, max_epochs=8).fit(three_tasks())
+    return make_multitask(tiny("bert"), objectives=OBJECTIVES, max_steps=216).fit(three_tasks())
 
 
 def test_tasks_with_different_objectives_are_learned_together(fitted):
@@ -42,7 +42,7 @@ def test_tasks_with_different_objectives_are_learned_together(fitted):
     assert fitted.predict_proba(texts, "good").shape == (40, 2)
     for name, metric in (("good", "accuracy"), ("stars", "r2"), ("words", "accuracy")):
         for figure in ("valid_loss", f"valid_{metric}"):
-            assert len(fitted.history_[f"{figure}[{name}]"]) == len(fitted.history_["epoch"])
+            assert len(fitted.history_[f"{figure}[{name}]"]) == len(fitted.history_["step"])
     own = [fitted.history_[f"valid_loss[{name}]"] for name in fitted.heads_]
     np.testing.assert_allclose(fitted.history_["valid_loss"], np.mean(own, axis=0))
 
@@ -73,7 +73,7 @@ def test_saved_backbone_can_be_loaded_and_carries_prefixes(fitted, tmp_path):
     bare = PrefixBank({}, backbone=str(folder), dtype="float32", device="cpu", max_length=64)
     np.testing.assert_allclose(bare.transform(texts), fitted.transform(texts), atol=1e-6)
     encoder = PrefixEncoder(
-        str(folder), max_epochs=2, max_length=64, learning_rate=0.05, random_state=0,
+        str(folder), max_steps=4, max_length=64, learning_rate=0.05, random_state=0,
         dtype="float32", device="cpu",
     )  # fmt: skip
     data, present = labels(40)
@@ -87,7 +87,7 @@ def test_equal_random_states_repeat_and_torch_keeps_its_state(tiny):
     torch.manual_seed(5)
     expected = torch.rand(2)
     torch.manual_seed(5)
-    encoders = [make_multitask(tiny("bert"), max_epochs=1, random_state=k) for k in (0, 0, 1)]
+    encoders = [make_multitask(tiny("bert"), max_steps=9, random_state=k) for k in (0, 0, 1)]
     one, same, other = (encoder.fit(tasks) for encoder in encoders)
     assert torch.equal(torch.rand(2), expected)
     texts = ["a joy", "a bore"]
@@ -125,11 +125,11 @@ def test_fitted_encoder_works_in_a_pipeline_and_after_pickling(fitted, tmp_path)
 def test_training_in_mixed_precision_is_close_to_float32(tiny):
     tasks = {"good": three_tasks()["good"]}
     exact, mixed = (
-        make_multitask(tiny("bert"), max_epochs=1, dtype=dtype).fit(tasks).history_["train_loss"]
+        make_multitask(tiny("bert"), max_steps=9, dtype=dtype).fit(tasks).history_["train_loss"]
         for dtype in ("float32", "bfloat16")
     )
     assert exact != mixed
-    np.testing.assert_allclose(exact, mixed, rtol=0.05)
+    np.testing.assert_allclose(np.mean(exact), np.mean(mixed), rtol=0.05)
 
 
 def test_dropout_is_active_in_training_but_not_in_validation(tiny, monkeypatch):
@@ -142,12 +142,12 @@ def test_dropout_is_active_in_training_but_not_in_validation(tiny, monkeypatch):
             return real(backbone, *args)
 
         monkeypatch.setattr(fine_tuning, name, watch)
-    make_multitask(tiny("bert"), max_epochs=1).fit({"good": three_tasks()["good"]})
+    make_multitask(tiny("bert"), max_steps=9).fit({"good": three_tasks()["good"]})
     assert set(modes["train"]) == {True} and set(modes["valid"]) == {False}
 
 
 def test_saving_over_a_loaded_backbone_does_not_change_it(fitted, tiny, tmp_path):
-    other = make_multitask(tiny("bert"), max_epochs=1).fit({"good": three_tasks()["good"]})
+    other = make_multitask(tiny("bert"), max_steps=9).fit({"good": three_tasks()["good"]})
     other.save(tmp_path)
     used = load_backbone(tmp_path, dtype="float32", device="cpu")
     before = {k: v.clone() for k, v in used.model.state_dict().items()}
@@ -158,9 +158,10 @@ def test_saving_over_a_loaded_backbone_does_not_change_it(fitted, tiny, tmp_path
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
 def test_predictions_do_not_depend_on_parameters_changed_after_fit(tiny):
     texts, present = labels(40)
-    encoder = make_multitask(tiny("bert"), max_epochs=1).fit({"good": (texts, present[:, 0])})
+    encoder = make_multitask(tiny("bert"), max_steps=5).fit({"good": (texts, present[:, 0])})
     before = encoder.predict_proba(texts)
     encoder.set_params(pooling="cls", pooled_layers=2, max_length=32)
     np.testing.assert_array_equal(encoder.predict_proba(texts), before)
@@ -169,8 +170,8 @@ def test_predictions_do_not_depend_on_parameters_changed_after_fit(tiny):
 def test_infinite_temperature_accepts_tasks_of_different_sizes(tiny):
     tasks = {"a": labels(40), "b": labels(8)}
     tasks = {name: (texts, present[:, 0]) for name, (texts, present) in tasks.items()}
-    encoder = make_multitask(tiny("bert"), temperature=np.inf, max_epochs=1, early_stopping=False)
-    assert encoder.fit(tasks).history_["epoch"] == [1]
+    encoder = make_multitask(tiny("bert"), temperature=np.inf, max_steps=6, early_stopping=False)
+    assert encoder.fit(tasks).history_["step"] == list(range(1, 7))
 
 
 def test_regression_has_no_probabilities_and_score_uses_weights(fitted):
@@ -216,8 +217,8 @@ def test_unknown_task_is_named(fitted):
 
 def test_backbone_may_be_a_path(tiny, fitted, tmp_path):
     tasks = {"good": three_tasks()["good"]}
-    encoder = make_multitask(Path(tiny("bert")), max_epochs=1).fit(tasks)
-    same = make_multitask(tiny("bert"), max_epochs=1).fit(tasks)
+    encoder = make_multitask(Path(tiny("bert")), max_steps=9).fit(tasks)
+    same = make_multitask(tiny("bert"), max_steps=9).fit(tasks)
     texts = ["a joy", "a bore"]
     np.testing.assert_array_equal(encoder.transform(texts), same.transform(texts))
     again = pickle.loads(pickle.dumps(encoder))
@@ -301,7 +302,7 @@ KINDS = {"single texts": ["a joy", "a bore"] * 4, "pairs of texts": PAIRS}
 @pytest.fixture(scope="module", params=["joint", "apart"])
 def by_kind(tiny, request):
     """Return a PrefixEncoder per kind of texts, and a MultiTaskEncoder with a task per kind."""
-    params = {"pairs": request.param, "max_epochs": 1, "early_stopping": False}
+    params = {"pairs": request.param, "max_steps": 1, "early_stopping": False}
     encoders = {kind: make_encoder(tiny("bert"), **params) for kind in KINDS}
     with pytest.warns(UserWarning, match="stuck at chance"):
         encoders = {kind: encoders[kind].fit(X, CLASSES) for kind, X in KINDS.items()}
@@ -357,7 +358,7 @@ def test_data_frames_have_a_unique_name_per_column(by_kind, container):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_family_can_be_fine_tuned_and_carries_prefixes(tiny, family, tmp_path):
     where = {"device": "cpu", "dtype": "float32", "max_length": 64, "cache": None}
-    params = {"max_epochs": 2, "random_state": 0, **where}
+    params = {"max_steps": 2, "random_state": 0, **where}
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
     before = PrefixBank({}, backbone=tiny(family), **where)
     rival = MultiTaskEncoder(tiny(family), **params).fit({"a": (texts, labels)})

@@ -31,7 +31,7 @@ LABELS = ["good", "bad"] * 12
 @pytest.fixture
 def encoder(tiny):
     return PrefixEncoder(
-        tiny(), max_length=32, max_epochs=6, batch_size=8, learning_rate=0.03,
+        tiny(), max_length=32, max_steps=18, batch_size=8, learning_rate=0.03,
         early_stopping=False, random_state=0, **CPU,
     )  # fmt: skip
 
@@ -76,7 +76,7 @@ def test_parallel_fits_equal_sequential_ones(encoder, n_jobs):
     assert list(fitted) == list(tasks)
     assert len({one.prefix_.digest for one in fitted.values()}) == 3
     assert not hasattr(encoder, "prefix_")
-    assert fitted["few"].history_["epoch"] == [1, 2, 3, 4, 5, 6]
+    assert fitted["few"].history_["step"] == list(range(1, 19))
 
 
 @pytest.mark.parametrize("task", [(TEXTS,), [TEXTS, LABELS], TEXTS, (1, 2, 3, 4)])
@@ -133,7 +133,7 @@ def test_frozen_encoders_can_be_filled(encoder, encoded, tmp_path, kind):
         encoder.set_params(cache=tmp_path / "c.db").fit(TEXTS, LABELS)
     else:
         params = {name: encoder.get_params()[name] for name in ("backbone", "max_length", *CPU)}
-        encoder = kind(**params, max_epochs=1, random_state=0, cache=tmp_path / "c.db")
+        encoder = kind(**params, max_steps=1, random_state=0, cache=tmp_path / "c.db")
         encoder.fit({"good": (TEXTS, LABELS)})
     frozen = FrozenEstimator(encoder)
     encoded.clear()
@@ -202,7 +202,7 @@ def test_frozen_encoders_with_equal_parameters_are_all_filled(tiny):
     texts = ["a joy", "a bore", "fun", "dull"] * 4
     cache = VectorCache()
     recipe = PrefixEncoder(
-        tiny(), max_epochs=2, max_length=64, random_state=0, dtype="float32", device="cpu",
+        tiny(), max_steps=2, max_length=64, random_state=0, dtype="float32", device="cpu",
         cache=cache, early_stopping=False,
     )  # fmt: skip
     with warnings.catch_warnings():

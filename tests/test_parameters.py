@@ -144,7 +144,7 @@ odd = st.one_of(
 )
 
 # Any positive value of these is valid, but a very large one takes too much time or memory.
-UNBOUNDED = ("max_epochs", "prefix_length", "reparameterize")
+UNBOUNDED = ("max_steps", "prefix_length", "reparameterize")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -152,7 +152,7 @@ UNBOUNDED = ("max_epochs", "prefix_length", "reparameterize")
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
 def test_any_value_works_or_is_refused_by_name(tiny, make, data):
-    estimator = make(tiny(), max_epochs=1)
+    estimator = make(tiny(), max_steps=2)
     known = sorted(set(estimator.get_params()) - {"cache", "checkpoint_dir"})
     name = data.draw(st.sampled_from(known))
     value = data.draw(odd)

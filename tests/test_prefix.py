@@ -9,16 +9,17 @@ import struct
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from prefixembed import Prefix
 from prefixembed.cache import Representation
 from prefixembed.head import Head
-from prefixembed.prefix import FORMAT_VERSION, concatenate
+from prefixembed.prefix import FORMAT_VERSION
 from prefixembed.reading import Reading
+from prefixembed.slots import Slots
 
 HEAD = {
     "objective": "classification",
@@ -27,6 +28,15 @@ HEAD = {
     "bias": np.array([0.5, -0.5], dtype=np.float32),
 }
 READING = {"pooling": "mean", "max_length": 64}
+NO_POSITION = np.zeros((2, 2, 3, 0, 8), dtype=np.float32)
+
+
+def make_slots(*shape):
+    rng = np.random.default_rng(2)
+    return Slots(*(rng.standard_normal(some) for some in (shape, shape[:2], shape)))
+
+
+SLOTS = make_slots(2, 3, 24)
 
 
 def make(**changes):
@@ -50,6 +60,15 @@ def make(**changes):
     return Prefix(**(fields | changes))
 
 
+def rewritten(prefix, header=None, tensors=None):
+    """Return the bytes of a file with changes in its header or its tensors, and the same digest."""
+    own = {"format_version": FORMAT_VERSION, "library_version": "0", "digest": prefix.digest}
+    own |= {**prefix._header(), **(header or {})}
+    tensors = {**prefix._tensors(), **(tensors or {})}
+    kept = {name: array for name, array in tensors.items() if array is not None}
+    return save(kept, {"prefixembed": json.dumps(own)})
+
+
 def test_prefix_is_immutable_and_its_own_copy():
     source = np.zeros((2, 2, 3, 4, 8), dtype=np.float32)
     prefix = make(keys_values=source)
@@ -65,10 +84,13 @@ def test_prefix_is_immutable_and_its_own_copy():
     assert copy.deepcopy({"a": [prefix]})["a"][0] is prefix
 
 
-def test_unpickled_prefix_is_equal_and_immutable():
-    prefix = make()
+@pytest.mark.parametrize("slots", [None, SLOTS], ids=["no slots", "slots"])
+def test_unpickled_prefix_is_equal_and_immutable(slots):
+    prefix = make(slots=slots)
     loaded = pickle.loads(pickle.dumps(prefix))
-    assert loaded == prefix
+    assert loaded == prefix and loaded.ffn_length == prefix.ffn_length
+    if slots is not None:
+        assert not any(array.flags.writeable for array in loaded.slots.tensors().values())
     assert dict(loaded.training) == dict(prefix.training)
     assert not loaded.keys_values.flags.writeable
 
@@ -83,10 +105,17 @@ def test_unpickled_prefix_is_equal_and_immutable():
         {"max_length": 32},
         {"fingerprint": "e" * 64},
         {"objective": "other"},
+        {"slots": SLOTS},
+        {"slots": SLOTS, "keys_values": NO_POSITION},
+        {"slots": dataclasses.replace(SLOTS, keys=SLOTS.keys + 1)},
+        {"slots": dataclasses.replace(SLOTS, biases=SLOTS.biases + 1)},
+        {"slots": dataclasses.replace(SLOTS, values=SLOTS.values + 1)},
+        {"slots": dataclasses.replace(SLOTS, keys=SLOTS.values, values=SLOTS.keys)},
     ],
 )
 def test_digest_depends_on_content(change):
-    assert make(**change).digest != make().digest
+    for other in {make(), make(slots=SLOTS)} - {make(**change)}:
+        assert make(**change).digest != other.digest
     assert make(**change) != make()
 
 
@@ -125,11 +154,14 @@ labels = st.one_of(
 )
 
 
-@given(classes=labels, length=st.integers(1, 7))
+@given(classes=labels, length=st.integers(0, 7), ffn_length=st.integers(0, 3))
 @settings(max_examples=40, deadline=None)
-def test_loaded_prefix_equals_the_saved_one(tmp_path_factory, classes, length):
+def test_loaded_prefix_equals_the_saved_one(tmp_path_factory, classes, length, ffn_length):
+    assume(length or ffn_length)
     n = len(classes)
+    slots = Slots(*(a[:, :ffn_length] for a in SLOTS.tensors().values())) if ffn_length else None
     prefix = make(
+        slots=slots,
         keys_values=np.random.default_rng(length).standard_normal((2, 2, 3, length, 8)),
         classes=classes,
         weight=np.ones((n, 24)),
@@ -143,6 +175,10 @@ def test_loaded_prefix_equals_the_saved_one(tmp_path_factory, classes, length):
     assert loaded.classes.dtype == prefix.classes.dtype
     np.testing.assert_array_equal(loaded.classes, prefix.classes)
     np.testing.assert_array_equal(loaded.keys_values, prefix.keys_values)
+    assert (loaded.length, loaded.ffn_length) == (length, ffn_length)
+    if slots is not None:
+        for name, array in slots.tensors().items():
+            np.testing.assert_array_equal(loaded.slots.tensors()[name], array)
     assert (loaded.backbone, loaded.revision) == ("tiny", "v1")
     assert dict(loaded.training) == dict(prefix.training)
 
@@ -155,9 +191,11 @@ def test_prefix_without_a_head_can_be_saved(tmp_path):
     assert loaded.head is loaded.objective is loaded.classes is None
 
 
-def test_flipped_bits_and_truncated_files_are_noticed(tmp_path):
+@pytest.mark.parametrize("slots", [None, SLOTS], ids=["no slots", "slots"])
+def test_flipped_bits_and_truncated_files_are_noticed(tmp_path, slots):
     path = tmp_path / "p.safetensors"
-    make().save(path)
+    prefix = make(slots=slots)
+    prefix.save(path)
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
     for position in rng.choice(len(whole), size=300, replace=False):
@@ -169,7 +207,7 @@ def test_flipped_bits_and_truncated_files_are_noticed(tmp_path):
         except ValueError:
             continue
         # Only the name of the backbone and the training facts may differ: the digest ignores them.
-        assert loaded == make(), f"byte {position}"
+        assert loaded == prefix, f"byte {position}"
     for length in [0, 1, 7, 8, 9, *rng.integers(len(whole), size=50)]:
         path.write_bytes(whole[:length])
         with pytest.raises(ValueError, match=r"p\.safetensors"):
@@ -235,6 +273,38 @@ def test_unknown_tensors_and_dtypes_are_refused(tmp_path):
         Prefix.load(path)
 
 
+def test_files_of_format_version_4_are_read():
+    # They have no slots.
+    prefix = make()
+    assert FORMAT_VERSION == 5
+    assert Prefix.from_bytes(rewritten(prefix, {"format_version": 4})) == prefix
+    with pytest.raises(ValueError, match="format version is 3, this .* reads 4 and 5"):
+        Prefix.from_bytes(rewritten(prefix, {"format_version": 3}))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"slot_keys": None}, "slot_keys"),
+        ({"slot_biases": None}, "slot_biases"),
+        ({"slot_keys": None, "slot_biases": None}, "slot_keys"),
+        ({"slot_values": None}, "slot_values"),
+        ({"slot_keys": None, "slot_biases": None, "slot_values": None}, "digest"),
+        ({"slot_values": SLOTS.values[:, :2]}, "slot_values must have shape"),
+        ({"slot_biases": SLOTS.biases[0]}, "slot_biases must have shape"),
+        ({"slot_biases": SLOTS.biases + 1}, "digest"),
+        ({"slot_keys": SLOTS.keys * np.float32(np.nan)}, "slot_keys has numbers that are not fin"),
+        ({"slot_keys": SLOTS.keys.astype(np.float64)}, "'slot_keys'. are not float32"),
+        ({"keys_values": NO_POSITION}, "digest"),
+    ],
+)
+def test_damaged_or_partial_slots_are_refused_by_name(tensors, message):
+    content = rewritten(make(slots=SLOTS), tensors=tensors)
+    with pytest.raises(ValueError, match=f"^some file cannot be read: .*{message}"):
+        Prefix.from_bytes(content, "some file")
+    assert Prefix.from_bytes(rewritten(make(slots=SLOTS))) == make(slots=SLOTS)
+
+
 def test_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "p.safetensors"
     make().save(path)
@@ -263,7 +333,12 @@ def test_saved_files_follow_the_umask(tmp_path):
     ("change", "message"),
     [
         ({"keys_values": np.zeros((2, 3, 3, 4, 8))}, "must have shape"),
-        ({"keys_values": np.zeros((2, 2, 3, 0, 8))}, "must have shape"),
+        ({"keys_values": np.zeros((0, 2, 3, 4, 8))}, "must have shape"),
+        ({"keys_values": np.zeros((2, 2, 3, 4, 0)), "slots": SLOTS}, "must have shape"),
+        ({"keys_values": NO_POSITION}, "must have a position or slots, got neither"),
+        ({"slots": 3}, "slots must be a Slots, got 3"),
+        ({"slots": make_slots(2, 3, 8)}, r"24 features as the backbone has, got .*\(2, 3, 8\)"),
+        ({"slots": make_slots(1, 3, 24)}, r"slot_keys must have 2 layers .*\(1, 3, 24\)"),
         ({"keys_values": np.full((2, 2, 3, 4, 8), np.nan)}, "not finite"),
         ({"classes": np.array([b"a", b"b"])}, "labels must be numbers, booleans or strings"),
         ({"classes": np.array(["a", "b"], dtype=object)}, "got classes of dtype object"),
@@ -289,12 +364,43 @@ def test_invalid_fields_are_refused(change, message):
         make(**change)
 
 
-def test_concatenation_keeps_layers_and_order():
-    short, long = make(), make(keys_values=np.ones((2, 2, 3, 7, 8)))
-    combined = concatenate([short, long])
-    assert combined.shape == (2, 2, 3, 11, 8)
-    np.testing.assert_array_equal(combined[:, :, :, :4], short.keys_values)
-    np.testing.assert_array_equal(combined[:, :, :, 4:], long.keys_values)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys": np.ones((2, 24))}, r"slot_keys must have shape \(layer, slot, feature\), got"),
+        ({"keys": np.ones((2, 0, 24))}, r"got \(2, 0, 24\)"),
+        ({"biases": np.ones((2, 4))}, r"slot_biases must have shape \(2, 3\), got \(2, 4\)"),
+        ({"values": np.ones((2, 3, 25))}, r"slot_values must have shape \(2, 3, 24\), got"),
+        ({"values": np.full((2, 3, 24), np.inf)}, "slot_values has numbers that are not finite"),
+    ],
+)
+def test_slots_that_do_not_fit_each_other_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SLOTS, **change)
+
+
+def test_slots_are_immutable():
+    source = np.zeros((2, 3), dtype=np.float32)
+    slots = dataclasses.replace(SLOTS, biases=source)
+    source += 1
+    assert not slots.biases.any() and slots.length == 3
+    for array in slots.tensors().values():
+        assert array.dtype == np.float32
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    with pytest.raises(AttributeError):
+        slots.keys = source
+
+
+def test_facts_and_repr_say_how_long_a_prefix_is():
+    prefix = make(slots=SLOTS, keys_values=NO_POSITION)
+    assert (prefix.length, prefix.ffn_length, prefix.layout) == (0, 3, (2, 3, 8))
+    assert "length=0, ffn_length=3" in repr(prefix)
+    facts = prefix.facts()
+    assert (facts["length"], facts["ffn_length"]) == (0, 3)
+    n_numbers = 2 * 2 * 3 * 24 + 2 * 3 + 2 * 24 + 2  # slots, and the head
+    assert facts["n_bytes"] == 4 * n_numbers
+    assert make().ffn_length == 0 and make().slots is None
 
 
 def test_new_field_of_a_reading_enters_digest_file_card_and_key():

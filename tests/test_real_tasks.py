@@ -32,7 +32,7 @@ def read(name, limit):
 
 @pytest.fixture(scope="module")
 def encoders(minilm):
-    encoder = PrefixEncoder(minilm, max_epochs=3, **PARAMS)
+    encoder = PrefixEncoder(minilm, max_steps=70, **PARAMS)
     return {name: clone(encoder).fit(*read(f"{name}.train", 800)) for name in ("sst2", "sick")}
 
 
@@ -88,7 +88,8 @@ def test_record_is_read_in_its_own_format(tmp_path):
 
 def test_similarity_and_multiple_choice_are_learned(minilm):
     train = fetch_task("stsb", "train", 1200, DATA, 0)
-    encoder = PrefixEncoder(minilm, objective="regression", **PARAMS).fit(train.X, train.y)
+    encoder = PrefixEncoder(minilm, objective="regression", max_steps=100, **PARAMS)
+    encoder.fit(train.X, train.y)
     test = fetch_task("stsb", "test", 300, DATA, 0)
     assert test.score(encoder.predict(test.X))["pearson"] > 0.5
     bank = PrefixBank({"stsb": encoder}, max_length=128, on_truncate="ignore")

@@ -79,7 +79,7 @@ def test_cross_validation_does_not_depend_on_n_jobs(bank, target, n_jobs):
 
 def test_grid_search_tunes_an_encoder(tiny, target):
     X, y = target
-    encoder = make_encoder(tiny(), max_length=32, max_epochs=8, early_stopping=False)
+    encoder = make_encoder(tiny(), max_length=32, max_steps=30, early_stopping=False)
     grid = {"prefix_length": [1, 3], "learning_rate": [0.03]}
     search = GridSearchCV(encoder, grid, cv=2, n_jobs=2, error_score="raise").fit(X, y)
     assert search.best_estimator_.prefix_.length == search.best_params_["prefix_length"]
@@ -115,7 +115,7 @@ def test_banks_work_in_a_column_transformer_and_a_feature_union(bank, target):
 
 def test_metadata_routing_passes_sample_weight(tiny, target):
     X, y = target
-    encoder = make_encoder(tiny(), max_length=32, max_epochs=8, early_stopping=False)
+    encoder = make_encoder(tiny(), max_length=32, max_steps=30, early_stopping=False)
     keep_first = np.r_[np.ones(30), np.zeros(10)]
     with sklearn.config_context(enable_metadata_routing=True):
         routed = Pipeline(

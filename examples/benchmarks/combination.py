@@ -61,7 +61,7 @@ def learn_sources(args: argparse.Namespace, seed: int) -> dict[str, Prefix]:
                 args.backbone,
                 prefix_length=args.prefix_length,
                 learning_rate=args.learning_rate,
-                max_epochs=args.epochs,
+                max_steps=args.steps,
                 max_length=args.max_length,
                 pairs="joint",
                 on_truncate="ignore",
@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--long-target-texts", type=int, default=1000)
     parser.add_argument("--prefix-length", type=int, default=5)
     parser.add_argument("--learning-rate", type=float, default=0.02)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--max-length", type=int, default=128)
     args = parser.parse_args()
     args.backbone = args.backbone or demo_backbone()

@@ -23,7 +23,7 @@ from prefixembed import load_backbone
 from prefixembed._embed.batches import pad_batch, shuffle_batches
 from prefixembed._embed.encoding import resolve_batch_tokens
 from prefixembed._fit.examples import Examples, prepare, read_rows
-from prefixembed._fit.learning import train
+from prefixembed._fit.learning import count_batches, train
 from prefixembed._fit.optimization import Recipe
 from prefixembed._fit.prefix_learner import PrefixLearner
 from prefixembed._model.pooling import pool
@@ -62,13 +62,13 @@ def peft_model(folder: str) -> torch.nn.Module | None:
 
 
 def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) -> Callable[[], None]:
-    """Return a function that runs one epoch of a plain training loop."""
+    """Return a function that runs one pass of a plain training loop."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
     labels = torch.from_numpy(data.targets.values)
     model.train()
 
-    def epoch() -> None:
+    def run_pass() -> None:
         rng = np.random.default_rng(0)
         for positions in shuffle_batches(data.tokens.lengths, BATCH, rng):
             batch = pad_batch(data.tokens, positions, pad_id)
@@ -87,26 +87,28 @@ def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) ->
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
 
-    return epoch
+    return run_pass
 
 
 def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
-    """Return a function that runs one epoch of prefixembed."""
+    """Return a function that runs one pass of prefixembed."""
     backbone = load_backbone(folder, dtype=dtype, device="cpu")
     learner = PrefixLearner(
         backbone, data, READING, prefix_length=5, init="text", reparameterize=None,
         rng=np.random.default_rng(0),
     )  # fmt: skip
+    n_steps = count_batches(len(data.train), BATCH)
     recipe = Recipe(
-        max_epochs=1, batch_size=BATCH, learning_rate=1e-5, weight_decay=0.0, patience=None
-    )
+        max_steps=n_steps, eval_steps=n_steps, batch_size=BATCH, learning_rate=1e-5,
+        weight_decay=0.0, patience=None,
+    )  # fmt: skip
     budget = resolve_batch_tokens("auto", backbone.device)
 
-    def epoch() -> None:
+    def run_pass() -> None:
         rng = np.random.default_rng(0)
         train({"": data}, learner, recipe, batch_tokens=budget, rng=rng).reraise(None)
 
-    return epoch
+    return run_pass
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ encoders = {}
 for name, (X, y) in sources.items():
     encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
     if name == "noise":
-        encoder.set_params(learning_rate=0.03, max_epochs=8, early_stopping=False)
+        encoder.set_params(learning_rate=0.03, max_steps=32, early_stopping=False)
     encoders[name] = encoder.fit(X, y)
 bank = PrefixBank(encoders)
 

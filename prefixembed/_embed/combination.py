@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 from prefixembed._embed.representation import Representation
-from prefixembed._model.attention import Attend, attention_dtype, combined_attention
+from prefixembed._model.attention import attention_dtype
+from prefixembed._model.extension import Extension, PrefixTensors, combine
+from prefixembed._model.slots import SlotTensors
 from prefixembed.backbone import Backbone, load_backbone, own_facts
 from prefixembed.prefix import Prefix
 from prefixembed.reading import PAIRS, Reading
@@ -45,7 +47,7 @@ class Combination:
     prefixes : tuple of Prefix
         The active prefixes.
     weights : tuple of float
-        Factor on the attention mass of each.
+        Factor on the attention mass of each, and on what its slots add.
     combine : {"concat", "mean"}
         How they are combined.
     reading : Reading
@@ -118,8 +120,8 @@ class Combination:
         backbone.check_reading(self.reading)
         return backbone
 
-    def attend(self, backbone: Backbone) -> Attend | None:
-        """Return what the layers of a backbone attend to in addition to tokens.
+    def extension(self, backbone: Backbone) -> Extension | None:
+        """Return what the prefixes add to the layers of a backbone.
 
         Parameters
         ----------
@@ -128,17 +130,17 @@ class Combination:
 
         Returns
         -------
-        attend : callable or None
+        extension : Extension or None
             For :meth:`Backbone.forward <prefixembed.Backbone.forward>`. None without prefixes.
         """
         # Sorted by digest, so that the order of prefixes does not change any bit.
-        order = sorted(range(len(self.prefixes)), key=lambda k: self.prefixes[k].digest)
-        dtype = attention_dtype(backbone.device, backbone.dtype)
-        parts = [
-            torch.tensor(self.prefixes[k].keys_values, device=backbone.device, dtype=dtype)
-            for k in order
-        ]
-        return combined_attention(parts, [self.weights[k] for k in order], self.combine)
+        weighted = sorted(
+            zip(self.prefixes, self.weights, strict=True),
+            key=lambda pair: (pair[0].digest, pair[1]),
+        )
+        tensors = [prefix_tensors(prefix, backbone) for prefix, _ in weighted]
+        weights = [weight for _, weight in weighted]
+        return combine(tensors, weights, self.combine, backbone.activation, backbone.dtype)
 
     def identity(self, of_pairs: bool, *outputs: str) -> Identity:
         """Return what decides vectors, as far as it is known without loading the backbone.
@@ -182,6 +184,17 @@ class Combination:
             reading=self.reading,
             dtype=dtype,
         )
+
+
+def prefix_tensors(prefix: Prefix, backbone: Backbone) -> PrefixTensors:
+    """Return a prefix as tensors on the device of a backbone."""
+    dtype = attention_dtype(backbone.device, backbone.dtype)
+    keys_values = torch.tensor(prefix.keys_values, device=backbone.device, dtype=dtype)
+    if prefix.slots is None:
+        return PrefixTensors(keys_values)
+    arrays = (prefix.slots.keys, prefix.slots.biases, prefix.slots.values)
+    slots = SlotTensors(*(torch.tensor(array, device=backbone.device) for array in arrays))
+    return PrefixTensors(keys_values, slots)
 
 
 def check_selection(

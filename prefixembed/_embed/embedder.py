@@ -22,7 +22,7 @@ from prefixembed._embed.texts import Text, is_pairs, split_pairs, vector_counts
 from prefixembed._embed.tokens import Tokens, tokenize, tokenize_windows
 from prefixembed._embed.truncation import report_truncated
 from prefixembed._files.vector_store import Store
-from prefixembed._model.attention import Attend
+from prefixembed._model.extension import Extension
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._model.pooling import pair_vectors, pool_windows
 from prefixembed._utils.properties import cached_property
@@ -52,9 +52,9 @@ class Embedder:
         return self.combination.load_backbone(self.dtype, self.device)
 
     @cached_property
-    def attend(self) -> Attend | None:
-        """Return what the layers attend to in addition to tokens."""
-        return self.combination.attend(self.backbone)
+    def extension(self) -> Extension | None:
+        """Return what the prefixes add to the layers of the backbone."""
+        return self.combination.extension(self.backbone)
 
     @cached_property
     def representation(self) -> Representation:
@@ -153,7 +153,7 @@ class Embedder:
                     unknown[k] = False
         missing = np.unique(owners[unknown])
         if len(missing):
-            _ = self.attend  # loads the backbone, and moves prefixes to it
+            _ = self.extension  # loads the backbone, and moves prefixes to it
         return _Chunk(positions, vectors, ends, truncated, missing, keys)
 
     def _tokenized(self, texts: Sequence[Text], chunk: _Chunk) -> _Chunk:
@@ -177,7 +177,9 @@ class Embedder:
         tokens, n_windows = chunk.tokens, chunk.n_windows
         # The bar counts texts, not windows.
         progress = bar.update if n_windows is None else int
-        encoded = embed_tokens(self.backbone, tokens, self.attend, self.reading, budget, progress)
+        encoded = embed_tokens(
+            self.backbone, tokens, self.extension, self.reading, budget, progress
+        )
         truncated = np.repeat(tokens.truncated, tokens.n_vectors)
         if n_windows is not None:
             encoded = pool_windows(encoded, tokens.lengths, n_windows, self.reading.pooling)

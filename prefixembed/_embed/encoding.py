@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from prefixembed._embed.batches import expand, pad_batch, plan_batches, word_slots
 from prefixembed._embed.texts import Text, Words, is_pairs
 from prefixembed._embed.tokens import Tokens
-from prefixembed._model.attention import Attend
+from prefixembed._model.extension import Extension
 from prefixembed._model.pooling import pair_vectors, pool, pool_words
 from prefixembed.backbone import Backbone
 from prefixembed.reading import Reading
@@ -59,7 +59,7 @@ def check_readable(reading: Reading, texts: Sequence[Text]) -> None:
 def embed_tokens(
     backbone: Backbone,
     tokens: Tokens,
-    attend: Attend | None,
+    extension: Extension | None,
     reading: Reading,
     batch_tokens: int,
     progress: Callable[[int], Any] = int,
@@ -78,7 +78,7 @@ def embed_tokens(
     while batches:
         positions = batches.pop()
         try:
-            done.append((positions, _embed_batch(backbone, tokens, positions, attend, reading)))
+            done.append((positions, _embed_batch(backbone, tokens, positions, extension, reading)))
         except (RuntimeError, MemoryError) as error:
             if len(positions) == 1 or not is_out_of_memory(error):
                 raise
@@ -114,18 +114,18 @@ def encode_batch(
     backbone: Backbone,
     tokens: Tokens,
     positions: NDArray[np.intp],
-    attend: Attend | None,
+    extension: Extension | None,
     reading: Reading,
 ) -> torch.Tensor:
     """Return the float32 vectors of one batch, one per text or word, with gradients."""
     if tokens.second is not None:
         one, two = (
-            encode_batch(backbone, some, positions, attend, reading)
+            encode_batch(backbone, some, positions, extension, reading)
             for some in (replace(tokens, second=None), tokens.second)
         )
         return pair_vectors(one, two)
     batch = pad_batch(tokens, positions, backbone.pad_id)
-    hidden, mask = backbone.forward(batch, attend, reading)
+    hidden, mask = backbone.forward(batch, extension, reading)
     if tokens.words is None:
         return pool(hidden, mask, reading.pooling)
     slots = torch.from_numpy(word_slots(tokens, positions, hidden.shape[1])).to(hidden.device)

@@ -10,11 +10,11 @@ from typing import Any
 
 _PAPER = "[arXiv 2305.13499](https://arxiv.org/abs/2305.13499)"
 _CARD_COLUMNS = (
-    "source task", "objective", "classes", "texts", "held-out scores", "positions", "reading",
-    "digest",
+    "source task", "objective", "classes", "texts", "held-out scores", "positions", "slots",
+    "reading", "digest",
 )  # fmt: skip
 _TABLE_COLUMNS = (
-    "prefix", "active", "weight", "source task", "positions", "texts", "held out", "kB",
+    "prefix", "active", "weight", "source task", "positions", "slots", "texts", "held out", "kB",
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def model_card(
         cells = (
             name, facts["objective"] or "none", facts["n_classes"] or "",
             facts["training"].get("n_texts", ""), _scores(facts["training"]), facts["length"],
-            _reading(facts["reading"]), facts["digest"][:12],
+            facts["ffn_length"], _reading(facts["reading"]), facts["digest"][:12],
         )  # fmt: skip
         table.append(_markdown_row([_plain(str(cell)) for cell in cells]))
     lines = ["---", *header, "---", "", f"# {_plain(repo_id)}", "", intro, "", *table]
@@ -62,8 +62,8 @@ def bank_table(
         cells = (
             name, "yes" if name in weights else "no",
             f"{weights[name]:g}" if name in weights else "", _task(facts), str(facts["length"]),
-            f"{n_texts:,}" if isinstance(n_texts, int) else "", _scores(facts["training"]),
-            f"{facts['n_bytes'] / 1000:,.0f}",
+            str(facts["ffn_length"]), f"{n_texts:,}" if isinstance(n_texts, int) else "",
+            _scores(facts["training"]), f"{facts['n_bytes'] / 1000:,.0f}",
         )  # fmt: skip
         rows.append(_html_row(cells, "td"))
     return (

@@ -18,7 +18,7 @@ from prefixembed._files.atomic import write_atomically
 from prefixembed._files.tensors import pack_tensors, unpack_tensors
 from prefixembed._utils.warnings import warn
 
-# Seconds between checkpoints within an epoch, and the largest share of time spent on them.
+# Seconds between checkpoints, and the largest share of time spent on them.
 INTERVAL_SECONDS = 60.0
 _MAX_SHARE_OF_TIME = 0.05
 _N_KEPT = 2
@@ -48,7 +48,7 @@ class Checkpoints:
         self._due = time.monotonic() + INTERVAL_SECONDS
 
     def is_due(self) -> bool:
-        """Return whether it is time for another checkpoint within an epoch."""
+        """Return whether it is time for another checkpoint."""
         return time.monotonic() >= self._due
 
     def save(self, number: int, state: State) -> None:

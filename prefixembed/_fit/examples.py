@@ -16,12 +16,14 @@ from prefixembed._embed.batches import expand
 from prefixembed._embed.encoding import check_readable
 from prefixembed._embed.texts import Text, check_rows, show
 from prefixembed._embed.tokens import Tokens, tokenize
-from prefixembed._fit.labels import check_weights
+from prefixembed._fit.labels import MIN_VALIDATED, check_weights
 from prefixembed._fit.objectives import OBJECTIVES, Objective, Targets
 from prefixembed._utils.properties import cached_property
 from prefixembed._utils.warnings import warn
 from prefixembed.backbone import Backbone
 from prefixembed.reading import Reading
+
+_N_NAMED = 3  # classes that a warning names
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,10 @@ class Examples:
         weights = torch.from_numpy(self.weights[rows]).to(logits.device)
         return self.objective.losses(logits, truth, self.counts[rows]) * weights  # (row,)
 
-    @property
-    def chance(self) -> float:
-        """Loss on the training rows of the best prediction that does not depend on the text."""
-        values = self.objective.take(self.targets.values, self.train)
-        return self.objective.chance(values, self.counts[self.train], self.weights[self.train])
+    def chance(self, rows: NDArray[np.intp]) -> float:
+        """Return the loss on some rows of the best prediction that does not depend on the text."""
+        values = self.objective.take(self.targets.values, rows)
+        return self.objective.chance(values, self.counts[rows], self.weights[rows])
 
 
 def prepare(
@@ -150,8 +151,28 @@ def prepare(
                 f"{n_rows} texts are too few to set validation_fraction={validation_fraction} of "
                 "each class aside: no early stopping"
             )
+        elif rows.objective.name == "classification":
+            _report_unvalidated(rows.targets, valid)
     tokens = tokenize(backbone, rows.texts, reading)
     return Examples(tokens, rows.counts, rows.objective, rows.targets, rows.weights, train, valid)
+
+
+def _report_unvalidated(targets: Targets, valid: NDArray[np.intp]) -> None:
+    """Warn if some classes are too small to be validated."""
+    assert targets.classes is not None
+    n_classes = len(targets.classes)
+    sizes = np.bincount(targets.values, minlength=n_classes)
+    n_valid = np.bincount(targets.values[valid], minlength=n_classes)
+    left_out = np.flatnonzero((sizes > 0) & (n_valid == 0))
+    if not len(left_out):
+        return
+    smallest = left_out[np.argsort(sizes[left_out], kind="stable")][:_N_NAMED]
+    names = ", ".join(map(repr, targets.classes[smallest].tolist()))
+    names += " and others" if len(left_out) > len(smallest) else ""
+    warn(
+        f"{len(left_out)} of {n_classes} classes have fewer than {MIN_VALIDATED} texts and are not "
+        f"validated: {names}"
+    )
 
 
 def _text_ends(objective: Objective, counts: NDArray[np.intp]) -> NDArray[np.intp]:

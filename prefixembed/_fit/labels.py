@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,18 +11,28 @@ from sklearn.utils import column_or_1d, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight
 
+# A class with fewer texts stays in training: there, each of its texts counts for more than the
+# rough figure that one text of it would add to the validation.
+MIN_VALIDATED = 5
+
 
 def stratified_split(
     labels: NDArray[np.int64], fraction: float, rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Split positions class by class; each class keeps at least one text for training.
+    """Split positions class by class, into those to train on and those to validate on.
 
-    Both parts are sorted. The second is empty if `fraction` of each class rounds to no text.
+    The share of each class in the second part is rounded up, but each class keeps at least one text
+    for training. A class with fewer than `MIN_VALIDATED` texts stays in training as a whole. Both
+    parts are sorted, and the second may be empty.
     """
     valid: list[NDArray[np.intp]] = []
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        valid.append(members[: min(len(members) - 1, round(fraction * len(members)))])
+        n_valid = 0
+        if len(members) >= MIN_VALIDATED:
+            # Products such as 0.07 * 100 are a little above the whole number that they stand for.
+            n_valid = min(len(members) - 1, math.ceil(round(fraction * len(members), 9)))
+        valid.append(members[:n_valid])
     chosen = np.sort(np.concatenate(valid))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 

@@ -6,13 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 
 from prefixembed._embed.batches import plan_batches, shuffle_batches
@@ -20,13 +20,19 @@ from prefixembed._embed.encoding import is_out_of_memory
 from prefixembed._embed.tokens import Tokens
 from prefixembed._fit.checkpoints import Checkpoints, State
 from prefixembed._fit.examples import Examples
-from prefixembed._fit.optimization import History, Outcome, Problem, Recipe, Step, optimize
+from prefixembed._fit.optimization import (
+    History,
+    Outcome,
+    Problem,
+    Recipe,
+    Step,
+    kept_entry,
+    optimize,
+)
 from prefixembed._model.devices import random_state, set_random_state
-from prefixembed._utils.warnings import warn
 from prefixembed._version import __version__
 
-# Share of the loss at chance above which a final training loss means that nothing was learned.
-_STUCK = 0.98
+_BACKGROUND_TEXTS = 16  # per step
 
 
 class Learner(ABC):
@@ -36,6 +42,7 @@ class Learner(ABC):
     groups: Sequence[tuple[Sequence[nn.Parameter], float]]  # with shares of the learning rate
     identity: tuple[Any, ...]  # what vectors depend on besides texts and parameters
     draws_on: torch.device | None = None  # whose random generators `encode` draws from, if any
+    n_background = 0  # number of background texts; each step reads some of them
 
     @abstractmethod
     def encode(self, tokens: Tokens, positions: NDArray[np.intp]) -> Tensor:
@@ -44,6 +51,10 @@ class Learner(ABC):
     @abstractmethod
     def embed(self, tokens: Tokens, batch_tokens: int) -> NDArray[np.float32]:
         """Return all vectors, without gradients, in batches of at most `batch_tokens` tokens."""
+
+    def penalty(self, background: NDArray[np.intp]) -> Tensor:
+        """Return what a step adds to the loss for what is done to some background texts."""
+        raise NotImplementedError
 
     def training(self) -> AbstractContextManager[None]:
         """Return the context that training takes place in."""
@@ -97,9 +108,21 @@ class _Supervised(Problem):
         self.batch_tokens = batch_tokens
 
     def draw_steps(self, rng: np.random.Generator) -> list[Step]:
-        return draw_steps(self.tasks, self.temperature, self.batch_size, rng)
+        steps = draw_steps(self.tasks, self.temperature, self.batch_size, rng)
+        n_texts = self.learner.n_background
+        if not n_texts:
+            return steps
+        size = min(n_texts, _BACKGROUND_TEXTS)
+        return [replace(s, background=rng.choice(n_texts, size, replace=False)) for s in steps]
 
     def backward(self, step: Step) -> float:
+        loss = self._backward_rows(step)
+        if step.background is not None:
+            # The recorded loss is that of the rows alone, which is compared with that at chance.
+            torch.autograd.backward(self.learner.penalty(step.background))
+        return loss
+
+    def _backward_rows(self, step: Step) -> float:
         data, head = self.tasks[step.task], self.learner.heads[step.task]
         longest, n_texts = data.longest[step.rows], data.n_texts[step.rows]
 
@@ -175,22 +198,33 @@ def _sum_backward(
 def draw_steps(
     tasks: Sequence[Examples], temperature: float, batch_size: int, rng: np.random.Generator
 ) -> list[Step]:
-    """Return the steps of an epoch in random order, each with rows of one task.
+    """Return the steps of one pass in random order, each with rows of one task."""
+    steps = []
+    counts = count_steps(tasks, temperature, batch_size)
+    for k, (data, count) in enumerate(zip(tasks, counts, strict=True)):
+        batches: list[NDArray[np.intp]] = []
+        while len(batches) < count:
+            batches += shuffle_batches(data.longest[data.train], batch_size, rng)
+        rows = [data.train[batch] for batch in batches[:count]]
+        steps += [Step(k, some, float(data.weights[some].sum())) for some in rows]
+    # The batches of a single task are in random order already.
+    return [steps[k] for k in rng.permutation(len(steps))] if len(tasks) > 1 else steps
+
+
+def count_steps(tasks: Sequence[Examples], temperature: float, batch_size: int) -> NDArray[np.intp]:
+    """Return the number of steps that each task has in one pass.
 
     The share of a task is proportional to its number of batches to the power ``1 / temperature``.
     There are about as many steps as batches, and at least one per task.
     """
-    batches = [shuffle_batches(data.longest[data.train], batch_size, rng) for data in tasks]
-    sizes = np.array([len(some) for some in batches])
+    sizes = np.array([count_batches(len(data.train), batch_size) for data in tasks])
     shares = sizes ** (1 / temperature)
-    counts = np.maximum(1, np.rint(shares / shares.sum() * sizes.sum()).astype(int))
-    steps = []
-    for k, (data, some, count) in enumerate(zip(tasks, batches, counts, strict=True)):
-        while len(some) < count:
-            some = some + shuffle_batches(data.longest[data.train], batch_size, rng)
-        steps += [Step(k, data.train[batch]) for batch in some[:count]]
-    # The batches of a single task are in random order already.
-    return [steps[k] for k in rng.permutation(len(steps))] if len(tasks) > 1 else steps
+    return np.maximum(1, np.rint(shares / shares.sum() * sizes.sum()).astype(np.intp))
+
+
+def count_batches(n_rows: int, batch_size: int) -> int:
+    """Return the number of batches that rows fill, the last of them perhaps in part."""
+    return -(-n_rows // batch_size)
 
 
 def _identify(
@@ -225,22 +259,10 @@ def check_can_resume(checkpoint_dir: Any, random_state: Any) -> None:
         )
 
 
-def warn_if_stuck(history: History, examples: Examples, learning_rate: float) -> None:
-    """Warn if the lowest training loss is about as high as at chance."""
-    loss = min(history["train_loss"])
-    if loss > _STUCK * examples.chance:
-        warn(
-            f"the training loss is stuck at chance or above ({loss:.3g}, and the best prediction "
-            f"that does not depend on the text has {examples.chance:.3g}): try another "
-            f"learning_rate than {learning_rate}, more max_epochs, or init='text'",
-            ConvergenceWarning,
-        )
-
-
 def training_facts(examples: Examples, recipe: Recipe, history: History) -> dict[str, Any]:
     """Return the facts about training that a prefix records, as JSON types.
 
-    Losses are those of the epoch whose state was kept.
+    Losses are those of the evaluation whose state was kept.
     """
     facts: dict[str, Any] = {
         "n_texts": len(examples.train),
@@ -248,9 +270,9 @@ def training_facts(examples: Examples, recipe: Recipe, history: History) -> dict
         "n_truncated": int(examples.tokens.truncated.sum()),
         "learning_rate": recipe.learning_rate,
         "batch_size": recipe.batch_size,
-        "n_epochs": len(history["epoch"]),
+        "n_steps": int(history["step"][-1]),
         "seconds": history["seconds"][-1],
     }
-    kept = int(np.argmin(history["valid_loss"])) if "valid_loss" in history else -1
+    kept = kept_entry(history)
     figures = ("train_loss", "valid_loss", f"valid_{examples.objective.metric}")
     return facts | {name: history[name][kept] for name in figures if name in history}

@@ -32,15 +32,16 @@ History = dict[str, list[float]]
 class Recipe:
     """Hyperparameters of the training loop, which uses AdamW."""
 
-    max_epochs: int
+    max_steps: int
+    eval_steps: int  # steps between evaluations; there is always one after the last step
     batch_size: int  # rows per step
     learning_rate: float  # at its peak, after the first tenth of the steps; see _rate
     weight_decay: float
-    patience: int | None  # epochs without a lower validation loss, then training stops
+    patience: int | None  # evaluations without a lower validation loss, then training stops
 
     def __post_init__(self) -> None:
         # Scalars of numpy are not JSON, and hash differently from equal numbers of Python.
-        for name in ("max_epochs", "batch_size", "patience"):
+        for name in ("max_steps", "eval_steps", "batch_size", "patience"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else int(value))
         for name in ("learning_rate", "weight_decay"):
@@ -53,6 +54,8 @@ class Step:
 
     task: int  # index of the task
     rows: NDArray[np.intp]  # positions of rows of that task
+    weight: float  # of the rows together, in recorded losses
+    background: NDArray[np.intp] | None = None  # positions of background texts
 
 
 class Problem(ABC):
@@ -62,11 +65,14 @@ class Problem(ABC):
 
     @abstractmethod
     def draw_steps(self, rng: np.random.Generator) -> list[Step]:
-        """Return the steps of an epoch. Each epoch has the same number of steps."""
+        """Return the steps of one pass over the data, in random order."""
 
     @abstractmethod
     def backward(self, step: Step) -> float:
-        """Add the gradient of the mean loss of a step to the parameters; return that loss."""
+        """Add the gradient of the loss of a step to the parameters, and return that loss.
+
+        The loss is the sum of the weighted losses of the rows, divided by their number.
+        """
 
     def validate(self) -> dict[str, float]:
         """Return figures that include ``"valid_loss"``, or none if there is no validation set."""
@@ -85,8 +91,10 @@ class Problem(ABC):
 class Outcome:
     """The result of a training run.
 
-    The history has one entry per epoch: ``epoch``, ``train_loss``, ``learning_rate``, ``seconds``
-    and the figures of validation. If Ctrl-C stops the first epoch, it has an entry too.
+    The history has one entry per evaluation: ``step`` (number of steps taken so far),
+    ``train_loss`` (weighted mean since the entry before), ``learning_rate``, ``seconds`` and the
+    figures of validation. If Ctrl-C stops training before any validation, there is also an entry
+    for the last steps.
     """
 
     history: History
@@ -113,8 +121,8 @@ class Outcome:
         parts = []
         if self.is_usable:
             which = "best" if "valid_loss" in self.history else "last"
-            n_epochs = len(self.history["epoch"])
-            parts.append(f"the estimator holds the {which} state of {n_epochs} epoch(s)")
+            step = self.history["step"][kept_entry(self.history)]
+            parts.append(f"the estimator holds the {which} state (after step {step})")
         if checkpoint_dir is not None:
             where = os.fspath(checkpoint_dir)
             parts.append(f"the same call continues from the last checkpoint in {where!r}, if any")
@@ -130,6 +138,11 @@ class Outcome:
             raise error
         finally:
             del error
+
+
+def kept_entry(history: History) -> int:
+    """Return the position of the entry whose state is kept: the best one, or else the last."""
+    return int(np.argmin(history["valid_loss"])) if "valid_loss" in history else -1
 
 
 def optimize(
@@ -153,11 +166,10 @@ def optimize(
     try:
         if checkpoints is not None and (state := checkpoints.load()) is not None:
             run.restore(state)
-        while not run.finished:
-            run.run_epoch(progress, checkpoints)
+        run.take_steps(progress, checkpoints)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and not run.history and run.n_rows:
-            run.record({"train_loss": run.loss / run.n_rows})
+        if isinstance(error, KeyboardInterrupt) and run.weight and "valid_loss" not in run.history:
+            run.record({})
         run.leave_best()
         return Outcome(run.history, error)
     run.leave_best()
@@ -169,7 +181,7 @@ class _Run:
 
     # The history comes last: a run that has one has something to keep.
     _FACTS = (
-        "epoch", "finished", "taken", "loss", "n_rows", "rate", "best_loss", "best_epoch",
+        "taken", "finished", "position", "loss", "weight", "rate", "best_loss", "n_since_best",
         "drawn_from", "seconds", "history",
     )  # fmt: skip
 
@@ -179,83 +191,90 @@ class _Run:
         groups = [{"params": list(some)} for some, _ in problem.groups]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=recipe.weight_decay)
         self.history: History = {}
-        self.epoch, self.finished = 1, False
-        # Of this epoch: number of steps, sum of losses over rows, and number of rows.
-        self.taken, self.loss, self.n_rows = 0, 0.0, 0
-        self.rate = 0.0
-        self.best_loss, self.best_epoch = math.inf, 0
-        self.best: list[Tensor] | None = None
-        # The random state that the steps of this epoch are drawn from.
+        self.taken, self.finished = 0, False
+        # The steps of the current pass, the number of them that were taken, and the random state
+        # that they were drawn from.
+        self.steps: list[Step] = []
+        self.position = 0
         self.drawn_from: Mapping[str, Any] = rng.bit_generator.state
+        # Since the last entry of the history: sums of the weighted losses and of the weights.
+        self.loss, self.weight = 0.0, 0.0
+        self.rate = 0.0
+        self.best_loss, self.n_since_best = math.inf, 0
+        self.best: list[Tensor] | None = None
         self.seconds, self.started = 0.0, time.perf_counter()
 
-    def run_epoch(self, progress: bool, checkpoints: Checkpoints | None) -> None:
-        """Take the steps of this epoch that are left, and validate."""
-        self.drawn_from = self.rng.bit_generator.state
-        steps = self.problem.draw_steps(self.rng)
-        n_steps = len(steps) * self.recipe.max_epochs
-        before = len(steps) * (self.epoch - 1)
-        desc = f"fit, epoch {self.epoch} of {self.recipe.max_epochs}"
+    def take_steps(self, progress: bool, checkpoints: Checkpoints | None) -> None:
+        """Take the steps that are left, and evaluate at intervals and at the end."""
+        last, interval = self.recipe.max_steps, self.recipe.eval_steps
         with tqdm(
-            total=len(steps), initial=self.taken, desc=desc, unit="step", disable=not progress
+            total=last, initial=self.taken, desc="fit", unit="step", disable=not progress
         ) as bar:
-            for step in steps[self.taken :]:
-                self.step(step, _rate(before + self.taken, n_steps))
+            while not self.finished:
+                self.step(self.next_step())
                 bar.update()
-                if checkpoints is not None and checkpoints.is_due() and self.taken < len(steps):
-                    checkpoints.save(before + self.taken, self.state())
-            # After another step, the loss would show it.
-            if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
-                self._give_up("a parameter became infinite or NaN")
-            figures = {"train_loss": self.loss / self.n_rows, **self.problem.validate()}
-            bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items() if k.endswith("loss")})
-        self.end_epoch(figures)
-        if checkpoints is not None:
-            checkpoints.save(before + len(steps), self.state())
+                if self.taken % interval == 0 or self.taken == last:
+                    losses = {k: v for k, v in self.evaluate().items() if k.endswith("loss")}
+                    bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
+                if checkpoints is not None and (self.finished or checkpoints.is_due()):
+                    checkpoints.save(self.taken, self.state())
 
-    def step(self, step: Step, share: float) -> None:
-        """Take a step at a share of the peak learning rate."""
+    def next_step(self) -> Step:
+        """Return the next step of the current pass; after its last one, draw another pass."""
+        if self.position == len(self.steps):
+            self.drawn_from = self.rng.bit_generator.state
+            self.steps, self.position = self.problem.draw_steps(self.rng), 0
+        return self.steps[self.position]
+
+    def step(self, step: Step) -> None:
+        """Take a step."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.problem.backward(step)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
         for what, value in (("loss", loss), ("norm of the gradient", float(norm))):
             if not math.isfinite(value):
-                self._give_up(f"the {what} became {value}")
-        self.rate = self.recipe.learning_rate * share
+                self._give_up(f"the {what} became {value}", self.taken + 1)
+        self.rate = self.recipe.learning_rate * _rate(self.taken, self.recipe.max_steps)
         for group, (_, own) in zip(self.optimizer.param_groups, self.problem.groups, strict=True):
             group["lr"] = own * self.rate
         self.optimizer.step()
         self.loss += loss * len(step.rows)
-        self.n_rows += len(step.rows)
+        self.weight += step.weight
+        self.position += 1
         self.taken += 1
 
-    def _give_up(self, what: str) -> NoReturn:
+    def _give_up(self, what: str, step: int) -> NoReturn:
         raise FloatingPointError(
-            f"{what} in epoch {self.epoch} at learning_rate={self.recipe.learning_rate}; a lower "
-            "rate may help"
+            f"{what} in step {step} at learning_rate={self.recipe.learning_rate}; a lower rate "
+            "may help"
         )
 
-    def end_epoch(self, figures: Mapping[str, float]) -> None:
-        """Record the epoch, keep its state if it is the best, and decide whether to stop."""
+    def evaluate(self) -> Mapping[str, float]:
+        """Validate, record the figures, keep a state that is the best, and decide on the end."""
+        # After another step, the loss would show it.
+        if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
+            self._give_up("a parameter became infinite or NaN", self.taken)
+        figures = self.problem.validate()
         valid_loss = figures.get("valid_loss")
         is_best = valid_loss is not None and valid_loss < self.best_loss
         best = [p.detach().clone() for p in self.parameters] if is_best else self.best
-        self.record(figures)
+        entry = self.record(figures)
+        self.n_since_best += 1
         if valid_loss is not None and is_best:
-            self.best_loss, self.best_epoch, self.best = valid_loss, self.epoch, best
+            self.best_loss, self.n_since_best, self.best = valid_loss, 0, best
         patience = None if valid_loss is None else self.recipe.patience
-        has_stalled = patience is not None and self.epoch - self.best_epoch >= patience
-        self.finished = has_stalled or self.epoch == self.recipe.max_epochs
-        self.epoch += 1
-        self.taken, self.loss, self.n_rows = 0, 0.0, 0
-        self.drawn_from = self.rng.bit_generator.state
+        has_stalled = patience is not None and self.n_since_best >= patience
+        self.finished = has_stalled or self.taken == self.recipe.max_steps
+        return entry
 
-    def record(self, figures: Mapping[str, float]) -> None:
-        """Append figures of this epoch to the history."""
-        entry = {"epoch": self.epoch, **figures, "learning_rate": self.rate}
-        entry["seconds"] = self._elapsed()
+    def record(self, figures: Mapping[str, float]) -> Mapping[str, float]:
+        """Append an entry with figures of validation to the history, and return it."""
+        entry = {"step": self.taken, "train_loss": self.loss / self.weight, **figures}
+        entry |= {"learning_rate": self.rate, "seconds": self._elapsed()}
         # Replaced as a whole, so that Ctrl-C cannot leave it half written.
         self.history = {k: [*self.history.get(k, []), value] for k, value in entry.items()}
+        self.loss, self.weight = 0.0, 0.0
+        return entry
 
     def leave_best(self) -> None:
         """Put the best state that validation has seen into the parameters."""
@@ -298,6 +317,7 @@ class _Run:
             self.optimizer.state[parameter][field] = value.to(where)
         self.problem.restore(State(state.facts["problem"], parts.get("problem", {})))
         self.rng.bit_generator.state = state.facts["drawn_from"]
+        self.steps = self.problem.draw_steps(self.rng)
         for name in self._FACTS:
             setattr(self, name, state.facts[name])
 

@@ -1,6 +1,9 @@
-"""The learner of a prefix: keys and values, a linear head, and their initial values."""
+"""The learner of a prefix: keys and values, slots, a linear head, and their initial values."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,14 +12,17 @@ from torch import Tensor, nn
 
 from prefixembed._embed.batches import pad_batch
 from prefixembed._embed.encoding import embed_tokens, encode_batch
-from prefixembed._embed.tokens import Tokens
+from prefixembed._embed.tokens import Tokens, tokenize
 from prefixembed._fit.examples import Examples
 from prefixembed._fit.heads import initial_head, learned_head
 from prefixembed._fit.learning import Learner
-from prefixembed._model.attention import Attend, RecordedAttention, combined_attention
+from prefixembed._model.attention import RecordedAttention
+from prefixembed._model.extension import Extension, PrefixTensors, combine
+from prefixembed._model.slots import AddedSlots, MeasuredSlots, SlotTensors
 from prefixembed.backbone import Backbone
 from prefixembed.head import Head
 from prefixembed.reading import Reading
+from prefixembed.slots import Slots
 
 _NORMAL_SCALE = 0.02
 # Share of the learning rate for the MLP. At the full rate, its layers saturate in the first steps
@@ -28,6 +34,8 @@ class PrefixLearner(Learner):
     """Learn a prefix and its head; the backbone does not change.
 
     `reparameterize` is the hidden width of the MLP that computes the prefix, or None for no MLP.
+    `slot_rate` is the share of the learning rate for slots. Background texts are for prefixes with
+    slots; there may be none.
     """
 
     def __init__(
@@ -37,38 +45,72 @@ class PrefixLearner(Learner):
         reading: Reading,
         *,
         prefix_length: int,
+        ffn_length: int,
         init: str,
         reparameterize: int | None,
+        slot_rate: float,
+        background: Sequence[str],
+        background_weight: float,
         rng: np.random.Generator,
     ) -> None:
         self.backbone, self.examples, self.reading = backbone, examples, reading
         tokens = examples.tokens.take(examples.texts(examples.train)).sequences()
         start = initial_keys_values(backbone, tokens, reading, prefix_length, init, rng)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+        slots = None
+        if ffn_length:
+            shape = backbone.layout[0], ffn_length, backbone.n_features
+            slots = initial_slots(shape, generator)
         head = initial_head(examples, backbone.n_features)
-        model = PrefixModel(start.cpu(), head, reparameterize, generator)
+        model = PrefixModel(start.cpu(), slots, head, reparameterize, generator)
         self.model = model.to(backbone.device)
         self.heads = [self.model.head]
-        self.groups = self.model.groups()
-        self.identity = (backbone.fingerprint, str(backbone.dtype), reading)
+        self.groups = self.model.groups(slot_rate)
+        self.background = tokenize(backbone, background, replace(reading, pairs=None))
+        self.n_background = len(background)
+        self.background_weight = background_weight
+        self.identity = (
+            backbone.fingerprint, str(backbone.dtype), reading, list(background), background_weight,
+        )  # fmt: skip
 
     def encode(self, tokens: Tokens, positions: NDArray[np.intp]) -> Tensor:
-        return encode_batch(self.backbone, tokens, positions, self.model.attention(), self.reading)
+        return encode_batch(self.backbone, tokens, positions, self._extension(), self.reading)
+
+    def penalty(self, background: NDArray[np.intp]) -> Tensor:
+        extension = self._extension()
+        assert extension is not None and isinstance(extension.add_slots, AddedSlots)
+        batch = pad_batch(self.background, background, self.backbone.pad_id)
+        mask = None
+        if batch.mask is not None:
+            mask = torch.from_numpy(batch.mask).to(self.backbone.device)
+        measured = MeasuredSlots(extension.add_slots, mask)
+        self.backbone.forward(batch, replace(extension, add_slots=measured), self.reading)
+        return self.background_weight * torch.stack(measured.effects).mean()
 
     def embed(self, tokens: Tokens, batch_tokens: int) -> NDArray[np.float32]:
         with torch.no_grad():
-            attend = self.model.attention()
-        return embed_tokens(self.backbone, tokens, attend, self.reading, batch_tokens)
+            extension = self._extension()
+        return embed_tokens(self.backbone, tokens, extension, self.reading, batch_tokens)
 
-    def learned(self) -> tuple[NDArray[np.float32], Head]:
-        """Return keys and values, (layer, 2, head, position, head_dim), and the head."""
+    def learned(self) -> tuple[NDArray[np.float32], Slots | None, Head]:
+        """Return keys and values, (layer, 2, head, position, head_dim), slots, and the head."""
         with torch.no_grad():
-            keys_values: NDArray[np.float32] = self.model.prefix().cpu().numpy()
-        return keys_values, learned_head(self.model.head, self.examples)
+            tensors = self.model.tensors()
+        keys_values: NDArray[np.float32] = tensors.keys_values.detach().cpu().numpy()
+        slots = None
+        if tensors.slots is not None:
+            slots = Slots(*(tensor.detach().cpu().numpy() for tensor in tensors.slots))
+        return keys_values, slots, learned_head(self.model.head, self.examples)
+
+    def _extension(self) -> Extension | None:
+        """Return what the prefix adds to the layers, with gradients."""
+        backbone = self.backbone
+        tensors = [self.model.tensors()]
+        return combine(tensors, [1.0], "concat", backbone.activation, backbone.dtype)
 
 
 class PrefixModel(nn.Module):
-    """Keys and values, as they are or computed by a small MLP, and a linear head.
+    """Keys and values, as they are or computed by a small MLP, slots, and a linear head.
 
     The MLP is that of P-Tuning v2 (arXiv 2110.07602). Its output is added to the initial keys and
     values. There is none if `hidden_size` is None.
@@ -77,6 +119,7 @@ class PrefixModel(nn.Module):
     def __init__(
         self,
         start: Tensor,  # (layer, 2, head, position, head_dim), on the CPU
+        slots: SlotTensors | None,
         head: nn.Linear,
         hidden_size: int | None,
         generator: torch.Generator,
@@ -84,13 +127,14 @@ class PrefixModel(nn.Module):
         super().__init__()
         self.shape = start.shape
         self.head = head
+        self.slots = None if slots is None else nn.ParameterList(slots)
         self.mlp: nn.Sequential | None = None
-        if hidden_size is None:
+        length = start.shape[3]
+        if hidden_size is None or not length:
             self.keys_values = nn.Parameter(start)
             return
         self.start: Tensor
         self.register_buffer("start", start)
-        length = start.shape[3]
         features = start.shape[2] * start.shape[4]
         # skip_init: other threads may use the global random state of torch.
         embedding = nn.utils.skip_init(nn.Embedding, length, features)
@@ -104,24 +148,31 @@ class PrefixModel(nn.Module):
         nn.init.zeros_(last.bias)
         self.mlp = nn.Sequential(embedding, first, nn.Tanh(), last)
 
-    def prefix(self) -> Tensor:
-        """Return the keys and values, (layer, 2, head, position, head_dim)."""
+    def tensors(self) -> PrefixTensors:
+        """Return the prefix, with gradients."""
+        slots = None if self.slots is None else SlotTensors(*self.slots)
+        return PrefixTensors(self._keys_values(), slots)
+
+    def _keys_values(self) -> Tensor:  # (layer, 2, head, position, head_dim)
         if self.mlp is None:
             return self.keys_values
         layer, two, head, length, head_dim = self.shape
         flat = self.mlp(torch.arange(length, device=self.start.device))  # (position, rest)
         return self.start + flat.view(length, layer, two, head, head_dim).permute(1, 2, 3, 0, 4)
 
-    def groups(self) -> list[tuple[list[nn.Parameter], float]]:
+    def groups(self, slot_rate: float) -> list[tuple[list[nn.Parameter], float]]:
         """Return groups of parameters, each with its share of the learning rate."""
         head = list(self.head.parameters())
+        slots = [] if self.slots is None else list(self.slots)
         if self.mlp is None:
-            return [([self.keys_values, *head], 1.0)]
-        return [(head, 1.0), (list(self.mlp.parameters()), _MLP_RATE)]
+            return [([self.keys_values, *head], 1.0), (slots, slot_rate)]
+        return [(head, 1.0), (list(self.mlp.parameters()), _MLP_RATE), (slots, slot_rate)]
 
-    def attention(self) -> Attend | None:
-        """Return the attention to the prefix, with gradients."""
-        return combined_attention([self.prefix()], [1.0], "concat")
+
+def initial_slots(shape: tuple[int, int, int], generator: torch.Generator) -> SlotTensors:
+    """Return slots of (layer, slot, feature) whose values are zero: they add nothing yet."""
+    keys = torch.randn(shape, generator=generator) * shape[2] ** -0.5
+    return SlotTensors(keys, torch.zeros(shape[:2]), torch.zeros(shape))
 
 
 def initial_keys_values(
@@ -138,6 +189,8 @@ def initial_keys_values(
     noise (``init="normal"``).
     """
     n_layers, n_heads, head_dim = backbone.layout
+    if not length:
+        return torch.zeros(n_layers, 2, n_heads, 0, head_dim, device=backbone.device)
     if init == "normal":
         noise = _NORMAL_SCALE * rng.standard_normal((n_layers, 2, n_heads, length, head_dim))
         return torch.from_numpy(noise.astype(np.float32)).to(backbone.device)
@@ -151,6 +204,6 @@ def initial_keys_values(
         )
         batch = pad_batch(tokens, np.array([row]), backbone.pad_id)
         with torch.no_grad():
-            backbone.forward(batch, recorded, reading)
+            backbone.forward(batch, Extension(recorded), reading)
         parts.append(recorded.keys_values())
     return torch.cat(parts, dim=3)

@@ -10,18 +10,27 @@ from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 
 from prefixembed._embed.encoding import check_readable, resolve_batch_tokens
 from prefixembed._embed.texts import Words
 from prefixembed._embed.transformer import TextTransformer
 from prefixembed._embed.truncation import report_truncated
 from prefixembed._fit.examples import Examples, LabelledRows, prepare
-from prefixembed._fit.learning import Learner, train
+from prefixembed._fit.learning import Learner, count_batches, count_steps, train
 from prefixembed._fit.optimization import MAX_RATE, Outcome, Recipe
 from prefixembed._utils.parameters import Count
 from prefixembed.backbone import Backbone
 from prefixembed.reading import Reading
+
+# max_steps="auto": so many passes over the training texts, within these numbers of steps. What has
+# been learned depends more on the number of steps than on that of passes: some hundred texts need
+# more passes, and a hundred thousand need fewer.
+AUTO_PASSES = 3
+AUTO_MIN_STEPS = 300
+AUTO_MAX_STEPS = 3000
+# The history has at most so many entries.
+MAX_EVALUATIONS = 20
 
 
 class LearningTransformer(TextTransformer):
@@ -33,7 +42,7 @@ class LearningTransformer(TextTransformer):
         "learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
         "weight_decay": [Interval(Real, 0, MAX_RATE, closed="both")],
         "batch_size": [Count(1)],
-        "max_epochs": [Count(1)],
+        "max_steps": [Count(1), StrOptions({"auto"})],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Count(1)],
@@ -61,11 +70,21 @@ class LearningTransformer(TextTransformer):
         report_truncated(n_truncated, len(truncated), reading.max_length, self.on_truncate)
         return data, reading
 
-    def _recipe(self) -> Recipe:
+    def _recipe(
+        self, tasks: Mapping[str, Examples], learning_rate: float, temperature: float = 1.0
+    ) -> Recipe:
+        data, batch_size = list(tasks.values()), int(self.batch_size)
+        max_steps = self.max_steps
+        if max_steps == "auto":
+            n_steps = AUTO_PASSES * int(count_steps(data, temperature, batch_size).sum())
+            max_steps = min(max(n_steps, AUTO_MIN_STEPS), AUTO_MAX_STEPS)
+        # Validation reads at most as many batches as training does.
+        n_batches = sum(count_batches(len(some.valid), batch_size) for some in data)
         return Recipe(
-            max_epochs=self.max_epochs,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
+            max_steps=max_steps,
+            eval_steps=max(count_batches(int(max_steps), MAX_EVALUATIONS), n_batches),
+            batch_size=batch_size,
+            learning_rate=learning_rate,
             weight_decay=self.weight_decay,
             patience=self.n_iter_no_change if self.early_stopping else None,
         )
@@ -74,6 +93,7 @@ class LearningTransformer(TextTransformer):
         self,
         tasks: Mapping[str, Examples],
         learner: Learner,
+        recipe: Recipe,
         backbone: Backbone,
         rng: np.random.Generator,
         temperature: float = 1.0,
@@ -81,7 +101,7 @@ class LearningTransformer(TextTransformer):
         return train(
             tasks,
             learner,
-            self._recipe(),
+            recipe,
             temperature=temperature,
             batch_tokens=resolve_batch_tokens(self.batch_tokens, backbone.device),
             rng=rng,

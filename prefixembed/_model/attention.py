@@ -264,8 +264,11 @@ def combined_attention(
     weights: Sequence[float],  # factor on each prefix's attention mass
     combine: str,
 ) -> Attend | None:
-    """Return the attention to several prefixes, for any number of threads; None without any."""
-    if not parts:
+    """Return the attention to several prefixes, for any number of threads.
+
+    None if no prefix has a position.
+    """
+    if not any(part.shape[3] for part in parts):
         return None
     if combine == "mean" and len(parts) > 1:
         return MeanAttention(*_stacked(parts, weights))

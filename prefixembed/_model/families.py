@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from torch import Tensor
+from transformers.activations import ACT2FN
 
 DECODERS = ("llama", "mistral", "qwen3")
 SUPPORTED = (
@@ -11,6 +15,27 @@ SUPPORTED = (
 )  # fmt: skip
 # Position ids of these families are counted from the id of the padding token.
 _OFFSET_POSITIONS = ("camembert", "mpnet", "roberta", "xlm-roberta")
+# Names of the first and the last linear layer of a feed-forward layer, seen from a module that
+# holds both. The input of the first and the output of the last are those of the feed-forward layer.
+_FEED_FORWARD = {
+    "albert": ("ffn", "ffn_output"),
+    "distilbert": ("ffn.lin1", "ffn.lin2"),
+    "modernbert": ("mlp.Wi", "mlp.Wo"),
+    **dict.fromkeys(("nomic_bert", *DECODERS), ("mlp.gate_proj", "mlp.down_proj")),
+}
+
+
+def feed_forward_names(family: str) -> tuple[str, str]:
+    """Return the names of the first and the last linear layer of a feed-forward layer."""
+    return _FEED_FORWARD.get(family, ("intermediate.dense", "output.dense"))
+
+
+def activation(config: Any) -> Callable[[Tensor], Tensor]:
+    """Return the activation function of feed-forward layers."""
+    names = ("hidden_act", "hidden_activation", "activation")
+    found = next(getattr(config, name) for name in names if hasattr(config, name))
+    function: Callable[[Tensor], Tensor] = ACT2FN[found]
+    return function
 
 
 def default_pooling(family: str) -> str:

@@ -1,7 +1,7 @@
-"""How attention to prefixes enters transformers' models, and which layer is running.
+"""How prefixes enter transformers' models, and which layer is running.
 
-A forward call keeps what it attends to in a context variable, and counts its layers as they run.
-The model holds no state, so threads share it.
+A forward call keeps what it attends to, and the slots that it adds, in a context variable, and
+counts its layers as they run. The model holds no state, so threads share it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from prefixembed._model.attention import Attend, LayerInput, MaskCache, to_attention_dtype
+from prefixembed._model.attention import LayerInput, MaskCache, to_attention_dtype
+from prefixembed._model.extension import Extension
+from prefixembed._model.families import feed_forward_names
+from prefixembed._model.slots import FeedForwardOutput
 
 ATTENTION = "prefixembed"
 
@@ -41,7 +44,7 @@ def _attention_forward(
 ) -> tuple[Tensor, None]:
     """Attend as the current forward call says, or to the tokens alone by plain SDPA."""
     call = _current_call.get()
-    if call is None:
+    if call is None or call.extension.attend is None:
         dtype = query.dtype
         query, key, value = to_attention_dtype(query, key, value)
         output, _ = sdpa_attention_forward(
@@ -61,10 +64,12 @@ def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 @dataclass
 class _ForwardCall:
-    """What one forward call attends to, and how many of its layers have run."""
+    """The extension of one forward call, and how many of its layers have run."""
 
-    attend: Attend
+    extension: Extension
     _n_layers_done: int = 0
+    _n_feed_forward_done: int = 0
+    _feed_forward_input: Tensor | None = None
     _masks: MaskCache = field(default_factory=MaskCache)
 
     def attend_next_layer(
@@ -72,26 +77,38 @@ class _ForwardCall:
     ) -> Tensor:
         # Layers are counted, since not every family numbers them and ALBERT runs one repeatedly.
         layer, self._n_layers_done = self._n_layers_done, self._n_layers_done + 1
+        attend = self.extension.attend
+        assert attend is not None
         n_heads, n_groups = query.shape[1], query.shape[1] // key.shape[1]
         if n_groups == 1:
-            return self.attend(LayerInput(layer, query, key, value, mask, scaling))
+            return attend(LayerInput(layer, query, key, value, mask, scaling))
         # Several query heads share a key head. Their queries become further positions of that
         # head, so that prefixes need only as many heads as the keys have.
         query = query.unflatten(1, (-1, n_groups)).flatten(2, 3)
         if mask is not None and mask.shape[2] > 1:
             given = mask
             mask = self._masks(mask, key.shape[2], lambda: given.repeat(1, 1, n_groups, 1))
-        output = self.attend(LayerInput(layer, query, key, value, mask, scaling))
+        output = attend(LayerInput(layer, query, key, value, mask, scaling))
         return output.unflatten(2, (n_groups, -1)).reshape(len(output), n_heads, -1, key.shape[3])
+
+    def enter_feed_forward(self, inputs: Tensor) -> None:
+        self._feed_forward_input = inputs
+
+    def leave_feed_forward(self, output: Tensor) -> Tensor:
+        layer, self._n_feed_forward_done = self._n_feed_forward_done, self._n_feed_forward_done + 1
+        inputs, self._feed_forward_input = self._feed_forward_input, None
+        add_slots = self.extension.add_slots
+        assert inputs is not None
+        return output if add_slots is None else add_slots(FeedForwardOutput(layer, inputs, output))
 
 
 _current_call: ContextVar[_ForwardCall | None] = ContextVar("_current_call", default=None)
 
 
 @contextmanager
-def attending(attend: Attend | None) -> Iterator[None]:
-    """Let one forward call in this thread attend to prefixes; None: to the tokens alone."""
-    token = _current_call.set(None if attend is None else _ForwardCall(attend))
+def extended(extension: Extension | None) -> Iterator[None]:
+    """Extend the layers of one forward call in this thread; None: run them as they are."""
+    token = _current_call.set(None if extension is None else _ForwardCall(extension))
     try:
         yield
     finally:
@@ -100,7 +117,8 @@ def attending(attend: Attend | None) -> Iterator[None]:
 
 def is_attending() -> bool:
     """Return True if the forward call running in this thread has an :data:`Attend`."""
-    return _current_call.get() is not None
+    call = _current_call.get()
+    return call is not None and call.extension.attend is not None
 
 
 def attend_current_layer(
@@ -119,3 +137,38 @@ def attend_current_layer(
     assert call is not None
     output = call.attend_next_layer(query, key, value, mask, scaling)
     return output.transpose(1, 2).flatten(2)
+
+
+def hook_feed_forward(model: torch.nn.Module, family: str) -> None:
+    """Let the feed-forward layers of a model add the slots of the current forward call.
+
+    The hooks hold no state and do nothing outside a call that has slots.
+    """
+    first_name, last_name = feed_forward_names(family)
+    for module in model.modules():
+        if hasattr(module, "chunk_size_feed_forward"):
+            # Layers are counted as they run: none may run in several chunks.
+            module.chunk_size_feed_forward = 0  # type: ignore[assignment]
+        first, last = _submodule(module, first_name), _submodule(module, last_name)
+        if first is not None and last is not None:
+            first.register_forward_pre_hook(_enter_feed_forward)
+            last.register_forward_hook(_leave_feed_forward)
+
+
+def _submodule(module: torch.nn.Module, name: str) -> torch.nn.Module | None:
+    try:
+        return module.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _enter_feed_forward(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:
+    if (call := _current_call.get()) is not None:
+        call.enter_feed_forward(args[0])
+
+
+def _leave_feed_forward(
+    module: torch.nn.Module, args: tuple[Tensor, ...], output: Tensor
+) -> Tensor | None:
+    call = _current_call.get()
+    return None if call is None else call.leave_feed_forward(output)

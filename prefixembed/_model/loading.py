@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from prefixembed._model.families import SUPPORTED, default_pooling, longest_text
-from prefixembed._model.hook import ATTENTION, register
+from prefixembed._model.hook import ATTENTION, hook_feed_forward, register
 from prefixembed._model.own_reading import own_reading
 from prefixembed._model.relative import RELATIVE, patch_relative_attention
 from prefixembed.reading import Reading
@@ -85,6 +85,7 @@ def load_files(
         raise ValueError(f"the tokenizer of backbone {name!r} adds no special tokens")
 
     patch_relative_attention(model)
+    hook_feed_forward(model, family)
     fingerprint = _fingerprint(model, raw_config, tokenizer)
     for parameter in model.parameters():
         # Parameters alone: the frequencies of rotary positions are buffers and stay in float32.

@@ -58,19 +58,25 @@ max_length : int, default=None
 batch_size : int, default=32
     Number of texts per step.
 """,
+    "max_steps": """
+max_steps : int or "auto", default="auto"
+    Number of steps of training, which early stopping may end before. ``"auto"`` for three passes
+    over all training texts, but at least 300 and at most 3000 steps.
+""",
     "early_stopping": """
 early_stopping : bool, default=True
-    Whether to set `validation_fraction` of the training texts aside, to stop when their loss
-    has not improved for `n_iter_no_change` epochs, and to keep the epoch with the lowest loss.
+    Whether to set `validation_fraction` of the training texts aside, to stop when their loss has
+    not improved for `n_iter_no_change` evaluations, and to keep the state with the lowest loss.
+    There are up to 20 evaluations, at regular intervals.
 """,
     "validation_fraction": """
 validation_fraction : float, default=0.1
-    Share of each class that is set aside for validation. A class with a single text stays in
-    the training set.
+    Share of each class that is set aside for validation, rounded up. A class with fewer than
+    five texts stays in the training set.
 """,
     "n_iter_no_change": """
-n_iter_no_change : int, default=2
-    Number of epochs without improvement after which training stops.
+n_iter_no_change : int, default=5
+    Number of evaluations without improvement after which training stops.
 """,
     "batch_tokens": """
 batch_tokens : int or "auto", default="auto"

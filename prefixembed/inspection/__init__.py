@@ -1,13 +1,14 @@
-"""Inspect what prefixes do to scores, to attention and to vectors, and plot it."""
+"""Inspect what prefixes do to scores, to layers and to vectors, and plot it."""
 
 from prefixembed.inspection.ablation import prefix_ablation
 from prefixembed.inspection.attention import attention_share
 from prefixembed.inspection.displays import (
-    AttentionShareDisplay,
     EmbeddingMapDisplay,
     PrefixAblationDisplay,
     PrefixSimilarityDisplay,
 )
+from prefixembed.inspection.shares import AttentionShareDisplay, SlotShareDisplay
+from prefixembed.inspection.slots import slot_share
 from prefixembed.inspection.training_curve import TrainingCurveDisplay
 from prefixembed.inspection.vectors import embedding_map, prefix_similarity
 
@@ -16,9 +17,11 @@ __all__ = [
     "EmbeddingMapDisplay",
     "PrefixAblationDisplay",
     "PrefixSimilarityDisplay",
+    "SlotShareDisplay",
     "TrainingCurveDisplay",
     "attention_share",
     "embedding_map",
     "prefix_ablation",
     "prefix_similarity",
+    "slot_share",
 ]

@@ -118,7 +118,7 @@ def prefix_ablation(
     >>> from prefixembed.inspection import prefix_ablation
     >>> from prefixembed.tasks import demo_backbone
     >>> texts, labels = ["what a film", "dull and long", "a joy", "a bore"] * 8, [1, 0, 1, 0] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0).fit(texts, labels)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0).fit(texts, labels)
     >>> result = prefix_ablation(PrefixBank({"stars": encoder}), texts, labels, cv=2)
     >>> result.names, result.alone.shape
     (['stars'], (1, 2))

@@ -7,25 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.utils import Bunch
 from torch import Tensor
 
-from prefixembed._embed.batches import pad_batch
-from prefixembed._embed.tokens import Tokens, tokenize
-from prefixembed._embed.truncation import report_truncated
-from prefixembed._model.attention import Attend, LayerInput, attention_mass, combined_attention
+from prefixembed._model.attention import Attend, LayerInput, attention_mass
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import checked
-from prefixembed.backbone import Backbone
 from prefixembed.bank import PrefixBank
-from prefixembed.inspection.arguments import active_names, check_some_texts, reading_of
-from prefixembed.reading import Reading
-
-# Plain attention materializes all logits: small batches bound its memory.
-_BATCH_TOKENS = 2048
+from prefixembed.inspection.arguments import active_names, check_some_texts
+from prefixembed.inspection.forward import LayerSums, mean_over_texts
 
 
 @substitute
@@ -52,18 +43,20 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
         - ``names`` : list of str, the active prefixes
         - ``shares`` : ndarray of shape (n_layers, n_heads, n_prefixes), the mean over texts of the
           mean over their tokens. The rest of the attention goes to tokens. With
-          ``combine="mean"``, the share of each prefix is divided by the number of prefixes. Heads
-          are key heads: where several query heads share one (decoders), the share is their mean
+          ``combine="mean"``, the share of each prefix is divided by the number of prefixes. It is 0
+          for prefixes without positions. Heads are key heads: where several query heads share one
+          (decoders), the share is their mean
 
     Raises
     ------
     ValueError
-        If the bank has no active prefix, `X` contains no text, or a text would be cut and
-        ``bank.on_truncate`` is ``"raise"``.
+        If no active prefix of the bank has positions, `X` contains no text, or a text would be
+        cut and ``bank.on_truncate`` is ``"raise"``.
 
     See Also
     --------
     prefixembed.inspection.AttentionShareDisplay : Plots the result.
+    prefixembed.inspection.slot_share : Measures slots in feed-forward layers.
 
     Notes
     -----
@@ -75,26 +68,29 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
     >>> from prefixembed.inspection import attention_share
     >>> from prefixembed.tasks import demo_backbone
     >>> texts, labels = ["what a film", "dull and long", "a joy", "a bore"] * 8, [1, 0, 1, 0] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0).fit(texts, labels)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0).fit(texts, labels)
     >>> attention_share(PrefixBank({"stars": encoder}), texts[:4]).shares.shape
     (6, 12, 1)
     """
     names = active_names(bank)
     texts = check_some_texts(X)
     combination = bank.combination()
-    reading = replace(reading_of(bank, texts), windows=False)
+    if not any(prefix.length for prefix in combination.prefixes):
+        raise ValueError(
+            "bank must have an active prefix with positions (prefix_length), got none: "
+            "slot_share measures prefixes of slots alone"
+        )
     backbone = bank.load_backbone()
-    tokens = tokenize(backbone, texts, reading)
-    n_truncated = int(tokens.truncated.sum())
-    report_truncated(n_truncated, len(texts), reading.max_length, bank.on_truncate)
+    extension = combination.extension(backbone)
+    assert extension is not None and extension.attend is not None
     parts = [
         torch.tensor(prefix.keys_values, device=backbone.device, dtype=torch.float32)
         for prefix in combination.prefixes
     ]
-    attend = combined_attention(parts, combination.weights, combination.combine)
-    assert attend is not None  # there is an active prefix
-    measured = _MeasuredAttention(attend, parts, combination.weights, combination.combine)
-    return Bunch(names=names, shares=_mean_shares(backbone, tokens, measured, reading))
+    weights, mode = combination.weights, combination.combine
+    measured = _MeasuredAttention(extension.attend, parts, weights, mode)
+    extension = replace(extension, attend=measured)
+    return Bunch(names=names, shares=mean_over_texts(bank, texts, extension, measured.sums))
 
 
 @dataclass
@@ -105,7 +101,7 @@ class _MeasuredAttention:
     parts: Sequence[Tensor]  # one per prefix: (layer, 2, head, position, head_dim)
     weights: Sequence[float]
     combine: str
-    sums: dict[int, Tensor] = field(default_factory=dict)  # one per layer: (head, prefix)
+    sums: LayerSums = field(default_factory=LayerSums)  # (head, prefix) each
 
     def __call__(self, inputs: LayerInput) -> Tensor:
         """Attend in one layer, and measure; no text of the batch may be padded."""
@@ -123,23 +119,5 @@ class _MeasuredAttention:
             shares = torch.sigmoid(prefixes - tokens) / len(self.parts)
         else:
             shares = torch.cat([prefixes, tokens], dim=-1).softmax(-1)[..., :-1]
-        added = shares.mean(2).sum(0).double()  # (head, prefix)
-        self.sums[layer] = self.sums.get(layer, torch.zeros_like(added)) + added
+        self.sums.add(layer, shares.transpose(1, 2))  # (batch, query, head, prefix)
         return self.attend(inputs)
-
-
-def _mean_shares(
-    backbone: Backbone, tokens: Tokens, measured: _MeasuredAttention, reading: Reading
-) -> NDArray[np.float64]:
-    """Return the mean share of attention of each prefix: (layer, head, prefix)."""
-    sequences = tokens.sequences()
-    lengths = sequences.lengths
-    with torch.inference_mode():
-        for length in np.unique(lengths):  # texts of one length need no padding
-            positions = np.flatnonzero(lengths == length)
-            n_batches = min(len(positions), -(-len(positions) * int(length) // _BATCH_TOKENS))
-            for some in np.array_split(positions, n_batches):
-                batch = pad_batch(sequences, some, backbone.pad_id)
-                backbone.forward(batch, measured, reading)
-    sums = [measured.sums[layer] for layer in sorted(measured.sums)]
-    return (torch.stack(sums) / len(lengths)).cpu().numpy()

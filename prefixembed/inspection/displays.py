@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from prefixembed._utils.docstrings import substitute
 from prefixembed.inspection.ablation import prefix_ablation
-from prefixembed.inspection.attention import attention_share
 from prefixembed.inspection.drawing import (
     MAX_CLASSES,
     Display,
@@ -125,88 +124,6 @@ class PrefixAblationDisplay(Display):
         ax.set_xlabel("change of the score, with confidence interval")
         ax.grid(axis="x", alpha=0.3)
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=8)
-        return self
-
-
-@substitute
-class AttentionShareDisplay(Display):
-    """Plot the share of attention that each prefix gets, by layer, or by layer and head.
-
-    Read more in the :doc:`user guide </guide/inspection>`.
-
-    .. versionadded:: 0.1
-
-    Parameters
-    ----------
-    $names
-    shares : ndarray of shape (n_layers, n_heads, n_prefixes)
-        Share of attention of each prefix.
-
-    Attributes
-    ----------
-    $ax_
-    $figure_
-
-    See Also
-    --------
-    prefixembed.inspection.attention_share : Computes the values.
-
-    Examples
-    --------
-    >>> from prefixembed.inspection import AttentionShareDisplay
-    >>> display = AttentionShareDisplay.from_estimator(bank, X)  # doctest: +SKIP
-    """
-
-    def __init__(self, names: Sequence[str], shares: NDArray[np.float64]) -> None:
-        self.names, self.shares = names, shares
-
-    @classmethod
-    def from_estimator(
-        cls, bank: Any, X: Any, *, prefix: str | None = None, ax: Any = None
-    ) -> Self:
-        """Measure the attention to the prefixes of a bank, and plot it.
-
-        Parameters
-        ----------
-        $inspected_bank
-        $X
-        $shown_prefix
-        $ax
-
-        Returns
-        -------
-        $display
-        """
-        return cls(**attention_share(bank, X)).plot(ax, prefix=prefix)
-
-    def plot(self, ax: Any = None, *, prefix: str | None = None) -> Self:
-        """Plot a map with one row per layer, the first layer at the bottom.
-
-        Parameters
-        ----------
-        $ax
-        $shown_prefix
-
-        Returns
-        -------
-        $display
-        """
-        names = list(self.names)
-        if prefix is None:
-            columns, values, labels, title = "prefix", self.shares.mean(axis=1), names, ""
-        elif prefix in names:
-            columns, values = "head", self.shares[:, :, names.index(prefix)]
-            labels, title = [str(k + 1) for k in range(values.shape[1])], f"prefix {prefix}"
-        else:
-            raise ValueError(f"prefix must be one of {names}, got {prefix!r}")
-        n_layers, n_columns = values.shape
-        ax = prepare_axes(self, ax, 2.6 + 0.34 * n_columns, 1.8 + 0.28 * n_layers)
-        image = ax.imshow(100 * values, origin="lower", aspect="auto", cmap="viridis", vmin=0)
-        write_cells(ax, 100 * values, "{:.0f}", dark=values < 0.6 * (values.max() or 1))
-        ax.set_xticks(range(n_columns), plain_labels(labels), rotation=90 if prefix is None else 0)
-        ax.set_yticks(range(n_layers), [str(k + 1) for k in range(n_layers)])
-        ax.set(xlabel=columns, ylabel="layer", title=plain_labels([title])[0])
-        ax.figure.colorbar(image, ax=ax, label="share of attention (%)")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Training curve: the loss of an encoder, epoch by epoch."""
+"""Training curve: the loss of an encoder by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @substitute
 class TrainingCurveDisplay(Display):
-    """Plot training and validation loss by epoch.
+    """Plot training and validation loss by step.
 
     Read more in the :doc:`user guide </guide/inspection>`.
 
@@ -61,7 +61,7 @@ class TrainingCurveDisplay(Display):
         return cls(encoder.history_).plot(ax)
 
     def plot(self, ax: Any = None) -> Self:
-        """Plot one line per loss, and mark the epoch that was kept.
+        """Plot one line per loss, and mark the step whose state was kept.
 
         Parameters
         ----------
@@ -72,7 +72,7 @@ class TrainingCurveDisplay(Display):
         $display
         """
         ax = prepare_axes(self, ax, 6.4, 3.6)
-        epochs = self.history["epoch"]
+        steps = self.history["step"]
         tasks = [name for name in self.history if name.startswith("valid_loss[")]
         for name, label, color in (
             ("train_loss", "training", "tab:gray"),
@@ -80,18 +80,18 @@ class TrainingCurveDisplay(Display):
         ):
             if name in self.history:
                 ax.plot(
-                    epochs, self.history[name], marker="o", markersize=3, label=label, color=color
+                    steps, self.history[name], marker="o", markersize=3, label=label, color=color
                 )
         # The first colour is taken by the mean over tasks.
         for name, color in zip(tasks, class_colors(len(tasks) + 1)[1:], strict=True):
             task = name.removeprefix("valid_loss[").removesuffix("]")
-            (line,) = ax.plot(epochs, self.history[name], linewidth=1, linestyle="--", color=color)
+            (line,) = ax.plot(steps, self.history[name], linewidth=1, linestyle="--", color=color)
             line.set_label(plain_labels([task])[0])
         if "valid_loss" in self.history:
-            kept = epochs[int(np.argmin(self.history["valid_loss"]))]
+            kept = steps[int(np.argmin(self.history["valid_loss"]))]
             ax.axvline(kept, color="0.7", linestyle=":", label="kept")
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set(xlabel="epoch", ylabel="loss")
+        ax.set(xlabel="step", ylabel="loss")
         ax.grid(alpha=0.3)
         # Lines are listed explicitly: a legend would leave out labels that start with "_".
         labels = [line.get_label() for line in ax.lines]

@@ -63,7 +63,7 @@ def prefix_similarity(bank: PrefixBank, X: Any) -> Bunch:
     >>> from prefixembed.inspection import prefix_similarity
     >>> from prefixembed.tasks import demo_backbone
     >>> texts, labels = ["what a film", "dull and long", "a joy", "a bore"] * 8, [1, 0, 1, 0] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_epochs=5, random_state=0).fit(texts, labels)
+    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0).fit(texts, labels)
     >>> prefix_similarity(PrefixBank({"stars": encoder}), texts[:4]).similarity
     array([[1.]])
     """

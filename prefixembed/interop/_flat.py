@@ -64,8 +64,17 @@ def from_flat(
     )
 
 
-def to_flat(prefix: Prefix) -> NDArray[np.float32]:
-    """Return the flat layout of a prefix, as :func:`from_flat` takes it."""
+def to_flat(prefix: Prefix, library: str) -> NDArray[np.float32]:
+    """Return the flat layout of a prefix, as :func:`from_flat` takes it.
+
+    Raise ValueError if the prefix has slots, which files of `library` cannot hold.
+    """
+    if prefix.slots is not None:
+        raise ValueError(
+            f"{library} holds keys and values of attention only, and this prefix has "
+            f"{prefix.length} positions and {prefix.ffn_length} slots in each feed-forward layer: "
+            "learn it with ffn_length=0 and at least one position (prefix_length)"
+        )
     by_position = prefix.keys_values.transpose(3, 0, 1, 2, 4)
     return np.ascontiguousarray(by_position).reshape(prefix.length, -1)
 

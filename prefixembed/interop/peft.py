@@ -125,15 +125,16 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     prefix : Prefix
-        Prefix that was learned with PEFT's positions: its ``reading.first_position`` equals its
-        length.
+        Prefix without slots that was learned with PEFT's positions: its
+        ``reading.first_position`` equals its length.
     folder : str or path-like
         Folder to write to. It is created if it does not exist.
 
     Raises
     ------
     ValueError
-        If the prefix was learned with other positions. PEFT's model would return other vectors.
+        If the prefix has slots, which PEFT lacks, or was learned with other positions. PEFT's model
+        would return other vectors.
 
     See Also
     --------
@@ -144,6 +145,7 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
     >>> from prefixembed.interop import load_peft, save_peft
     >>> save_peft(load_peft("adapter"), "copy")  # doctest: +SKIP
     """
+    flat = to_flat(prefix, "PEFT")
     if prefix.reading.first_position != prefix.length:
         raise ValueError(
             f"PEFT gives the first token position {prefix.length}, after the prefix, but this "
@@ -167,7 +169,7 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
     }
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    tensors = {_TENSOR: torch.from_numpy(to_flat(prefix))}
+    tensors = {_TENSOR: torch.from_numpy(flat)}
     write_atomically(
         target / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
     )

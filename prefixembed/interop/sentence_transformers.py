@@ -22,9 +22,9 @@ from prefixembed._embed.encoding import check_finite
 from prefixembed._embed.texts import Text, check_texts, is_pairs
 from prefixembed._embed.tokens import tokenize
 from prefixembed._embed.truncation import report_truncated
-from prefixembed._model.attention import Attend
 from prefixembed._model.batch import Batch
 from prefixembed._model.devices import resolve_device, resolve_dtype
+from prefixembed._model.extension import Extension
 from prefixembed._model.pooling import pool
 from prefixembed.backbone import Backbone
 from prefixembed.bank import PrefixBank
@@ -61,7 +61,7 @@ class PrefixModule(InputModule):
         device = resolve_device(bank.device)
         placement = torch.empty(0, device=device, dtype=resolve_dtype(bank.dtype, device))
         self.placement = torch.nn.Parameter(placement, requires_grad=False)
-        self._attention: tuple[tuple[str, str], Attend | None] | None = None
+        self._extension: tuple[tuple[str, str], Extension | None] | None = None
         self._tokenizer: Any = None
         self._has_warned = False
 
@@ -71,12 +71,12 @@ class PrefixModule(InputModule):
         self.bank.set_params(device=str(self.placement.device), dtype=dtype).fit([""])
         return self.bank.load_backbone()
 
-    def _attend(self, backbone: Backbone) -> Attend | None:
-        """Return the attention to the prefixes, built again if the bank or the device changed."""
+    def _extend(self, backbone: Backbone) -> Extension | None:
+        """Return the extension by the prefixes, built again if the bank or the device changed."""
         key = str(backbone.device), self.bank.representation().digest
-        if self._attention is None or self._attention[0] != key:
-            self._attention = key, self.bank.combination().attend(backbone)
-        return self._attention[1]
+        if self._extension is None or self._extension[0] != key:
+            self._extension = key, self.bank.combination().extension(backbone)
+        return self._extension[1]
 
     @property
     def max_seq_length(self) -> int:
@@ -170,7 +170,7 @@ class PrefixModule(InputModule):
             None if mask.all() else mask.astype(np.bool_),
         )
         with torch.no_grad():
-            hidden, kept = backbone.forward(batch, self._attend(backbone), reading)
+            hidden, kept = backbone.forward(batch, self._extend(backbone), reading)
             vectors = pool(hidden, kept, reading.pooling)  # (batch, feature), in float32
         check_finite(vectors.cpu().numpy(), backbone)
         return {**features, "token_embeddings": hidden, "sentence_embedding": vectors}
@@ -224,7 +224,7 @@ class PrefixModule(InputModule):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy or another process builds these again.
-        return {**self.__dict__, "_attention": None, "_tokenizer": None}
+        return {**self.__dict__, "_extension": None, "_tokenizer": None}
 
 
 def _with_prompt(text: Text, prompt: str) -> Text:

@@ -40,7 +40,7 @@ def check_corpus(bank, out, **backend):
 
 def check_learning(backbone, **backend):
     """Check that fit_prefixes learns the same prefixes as in one process."""
-    encoder = PrefixEncoder(backbone, max_epochs=4, learning_rate=0.05, random_state=0, **CPU)
+    encoder = PrefixEncoder(backbone, max_steps=4, learning_rate=0.05, random_state=0, **CPU)
     expected = fit_prefixes(TASKS, encoder)
     with joblib.parallel_config(**backend):
         found = fit_prefixes(TASKS, encoder)

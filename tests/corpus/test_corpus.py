@@ -146,7 +146,7 @@ def test_output_container_and_cache_of_the_encoder_are_left_alone(bank, rows, tm
 
 
 def test_an_encoder_gives_the_vectors_of_its_bank(tiny, rows, tmp_path):
-    encoder = PrefixEncoder(tiny(), max_epochs=1, random_state=0, **CPU)
+    encoder = PrefixEncoder(tiny(), max_steps=1, random_state=0, **CPU)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encoder.fit(TEXTS[:8], [0, 1] * 4)

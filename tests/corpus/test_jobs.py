@@ -125,7 +125,7 @@ def test_memory_does_not_grow_with_the_number_of_rows(bank, tmp_path):
 
 @pytest.fixture
 def multitask(tiny):
-    encoder = MultiTaskEncoder(tiny(), max_epochs=1, random_state=0, **CPU)
+    encoder = MultiTaskEncoder(tiny(), max_steps=1, random_state=0, **CPU)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return encoder.fit({"a": (TEXTS[:8], [0, 1] * 4)})

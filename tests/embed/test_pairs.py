@@ -49,7 +49,7 @@ def same_words(n=60, seed=0):
 
 def make(folder, **params):
     settings = {
-        "pairs": "apart", "max_epochs": 20, "batch_size": 8, "learning_rate": 0.05,
+        "pairs": "apart", "max_steps": 280, "batch_size": 8, "learning_rate": 0.05,
         "max_length": 64, "random_state": 0,
     }  # fmt: skip
     return PrefixEncoder(folder, **(CPU | settings | params))
@@ -147,7 +147,7 @@ def test_learns_to_compare_two_texts(fitted, tiny, tmp_path):
 
 def test_pairs_parameter_does_not_affect_prefixes_of_single_texts(tiny):
     texts, labels = [first for first, _ in same_words(24)[0]], [0, 1] * 12
-    params = {"max_epochs": 1, "early_stopping": False}
+    params = {"max_steps": 3, "early_stopping": False}
     with pytest.warns(UserWarning, match="stuck"):
         apart, joint = (
             make(tiny(), pairs=pairs, **params).fit(texts, labels).prefix_
@@ -234,7 +234,7 @@ def test_multi_task_training_of_pairs_and_texts(tiny, tmp_path):
     pairs, labels = same_words(120)
     singles = [first for first, _ in pairs], [first[0] == "j" for first, _ in pairs]
     tasks = {"same": (pairs, labels), "joy": singles}
-    encoder = make_multitask(tiny(), pairs="apart", max_epochs=12, cache=None).fit(tasks)
+    encoder = make_multitask(tiny(), pairs="apart", max_steps=324, cache=None).fit(tasks)
     assert encoder.score(*same_words(seed=1), "same") > 0.9
     assert encoder.score(*singles, "joy") > 0.9
     assert encoder.heads_["same"].weight.shape == (2, 96)

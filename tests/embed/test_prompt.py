@@ -86,7 +86,7 @@ def test_words_cannot_have_a_prompt(banks):
 def test_prefixes_record_the_prompt_of_their_training(tiny, random_prefix, tmp_path):
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
     begun = [PROMPT + text for text in texts]
-    params = {"max_epochs": 3, "random_state": 0, "max_length": 64, **CPU}
+    params = {"max_steps": 3, "random_state": 0, "max_length": 64, **CPU}
     prompted = PrefixEncoder(tiny(), prompt=PROMPT, **params).fit(texts, labels)
     plain = PrefixEncoder(tiny(), **params).fit(begun, labels)
     np.testing.assert_array_equal(prompted.prefix_.keys_values, plain.prefix_.keys_values)
@@ -109,7 +109,7 @@ def test_prefixes_record_the_prompt_of_their_training(tiny, random_prefix, tmp_p
 
 def test_fine_tuning_with_a_prompt(tiny):
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
-    params = {"max_epochs": 2, "random_state": 0, "max_length": 64, **CPU}
+    params = {"max_steps": 2, "random_state": 0, "max_length": 64, **CPU}
     prompted = MultiTaskEncoder(tiny(), prompt=PROMPT, **params).fit({"a": (texts, labels)})
     begun = [PROMPT + text for text in texts]
     plain = MultiTaskEncoder(tiny(), **params).fit({"a": (begun, labels)})

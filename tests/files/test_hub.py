@@ -1,7 +1,6 @@
 """Prefixes and banks on a local stand-in for the Hub, through the client of huggingface_hub."""
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from hub_stand_in import Hub
 from huggingface_hub import constants
 
 from prefixembed import Prefix, PrefixBank
-from prefixembed._files.cards import bank_table, model_card
 
 TOKEN = "hf_" + "a" * 30
 
@@ -30,7 +28,7 @@ def hub(monkeypatch, tmp_path):
 def bank(tiny, random_prefix):
     facts = {"n_texts": 90, "valid_accuracy": 0.875, "valid_loss": 0.3}
     prefixes = {
-        "stars | <b>": random_prefix(tiny(), seed=1, training=facts),
+        "stars | <b>": random_prefix(tiny(), seed=1, ffn_length=3, training=facts),
         "topic": random_prefix(tiny(), seed=2),
     }
     return PrefixBank(prefixes, combine="mean", active=["topic"], dtype="float32", device="cpu")
@@ -38,14 +36,6 @@ def bank(tiny, random_prefix):
 
 def file_name(prefix):
     return f"{hashlib.sha256(prefix.to_bytes()).hexdigest()}.safetensors"
-
-
-def facts_of(**changes):
-    facts = {
-        "objective": "regression", "n_classes": None, "length": 5, "digest": "d" * 64,
-        "n_bytes": 2000, "reading": {"pooling": "mean", "max_length": 64}, "training": {},
-    }  # fmt: skip
-    return facts | changes
 
 
 def test_bank_survives_a_round_trip_through_the_hub(bank, hub):
@@ -61,7 +51,7 @@ def test_bank_survives_a_round_trip_through_the_hub(bank, hub):
     assert list(again.items()) == list(bank.items())
     np.testing.assert_array_equal(again.transform(["a text"]), bank.transform(["a text"]))
     card = files["README.md"].decode()
-    assert "| stars \\| &lt;b> | classification | 2 | 90 | accuracy 0.875 | 5 | " in card
+    assert "| stars \\| &lt;b> | classification | 2 | 90 | accuracy 0.875 | 5 | 3 | " in card
     assert "| pooling='mean', max_length=64 | " in card
     assert "Combined by `mean`; active: topic." in card
 
@@ -130,38 +120,3 @@ def test_folder_is_loaded_without_the_hub_and_has_no_revisions(bank, random_pref
         PrefixBank.from_pretrained("me/offline")
     with pytest.raises(FileNotFoundError, match="it has no bank.json"):
         PrefixBank.from_pretrained(tmp_path.parent)
-
-
-def test_header_of_a_card_is_valid_yaml(tmp_path):
-    yaml = pytest.importorskip("yaml")
-    odd = 'a"b: [c'
-    card = model_card("me/x", {"s\ud800\n# not a title": facts_of()}, odd, "pass")
-    header = yaml.safe_load(card.split("---")[1])
-    assert header["base_model"] == odd and header["library_name"] == "prefixembed"
-    assert "\n# not a title" not in card
-    card.encode()
-    assert "base_model" not in model_card("me/x", {}, str(tmp_path), "pass")
-    assert json.loads(json.dumps(header)) == header
-
-
-def test_card_shows_each_field_of_the_reading():
-    reading = {"pooling": "cls", "max_length": 9, "prompt": "query: |", "a later field": True}
-    card = model_card("me/x", {"a": facts_of(reading=reading)}, "b", "pass")
-    assert "| pooling='cls', max_length=9, prompt='query: \\|', a later field=True |" in card
-
-
-def test_table_shows_active_and_inactive_prefixes():
-    training = {"n_texts": 1234, "valid_accuracy": 0.75, "valid_loss": 0.5}
-    prefixes = {
-        "<a>": facts_of(objective="classification", n_classes=2, training=training,
-                        reading={"pooling": "mean", "max_length": 64, "pairs": "apart"}),
-        "b": facts_of(objective=None),
-    }  # fmt: skip
-    table = bank_table(prefixes, {"<a>": 0.5}, "back<bone", "mean")
-    for part in (
-        "1 of 2 prefixes active, combined by mean, on back&lt;bone",
-        "<td>&lt;a&gt;</td><td>yes</td><td>0.5</td><td>classification, 2 classes, pairs apart</td>",
-        "<td>5</td><td>1,234</td><td>accuracy 0.750</td><td>2</td>",
-        "<td>b</td><td>no</td><td></td><td>none</td>",
-    ):
-        assert part in table

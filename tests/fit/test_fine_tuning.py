@@ -13,7 +13,9 @@ from prefixembed._fit.learning import train
 from prefixembed._fit.optimization import Recipe
 from prefixembed.reading import Reading
 
-RECIPE = Recipe(max_epochs=1, batch_size=8, learning_rate=1e-3, weight_decay=0.0, patience=None)
+RECIPE = Recipe(
+    max_steps=15, eval_steps=15, batch_size=8, learning_rate=1e-3, weight_decay=0.0, patience=None
+)
 READING = Reading("cls", 32, pooled_layers=2, pairs="apart", prompt="query: ")
 
 

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefixembed._fit.labels import check_labels, check_weights, stratified_split
+from prefixembed._fit.labels import (
+    MIN_VALIDATED,
+    check_labels,
+    check_weights,
+    stratified_split,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,16 +67,27 @@ def test_weights_of_texts_and_classes_are_multiplied():
 
 @given(
     counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
-    fraction=st.floats(0.01, 0.99),
+    percent=st.integers(1, 99),
     seed=st.integers(0, 5),
 )
 @settings(max_examples=80, deadline=None)
-def test_split_keeps_each_class_in_training(counts, fraction, seed):
+def test_split_keeps_each_class_in_training_and_rounds_up(counts, percent, seed):
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
-    train, valid = stratified_split(labels, fraction, rng)
+    train, valid = stratified_split(labels, percent / 100, rng)
     np.testing.assert_array_equal(np.sort(np.concatenate([train, valid])), np.arange(len(labels)))
     assert set(labels[train]) == set(labels)
     for label, count in enumerate(counts):
-        expected = min(count - 1, round(fraction * count))
-        assert (labels[valid] == label).sum() == expected
+        expected = min(count - 1, -(-percent * count // 100))
+        assert (labels[valid] == label).sum() == (expected if count >= MIN_VALIDATED else 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "fraction", "expected"),
+    [(4, 0.9, 0), (5, 0.01, 1), (5, 0.99, 4), (10, 0.1, 1), (11, 0.1, 2), (70, 0.1, 7),
+     (100, 0.07, 7)],
+)  # fmt: skip
+def test_number_of_validated_texts_of_a_class(n, fraction, expected):
+    # In floating point, 0.1 * 70 and 0.07 * 100 are a little more than 7.
+    _, valid = stratified_split(np.zeros(n, dtype=np.int64), fraction, np.random.default_rng(0))
+    assert len(valid) == expected

@@ -65,7 +65,7 @@ def test_vectors_of_the_other_kind_are_not_refused(of_texts, of_pairs):
 
 def test_choices_are_pairs_and_sentences_in_words_are_not(tiny):
     for objective, data in (("multiple_choice", choices), ("token_classification", tags)):
-        encoder = make_encoder(tiny(), objective=objective, max_epochs=1).fit(*data(24))
+        encoder = make_encoder(tiny(), objective=objective, max_steps=3).fit(*data(24))
         assert encoder.prefix_.of_pairs == (objective == "multiple_choice")
         assert len(encoder.predict(data(6, seed=1)[0])) == 6
 

@@ -12,15 +12,18 @@ from helpers import ratings
 
 from prefixembed import load_backbone
 from prefixembed._embed.batches import pad_batch
+from prefixembed._embed.encoding import embed_tokens
 from prefixembed._embed.tokens import tokenize
-from prefixembed._fit import prefix_learner
+from prefixembed._fit import checkpoints, prefix_learner
 from prefixembed._fit.examples import prepare, read_rows
 from prefixembed._fit.learning import train
 from prefixembed._fit.optimization import Recipe
 from prefixembed._fit.prefix_learner import PrefixLearner, initial_keys_values
 from prefixembed.reading import Reading
 
-RECIPE = Recipe(max_epochs=2, batch_size=4, learning_rate=0.01, weight_decay=0.0, patience=None)
+RECIPE = Recipe(
+    max_steps=8, eval_steps=4, batch_size=4, learning_rate=0.01, weight_decay=0.0, patience=None
+)
 READING = Reading("mean", 64)
 
 
@@ -35,14 +38,21 @@ def make_examples(backbone, validation_fraction=None):
     return prepare(rows, backbone, READING, validation_fraction, np.random.default_rng(0))
 
 
-def make_learner(backbone, hidden_size=None, init="normal", examples=None):
+def make_learner(
+    backbone, hidden_size=None, init="normal", examples=None, lengths=(4, 3), background=()
+):
+    prefix_length, ffn_length = lengths
     return PrefixLearner(
         backbone,
         make_examples(backbone) if examples is None else examples,
         READING,
-        prefix_length=4,
+        prefix_length=prefix_length,
+        ffn_length=ffn_length,
         init=init,
         reparameterize=hidden_size,
+        slot_rate=1.0,
+        background=background,
+        background_weight=3.0,
         rng=np.random.default_rng(0),
     )
 
@@ -54,33 +64,114 @@ def learn(learner, batch_tokens=10_000):
     return outcome.history
 
 
+def keys_values(learner):
+    return learner.model.tensors().keys_values
+
+
 def make_start(backbone, texts, length, init, seed=0):
     tokens = tokenize(backbone, texts, READING)
     rng = np.random.default_rng(seed)
     return initial_keys_values(backbone, tokens, READING, length, init, rng)
 
 
-@pytest.mark.parametrize("hidden_size", [None, 6])
-def test_gradients_reach_prefix_and_head_and_nothing_else(backbone, hidden_size):
-    learner = make_learner(backbone, hidden_size)
+# Positions in attention, slots in feed-forward layers, and the hidden size of the MLP.
+KINDS = {
+    "both": (4, 3, None),
+    "both, mlp": (4, 3, 6),
+    "positions": (4, 0, None),
+    "positions, mlp": (4, 0, 6),
+    "slots": (0, 3, None),
+    "slots, mlp": (0, 3, 6),  # there is nothing that the MLP could compute
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_reach_prefix_and_head_and_nothing_else(backbone, kind):
+    *lengths, hidden_size = KINDS[kind]
+    learner = make_learner(backbone, hidden_size, lengths=lengths)
     before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    attributes = {name: sorted(vars(module)) for name, module in backbone.model.named_modules()}
     start = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
-    assert ("keys_values" in start) == (hidden_size is None)
+    assert ("mlp.0.weight" in start) == (hidden_size is not None and lengths[0] > 0)
+    assert ("slots.0" in start) == (lengths[1] > 0)
+    trained = {id(p) for some, _ in learner.groups for p in some}
+    assert trained == {id(p) for p in learner.model.parameters()}
     learn(learner)
     for name, parameter in learner.model.named_parameters():
-        assert not torch.equal(parameter, start[name]), name
+        assert not parameter.numel() or not torch.equal(parameter, start[name]), name
     assert all(parameter.grad is None for parameter in backbone.model.parameters())
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
     assert not any(module.training for module in backbone.model.modules())
     after = backbone.model.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items())
+    for name, module in backbone.model.named_modules():
+        assert sorted(vars(module)) == attributes[name]
+
+
+def test_each_layer_and_slot_is_learned(backbone):
+    learner = make_learner(backbone)
+    start = [tensor.detach().clone() for tensor in learner.model.slots]
+    assert not start[1].any() and not start[2].any() and start[0].any()
+    learn(learner)
+    for name, tensor, before in zip(
+        ("keys", "biases", "values"), learner.model.slots, start, strict=True
+    ):
+        moved = (tensor - before).abs().reshape(3, 3, -1).amax(dim=2)  # (layer, slot)
+        assert (moved > 1e-4).all(), name
+
+
+def test_training_begins_at_the_backbone_with_slots_alone(backbone):
+    learner = make_learner(backbone, lengths=(0, 3))
+    tokens = learner.examples.tokens
+    bare = embed_tokens(backbone, tokens, None, READING, 1000)
+    np.testing.assert_array_equal(learner.embed(tokens, 1000), bare)
+
+
+def test_gradient_of_a_slot_begins_with_its_value(backbone):
+    # The head begins at zero and passes no gradient on. So do the values of slots: their keys and
+    # biases get a gradient once the values have had one.
+    learner = make_learner(backbone, lengths=(0, 3))
+    data = learner.examples
+    rows = data.train[:8]
+    for step in range(3):
+        learner.model.zero_grad()
+        vectors = learner.encode(data.tokens, data.texts(rows))
+        data.losses(learner.model.head(vectors), rows).sum().backward()
+        keys, biases, values = (tensor.grad for tensor in learner.model.slots)
+        for first, gradient in ((1, values), (2, keys), (2, biases[..., None])):
+            assert ((gradient.abs().amax(dim=2) > 0) == (step >= first)).all()  # (layer, slot)
+        with torch.no_grad():
+            learner.model.slots[2] -= 0.1 * values
+            learner.model.head.weight -= 0.1 * learner.model.head.weight.grad
+
+
+def test_without_slots_the_method_of_the_paper_is_learned(backbone):
+    # With slots that stay zero and are not trained, the rest learns the same, bit for bit.
+    without = make_learner(backbone, lengths=(4, 0), init="text")
+    frozen = make_learner(backbone, lengths=(4, 3), init="text")
+    frozen.groups = [([frozen.model.keys_values, *frozen.model.head.parameters()], 1.0)]
+    histories = [learn(learner) for learner in (without, frozen)]
+    assert histories[0]["train_loss"] == histories[1]["train_loss"]
+    assert torch.equal(keys_values(without), keys_values(frozen))
+    assert torch.equal(without.model.head.weight, frozen.model.head.weight)
+    extension = without._extension()
+    assert extension.add_slots is None and without.learned()[1] is None
+
+
+def test_learned_slots_are_those_of_the_model(backbone):
+    learner = make_learner(backbone)
+    learn(learner)
+    numbers, slots, _ = learner.learned()
+    assert numbers.shape == (3, 2, 4, 4, 8) and slots.length == 3
+    for array, tensor in zip(slots.tensors().values(), learner.model.slots, strict=True):
+        np.testing.assert_array_equal(array, tensor.detach().numpy())
 
 
 def test_each_layer_and_position_of_a_prefix_is_learned(backbone):
     learner = make_learner(backbone, init="text")
-    start = learner.model.prefix().detach().clone()
+    start = keys_values(learner).detach().clone()
     learn(learner)
-    moved = (learner.model.prefix() - start).abs().amax(dim=(2, 4))  # (layer, 2, position)
+    moved = (keys_values(learner) - start).abs().amax(dim=(2, 4))  # (layer, 2, position)
     assert (moved > 1e-4).all()
 
 
@@ -116,16 +207,16 @@ def test_a_prefix_can_be_longer_than_there_are_texts(backbone):
 def test_mlp_begins_at_its_start_and_folds_to_keys_and_values(backbone):
     learner = make_learner(backbone, hidden_size=6)
     model = learner.model
-    assert (model.prefix() - model.start).abs().max() < 0.1
+    assert (keys_values(learner) - model.start).abs().max() < 0.1
     learn(learner)
-    assert (model.prefix() - model.start).abs().max() > 1e-3
+    assert (keys_values(learner) - model.start).abs().max() > 1e-3
     # The output of the MLP for each position is laid out as (layer, 2, head, head_dim).
     flat = model.mlp(torch.arange(4)).detach()
-    folded = (model.prefix() - model.start).detach()
+    folded = (keys_values(learner) - model.start).detach()
     for position in range(4):
         torch.testing.assert_close(folded[:, :, :, position].flatten(), flat[position])
-    keys_values, head = learner.learned()
-    np.testing.assert_array_equal(keys_values, model.prefix().detach().numpy())
+    found, _, head = learner.learned()
+    np.testing.assert_array_equal(found, keys_values(learner).detach().numpy())
     assert head.objective == "classification" and head.classes.tolist() == [0, 1]
 
 
@@ -135,7 +226,7 @@ def test_learned_head_of_a_regression_predicts_on_the_scale_of_the_labels(backbo
     data = prepare(rows, backbone, READING, None, np.random.default_rng(0))
     learner = make_learner(backbone, examples=data)
     learn(learner)
-    _, head = learner.learned()
+    *_, head = learner.learned()
     vectors = learner.embed(data.tokens, 1000)
     standardized = learner.model.head(torch.from_numpy(vectors)).detach().numpy()
     expected = standardized * numbers.std() + numbers.mean()
@@ -150,9 +241,9 @@ def test_small_budgets_give_the_same_training(backbone):
         learn(learner, batch_tokens)
         for learner, batch_tokens in zip(learners, (10_000, 25, 1), strict=True)
     ]
-    expected = learners[0].model.prefix()
+    expected = keys_values(learners[0])
     for learner, history in zip(learners[1:], histories[1:], strict=True):
-        torch.testing.assert_close(learner.model.prefix(), expected, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(keys_values(learner), expected, atol=1e-3, rtol=1e-3)
         for name in ("train_loss", "valid_loss"):
             np.testing.assert_allclose(history[name], histories[0][name], rtol=1e-4)
 
@@ -172,9 +263,7 @@ def test_step_is_repeated_in_parts_when_the_device_runs_out_of_memory(backbone, 
     monkeypatch.setattr(prefix_learner, "encode_batch", small_device)
     learn(learner)
     assert len(failures) >= 2
-    torch.testing.assert_close(
-        learner.model.prefix(), expected.model.prefix(), atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(keys_values(learner), keys_values(expected), atol=1e-3, rtol=1e-3)
 
 
 def test_other_errors_of_a_step_are_raised(backbone, monkeypatch):
@@ -209,3 +298,40 @@ def test_global_random_state_does_not_change(backbone):
     torch.manual_seed(11)
     learn(make_learner(backbone, hidden_size=6))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("kind", ["both", "both, mlp", "slots", "slots, mlp"])
+def test_run_with_slots_continues_from_its_checkpoint_bit_for_bit(
+    backbone, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(checkpoints, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "_MAX_SHARE_OF_TIME", float("inf"))
+    *lengths, hidden_size = KINDS[kind]
+    examples = make_examples(backbone, validation_fraction=0.25)
+
+    def run(stopped_at=None):
+        learner = make_learner(backbone, hidden_size, examples=examples, lengths=lengths)
+        real, n_steps = learner.encode, []
+
+        def encode(tokens, positions):
+            n_steps.append(1)
+            if len(n_steps) == stopped_at:
+                raise RuntimeError("the device is lost")
+            return real(tokens, positions)
+
+        learner.encode = encode
+        outcome = train(
+            {"": examples}, learner, RECIPE, batch_tokens=10_000, rng=np.random.default_rng(0),
+            checkpoint_dir=tmp_path / str(stopped_at and "run"),
+        )  # fmt: skip
+        numbers = [p.detach().numpy().tobytes() for p in learner.model.parameters()]
+        history = {name: some for name, some in outcome.history.items() if name != "seconds"}
+        return numbers, history, len(n_steps), outcome.error
+
+    expected = run()
+    assert expected[2:] == (RECIPE.max_steps, None)
+    for _ in range(2):
+        assert isinstance(run(stopped_at=4)[3], RuntimeError)  # three steps, then three more
+    continued = run(stopped_at=99)
+    assert continued[:2] == expected[:2]
+    assert continued[2] == RECIPE.max_steps - 6

@@ -1,5 +1,8 @@
 """Tokenized examples, and readings that are refused before training."""
 
+import re
+import warnings
+
 import numpy as np
 import pytest
 from helpers import choices, labels, ratings, reviews, tags
@@ -41,6 +44,39 @@ def test_each_row_is_trained_or_validated_on_with_all_its_texts(tiny, objective,
         lengths = examples.tokens.lengths[examples.texts(np.array([row]))]
         assert examples.longest[row] == lengths.max()
     assert examples.objective.name == objective
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"a": 9, "b": 5}, None),
+        ({"a": 9, "b": 4}, "1 of 2 classes have fewer than 5 texts and are not validated: 'b'$"),
+        ({7: 9, 5: 4, 3: 2}, r"2 of 3 classes have .* not validated: 3, 5$"),
+        ({"a": 1, "b": 4, "c": 3, "d": 2, "e": 2, "f": 20},
+         r"5 of 6 classes have .* not validated: 'a', 'd', 'e' and others$"),
+        ({"a": 4, "b": 4}, "8 texts are too few to set validation_fraction=0.2 of each class"),
+    ],
+)  # fmt: skip
+def test_classes_that_are_not_validated_are_named(tiny, sizes, says):
+    y = [label for label, n in sizes.items() for _ in range(n)]
+    texts = [f"text {k}" for k in range(len(y))]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        examples = prepare_rows(tiny, Reading("mean", 64), "classification", texts, y, fraction=0.2)
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == (says is not None)
+    assert all(re.search(says, message) for message in messages), messages
+    assert set(np.array(y)[examples.train]) == set(y)
+    assert len(examples.valid) == sum(-(-n // 5) for n in sizes.values() if n >= 5)
+
+
+def test_rows_without_a_class_are_split_together(tiny):
+    reading = Reading("mean", 64)
+    with pytest.warns(UserWarning, match="4 texts are too few to set validation_fraction=0.2"):
+        examples = prepare_rows(tiny, reading, "regression", *ratings(4), fraction=0.2)
+    assert len(examples.valid) == 0
+    examples = prepare_rows(tiny, reading, "token_classification", *tags(6), fraction=0.2)
+    assert len(examples.valid) == 2
 
 
 def test_training_cuts_texts_even_with_windows(tiny):

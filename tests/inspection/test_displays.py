@@ -21,9 +21,11 @@ from prefixembed.inspection import (
     EmbeddingMapDisplay,
     PrefixAblationDisplay,
     PrefixSimilarityDisplay,
+    SlotShareDisplay,
     TrainingCurveDisplay,
     attention_share,
     prefix_ablation,
+    slot_share,
 )
 
 TEXTS = [f"{word} {k}" for k in range(6) for word in ("joy", "bore")]
@@ -31,9 +33,10 @@ LABELS = [1, 0] * 6
 DISPLAYS = [
     PrefixAblationDisplay(["a"], np.zeros((1, 3)), np.zeros((1, 3)), np.array([False])),
     AttentionShareDisplay(["a"], np.full((2, 3, 1), 0.5)),
+    SlotShareDisplay(["a"], np.full((2, 1), 0.5)),
     PrefixSimilarityDisplay(["a"], np.ones((1, 1)), np.ones(1)),
     EmbeddingMapDisplay(np.zeros((2, 2)), np.array(["a", "b"])),
-    TrainingCurveDisplay({"epoch": [1], "train_loss": [2]}),
+    TrainingCurveDisplay({"step": [1], "train_loss": [2]}),
 ]
 
 
@@ -45,7 +48,7 @@ def close_figures():
 
 @pytest.fixture
 def bank(tiny, random_prefix):
-    prefixes = {name: random_prefix(tiny(), seed=k) for k, name in enumerate("abc")}
+    prefixes = {name: random_prefix(tiny(), seed=k, ffn_length=2) for k, name in enumerate("abc")}
     return PrefixBank(prefixes, dtype="float32", device="cpu", cache=None)
 
 
@@ -91,12 +94,16 @@ def test_ablation_of_a_bank(bank):
 
 
 @pytest.mark.parametrize(("n", "written"), [(2, True), (30, False)])
-def test_attention_share_by_layer_and_prefix(n, written):
-    shares = np.random.default_rng(0).random((6, 4, n)) / n
+@pytest.mark.parametrize("kind", [AttentionShareDisplay, SlotShareDisplay])
+def test_shares_by_layer_and_prefix(n, written, kind):
+    shares = np.random.default_rng(0).random((6, 4, n)) / n  # (layer, head, prefix)
+    by_prefix = shares.mean(1)
     names = [f"source task {k}" for k in range(n)]
-    display = AttentionShareDisplay(names, shares).plot()
+    display = kind(names, shares if kind is AttentionShareDisplay else by_prefix).plot()
     (image,) = display.ax_.images
-    np.testing.assert_allclose(image.get_array(), 100 * shares.mean(1))
+    np.testing.assert_allclose(image.get_array(), 100 * by_prefix)
+    assert [label.get_text() for label in display.ax_.get_xticklabels()] == names
+    assert (display.ax_.get_xlabel(), display.ax_.get_ylabel()) == ("prefix", "layer")
     assert not overlap(display.ax_, display.ax_.get_xticklabels())
     assert len(texts_in(display.ax_)) == (6 * n if written else 0)
 
@@ -123,8 +130,12 @@ def test_displays_of_a_bank(bank):
     _, ax = plt.subplots()
     assert AttentionShareDisplay.from_estimator(bank, TEXTS, ax=ax).ax_ is ax
     assert PrefixSimilarityDisplay.from_estimator(bank, TEXTS).similarity.shape == (3, 3)
-    computed = attention_share(bank, TEXTS)
-    assert AttentionShareDisplay.from_result(computed).shares is computed.shares
+    for display, function in (
+        (AttentionShareDisplay, attention_share), (SlotShareDisplay, slot_share)
+    ):  # fmt: skip
+        computed = function(bank, TEXTS)
+        assert display.from_result(computed).shares is computed.shares
+        np.testing.assert_array_equal(display.from_estimator(bank, TEXTS).shares, computed.shares)
     assert EmbeddingMapDisplay.from_estimator(bank, TEXTS, LABELS).points.shape == (12, 2)
 
 
@@ -150,28 +161,29 @@ def test_map_has_a_legend_if_labels_are_few_classes(labels, legend):
 
 
 @pytest.mark.filterwarnings("ignore:the training loss is stuck")
-def test_training_curve_marks_the_epoch_that_was_kept(tiny):
+def test_training_curve_marks_the_step_that_was_kept(tiny):
     encoder = PrefixEncoder(
-        tiny(), max_epochs=4, batch_size=8, learning_rate=0.03, max_length=64, random_state=0,
+        tiny(), max_steps=48, batch_size=8, learning_rate=0.03, max_length=64, random_state=0,
         dtype="float32", device="cpu",
     ).fit(4 * TEXTS, 4 * LABELS)  # fmt: skip
     ax = TrainingCurveDisplay.from_estimator(encoder).ax_
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines) == ["training", "validation", "kept"]
     np.testing.assert_allclose(lines["training"].get_ydata(), encoder.history_["train_loss"])
-    best = 1 + int(np.argmin(encoder.history_["valid_loss"]))
-    assert lines["kept"].get_xdata()[0] == best
+    best = int(np.argmin(encoder.history_["valid_loss"]))
+    assert lines["kept"].get_xdata()[0] == encoder.history_["step"][best]
+    np.testing.assert_array_equal(lines["validation"].get_xdata(), encoder.history_["step"])
 
 
 def test_training_curve_shows_each_task():
-    history = {"epoch": [1, 2], "train_loss": [2, 1], "valid_loss": [3, 2]}
+    history = {"step": [1, 2], "train_loss": [2, 1], "valid_loss": [3, 2]}
     history |= {"valid_loss[a]": [3, 1], "valid_loss[b]": [3, 3], "valid_accuracy[a]": [0, 1]}
     ax = TrainingCurveDisplay(history).plot().ax_
     assert [line.get_label() for line in ax.lines][1:4] == ["validation, mean", "a", "b"]
 
 
-def test_training_curve_without_validation_marks_no_epoch():
-    ax = TrainingCurveDisplay({"epoch": [1], "train_loss": [2]}).plot().ax_
+def test_training_curve_without_validation_marks_no_step():
+    ax = TrainingCurveDisplay({"step": [1], "train_loss": [2]}).plot().ax_
     assert len(ax.lines) == 1
 
 
@@ -204,7 +216,7 @@ def test_missing_matplotlib_names_the_extra():
         sys.modules["matplotlib"] = None
         from prefixembed.inspection import TrainingCurveDisplay
         try:
-            TrainingCurveDisplay({"epoch": [1], "train_loss": [2]}).plot()
+            TrainingCurveDisplay({"step": [1], "train_loss": [2]}).plot()
         except ImportError as error:
             assert "TrainingCurveDisplay.plot requires matplotlib" in str(error)
             assert "prefixembed[plot]" in str(error)
@@ -220,6 +232,6 @@ def test_names_with_a_special_meaning_to_matplotlib_are_shown_as_they_are():
     assert len(display.ax_.get_legend().get_texts()) == 4
     result = ablation(2) | {"names": [r"$\frac$", "_b"]}
     PrefixAblationDisplay.from_result(result).figure_.canvas.draw()
-    history = {"epoch": [1], "train_loss": [1], "valid_loss": [1], "valid_loss[_a]": [1]}
+    history = {"step": [1], "train_loss": [1], "valid_loss": [1], "valid_loss[_a]": [1]}
     ax = TrainingCurveDisplay(history).plot().ax_
     assert "_a" in [text.get_text() for text in ax.get_legend().get_texts()]

@@ -1,5 +1,7 @@
 """Functions of prefixembed.inspection: ablation, attention share, similarity and map."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import ShuffleSplit, StratifiedKFold, cross_val_score
 
 from prefixembed import Prefix, PrefixBank, load_backbone
-from prefixembed._model.hook import attending
+from prefixembed._model.extension import Extension
+from prefixembed._model.hook import extended
 from prefixembed.inspection import (
     attention_share,
     embedding_map,
@@ -28,7 +31,11 @@ SINGLE_FOLD = ShuffleSplit(n_splits=1)
 
 @pytest.fixture
 def bank(tiny, random_prefix):
-    prefixes = {name: random_prefix(tiny(), length=2 + k, seed=k) for k, name in enumerate("abc")}
+    """Return a bank of three prefixes, of which the second has no slots."""
+    prefixes = {
+        name: random_prefix(tiny(), length=2 + k, seed=k, ffn_length=(3, 0, 2)[k])
+        for k, name in enumerate("abc")
+    }
     return PrefixBank(prefixes, **CPU)
 
 
@@ -123,6 +130,7 @@ def test_attention_share_agrees_with_plain_softmax(bank, combine, X):
     assert result.names == ["a", "b", "c"] and result.shares.shape == (3, 4, 3)
     backbone = load_backbone(bank["a"].backbone, dtype="float32", device="cpu")
     tokenizer = backbone.tokenizer(64)
+    add_slots = bank.combination().extension(backbone).add_slots
     parts = [torch.tensor(bank[name].keys_values) for name in "abc"]
     total = np.zeros((3, 4, 3))
     for text in X:
@@ -151,7 +159,7 @@ def test_attention_share_agrees_with_plain_softmax(bank, combine, X):
             return output[None]
 
         encoding = tokenizer.encode(*text) if isinstance(text, tuple) else tokenizer.encode(text)
-        with torch.no_grad(), attending(attend):
+        with torch.no_grad(), extended(Extension(attend, add_slots)):
             backbone.model(
                 input_ids=torch.tensor([encoding.ids]),
                 token_type_ids=torch.tensor([encoding.type_ids]),
@@ -166,6 +174,23 @@ def test_attention_share_in_other_families(tiny, random_prefix, family):
     bank = PrefixBank({"a": random_prefix(tiny(family))}, max_length=64, **CPU)
     shares = attention_share(bank, ["word " * 9, "a"]).shares
     assert ((shares > 0) & (shares < 1)).all()
+
+
+@pytest.mark.parametrize("combine", ["concat", "mean"])
+def test_prefixes_without_positions_get_no_attention(bank, tiny, random_prefix, combine):
+    slots = random_prefix(tiny(), length=0, ffn_length=4, seed=5)
+    bank.add("slots", slots).set_params(combine=combine)
+    result = attention_share(bank, TEXTS)
+    assert result.names[3] == "slots" and (result.shares[:, :, 3] == 0).all()
+    # In a bank of its own, the first prefix shares with the tokens alone. Slots of the others
+    # change only layers above the first.
+    alone = attention_share(bank.set_params(active=["a", "slots"]), TEXTS).shares
+    without = attention_share(bank.set_params(active=["a"]), TEXTS).shares
+    factor = 2 if combine == "mean" else 1
+    np.testing.assert_allclose(alone[0, :, 0] * factor, without[0, :, 0], atol=1e-6)
+    assert np.abs(alone[1:, :, 0] * factor - without[1:, :, 0]).max() > 1e-3
+    with pytest.raises(ValueError, match=r"prefix with positions \(prefix_length\), got none"):
+        attention_share(bank.set_params(active=["slots"]), TEXTS)
 
 
 def test_weights_change_the_attention_share(bank):
@@ -197,6 +222,17 @@ def test_similarity_compares_effects_on_vectors(bank, tiny):
             cosine = ((effects[one] * effects[other]).sum(1) / products).mean()
             assert result.similarity[j, k] == pytest.approx(cosine, abs=1e-5)
     assert result.similarity[0, 3] == pytest.approx(1) and result.similarity[0, 1] < 0.99
+
+
+def test_effects_of_prefixes_include_those_of_slots(bank):
+    with_slots, without = bank["a"], replace(bank["a"], slots=None)
+    alone = replace(with_slots, keys_values=with_slots.keys_values[:, :, :, :0])
+    bank = PrefixBank({"both": with_slots, "positions": without, "slots": alone}, **CPU)
+    result = prefix_similarity(bank, TEXTS)
+    assert (result.effect > 0.01).all()
+    assert np.abs(result.similarity - np.eye(3))[np.triu_indices(3, 1)].max() < 0.99
+    scores = prefix_ablation(bank, TEXTS, LABELS, cv=2, scoring="neg_log_loss").alone
+    assert len(np.unique(scores, axis=0)) == 3
 
 
 def test_map_shows_principal_components_by_default(bank):

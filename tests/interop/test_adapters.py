@@ -9,7 +9,7 @@ from prefixembed.interop._flat import to_flat
 
 @pytest.fixture
 def pool(tiny, random_prefix):
-    return to_flat(random_prefix(tiny())).ravel()
+    return to_flat(random_prefix(tiny()), "adapters").ravel()
 
 
 def test_flat_prefix_is_loaded(tiny, random_prefix, pool):

@@ -33,7 +33,10 @@ def mteb():
 
 @pytest.fixture
 def bank(tiny, random_prefix):
-    prefixes = {f"p{seed}": random_prefix(tiny(), seed=seed, scale=0.5) for seed in range(2)}
+    prefixes = {
+        f"p{seed}": random_prefix(tiny(), seed=seed, scale=0.5, ffn_length=2 * seed)
+        for seed in range(2)
+    }
     return PrefixBank(prefixes, weights=0.5, cache=None, **CPU)
 
 
@@ -154,8 +157,8 @@ def test_every_estimator_can_be_evaluated(mteb, tiny, bank):
     from mteb.models import EncoderProtocol
 
     X, y = ["what a film", "a bore"] * 8, [1, 0] * 8
-    encoder = PrefixEncoder(tiny(), max_epochs=1, random_state=0, **CPU).fit(X, y)
-    rival = MultiTaskEncoder(tiny(), max_epochs=1, random_state=0, **CPU).fit({"a": (X, y)})
+    encoder = PrefixEncoder(tiny(), max_steps=1, random_state=0, **CPU).fit(X, y)
+    rival = MultiTaskEncoder(tiny(), max_steps=1, random_state=0, **CPU).fit({"a": (X, y)})
     revisions = set()
     for estimator in (bank, encoder, rival, bank.without("p0")):
         model = to_mteb(estimator, "me/model")

@@ -137,6 +137,17 @@ def test_peft_loads_a_saved_prefix(tiny, random_prefix, tmp_path):
     assert load_peft(tmp_path, max_length=60) == replace(prefix, head=None)
 
 
+@pytest.mark.parametrize("length", [0, 6])
+def test_prefix_with_slots_is_refused(tiny, random_prefix, tmp_path, length):
+    prefix = random_prefix(tiny(), length, ffn_length=3, first_position=length, max_length=60)
+    message = f"PEFT holds keys and values .* {length} positions and 3 slots .* ffn_length=0"
+    with pytest.raises(ValueError, match=message):
+        save_peft(prefix, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    if length:
+        save_peft(replace(prefix, slots=None), tmp_path / "adapter")
+
+
 def test_banks_of_adapters(tiny, adapters, tmp_path):
     a, b = load_peft(adapters()), load_peft(adapters(seed=1))
     with pytest.raises(ValueError, match="'a' and 'b' .* first_position differs: 4 of 'a' and 5"):

@@ -29,7 +29,9 @@ TEXTS = [*TEXTS, *(f"text {k} " * k for k in range(1, 5))]
 def make_bank(tiny, random_prefix):
     def make(family="bert", n=2, reading=None, **params):
         prefixes = {
-            f"p{seed}": random_prefix(tiny(family), 4 + seed, seed, 0.5, **(reading or {}))
+            f"p{seed}": random_prefix(
+                tiny(family), 4 + seed, seed, 0.5, ffn_length=3 * seed, **(reading or {})
+            )
             for seed in range(n)
         }
         known = {} if n else {"backbone": tiny(family)}
@@ -242,7 +244,7 @@ def test_backbone_loaded_in_inference_mode_can_be_trained_on(make_bank, tiny, fr
     model = to_sentence_transformer(bank)
     release_backbones()
     model.encode(TEXTS)  # in inference mode
-    encoder = PrefixEncoder(tiny(), max_epochs=1, random_state=0, dtype="bfloat16", device="cpu")
+    encoder = PrefixEncoder(tiny(), max_steps=1, random_state=0, dtype="bfloat16", device="cpu")
     bank.add("new", encoder.fit(["a", "b"] * 8, [0, 1] * 8))
     assert len(bank.transform(TEXTS)) == len(TEXTS)
 

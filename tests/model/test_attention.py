@@ -17,8 +17,8 @@ from prefixembed._embed.tokens import tokenize
 from prefixembed._model import attention as _attention
 from prefixembed._model.attention import LayerInput, combined_attention, widen_mask
 from prefixembed._model.batch import Batch
-from prefixembed._model.hook import attending
-from prefixembed.prefix import concatenate
+from prefixembed._model.extension import Extension
+from prefixembed._model.hook import extended
 from prefixembed.reading import Reading
 
 READING = Reading("mean", 64, pairs="joint")
@@ -41,7 +41,7 @@ def attention_of(prefixes, weights=None, combine="concat"):
 def hidden_of(backbone, texts, attend=None):
     tokens = tokenize(backbone, texts, READING)
     batch = pad_batch(tokens, np.arange(len(texts)), backbone.pad_id)
-    hidden, _ = backbone.forward(batch, attend, READING)
+    hidden, _ = backbone.forward(batch, attend and Extension(attend), READING)
     return tokens, hidden.float().numpy()
 
 
@@ -83,7 +83,7 @@ def test_each_family_equals_naive_attention(tiny, random_prefix, family, combine
     for weights in ([1.0, 1.0], [0.5, 2.0]):
         with torch.no_grad():
             attend = attention_of(prefixes, weights, combine)
-            hidden, mask = backbone.forward(batch, attend, READING)
+            hidden, mask = backbone.forward(batch, Extension(attend), READING)
             expected = naive(
                 input_ids=torch.from_numpy(batch.ids),
                 attention_mask=torch.from_numpy(batch.mask),
@@ -161,7 +161,7 @@ def test_left_padding_equals_right_padding(tiny, random_prefix, family, combine)
     # ModernBERT and of decoders must be rotated by their position in the text.
     if family != "roberta":
         inputs["position_ids"] = torch.from_numpy((mask.cumsum(axis=1) - 1).clip(min=0))
-    with torch.no_grad(), attending(attend):
+    with torch.no_grad(), extended(Extension(attend)):
         left = backbone.model(**inputs).last_hidden_state.numpy()
     for k, row in enumerate(tokens.ids):
         np.testing.assert_allclose(left[k, -len(row) :], right[k, : len(row)], atol=2e-4)
@@ -194,7 +194,8 @@ def test_weights_of_one_equal_plain_concatenation(tiny, random_prefix):
     prefixes = [random_prefix(tiny("bert"), seed=k) for k in range(3)]
     backbone = load_backbone(tiny("bert"), dtype="float32", device="cpu")
     _, weighted = hidden_of(backbone, TEXTS, attention_of(prefixes, [1.0] * 3))
-    plain = combined_attention([torch.tensor(concatenate(prefixes))], [1.0], "concat")
+    whole = np.concatenate([prefix.keys_values for prefix in prefixes], axis=3)
+    plain = combined_attention([torch.tensor(whole)], [1.0], "concat")
     _, expected = hidden_of(backbone, TEXTS, plain)
     np.testing.assert_array_equal(weighted, expected)
 
@@ -246,6 +247,21 @@ def test_no_prefixes_give_no_attention():
     assert combined_attention([], [], "mean") is None
 
 
+@pytest.mark.parametrize("combine", ["concat", "mean"])
+def test_prefixes_without_positions_get_no_attention(combine):
+    query, key, value = torch.randn(3, 2, 2, 5, 4).unbind()
+    inputs = LayerInput(0, query, key, value, None, 0.5)
+    empty, full = torch.empty(1, 2, 2, 0, 4), torch.randn(1, 2, 2, 3, 4)
+    assert combined_attention([empty], [0.5], combine) is None
+    assert combined_attention([empty, empty], [0.5, 2.0], combine) is None
+    both = combined_attention([empty, full], [0.5, 2.0], combine)(inputs)
+    alone = combined_attention([full], [2.0], "concat")(inputs)
+    # In the mean, a prefix without positions stands for attention to the tokens alone.
+    tokens = scaled_dot_product_attention(query, key, value, scale=0.5)
+    expected = alone if combine == "concat" else (alone + tokens) / 2
+    torch.testing.assert_close(both, expected)
+
+
 @pytest.mark.parametrize("kind", ["none", "boolean", "additive"])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_every_kind_of_mask_is_widened(kind, weighted):
@@ -291,7 +307,7 @@ def test_longest_text_fits_beside_a_prefix(tiny, random_prefix):
         batch = pad_batch(tokens, np.array([0]), backbone.pad_id)
         attend = attention_of([random_prefix(tiny(family))])
         with torch.no_grad():
-            hidden, _ = backbone.forward(batch, attend, reading)
+            hidden, _ = backbone.forward(batch, Extension(attend), reading)
         assert torch.isfinite(hidden).all()
 
 
@@ -325,10 +341,11 @@ def test_batches_of_equal_shape_do_not_share_masks(tiny, random_prefix):
         mask = np.arange(40) < np.array([[40], [n_tokens]])
         batches.append(Batch(np.where(mask, 9, 1), np.zeros(mask.shape, dtype=int), mask))
     with torch.no_grad():
-        shared = [backbone.forward(batch, attend, READING)[0] for batch in batches]
+        shared = [backbone.forward(batch, Extension(attend), READING)[0] for batch in batches]
         for batch, hidden in zip(batches, shared, strict=True):
             fresh = attention_of([random_prefix(tiny("modernbert"))])
-            torch.testing.assert_close(backbone.forward(batch, fresh, READING)[0], hidden)
+            alone, _ = backbone.forward(batch, Extension(fresh), READING)
+            torch.testing.assert_close(alone, hidden)
 
 
 def test_long_prefixes_are_attended_to_once_per_batch(monkeypatch, both_code_paths):

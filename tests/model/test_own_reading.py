@@ -69,7 +69,7 @@ def test_decoders_pool_the_last_token_by_default(tiny):
 def test_training_uses_the_pooling_of_the_backbone(sentence_model, tmp_path):
     folder, _ = sentence_model("max")
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
-    params = {"max_epochs": 3, "random_state": 0, "max_length": 64, **CPU}
+    params = {"max_steps": 3, "random_state": 0, "max_length": 64, **CPU}
     encoder = PrefixEncoder(str(folder), **params).fit(texts, labels)
     assert encoder.pooling == "auto" and encoder.prefix_.reading.pooling == "max"
     rival = MultiTaskEncoder(str(folder), **params).fit({"a": (texts, labels)})
@@ -141,7 +141,7 @@ def test_limit_is_respected_without_modules(tiny, tmp_path):
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')
     assert load(folder).reading == Reading("mean", 24, pairs="joint")
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
-    params = {"max_epochs": 1, "random_state": 0, "early_stopping": False, **CPU}
+    params = {"max_steps": 1, "random_state": 0, "early_stopping": False, **CPU}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         encoder = PrefixEncoder(folder, **params).fit(texts, labels)
@@ -155,7 +155,7 @@ def test_pairs_are_read_apart_if_the_backbone_embeds_sentences(sentence_model, t
     assert load(folder).reading.pairs == "apart"
     assert load(tiny()).reading.pairs == "joint"
     for backbone, kind in ((folder, "apart"), (tiny(), "joint")):
-        params = {"max_epochs": 1, "random_state": 0, "early_stopping": False, **CPU}
+        params = {"max_steps": 1, "random_state": 0, "early_stopping": False, **CPU}
         encoder = PrefixEncoder(backbone, **params)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
