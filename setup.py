@@ -56,7 +56,10 @@ setup(
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",
     packages=find_packages(include=["prefixembed", "prefixembed.*"]),
-    package_data={"prefixembed": ["py.typed"]},
+    package_data={
+        "prefixembed": ["py.typed"],
+        "prefixembed.tasks": ["demo_bank/*", "demo_bank/**/*"],
+    },
     python_requires=">=3.10",
     install_requires=[
         "datasets",

@@ -66,11 +66,12 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         How the active prefixes are combined:
 
         - ``"concat"``: all prefixes are concatenated in every layer [1]_, and tokens share their
-          attention among them;
-        - ``"mean"``: every layer averages the attention to each prefix together with the tokens.
+          attention among them. What their slots add is summed;
+        - ``"mean"``: every layer averages the attention to each prefix together with the tokens,
+          and what their slots add.
     weights : float or dict of str to float, default=None
-        Factor on the attention mass of prefixes before normalization: of all, or by name. Missing
-        names and None mean 1. ``1 / n`` makes up for attention lost to n concatenated prefixes.
+        Factor on the attention mass of prefixes before normalization, and on what their slots add:
+        of all, or by name. Missing names and None mean 1.
     backbone : str or path-like, default=None
         Hub name or folder of the backbone. None for the one that the prefixes name. It must be
         given if there is no prefix, or if the backbone has moved.
@@ -121,8 +122,10 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
     Let ``Z_x`` be the softmax mass over the tokens, ``Z_t`` the mass over prefix t times its
     weight, and ``o_x``, ``o_t`` the attention to either alone. The output of a layer is
     ``(Z_x o_x + sum_t Z_t o_t) / (Z_x + sum_t Z_t)`` with ``"concat"`` [1]_, and the mean over t
-    of ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)`` with ``"mean"``. Prefixes have no position, so that
-    their order does not matter. A bank of one prefix gives the vectors of its encoder.
+    of ``(Z_x o_x + Z_t o_t) / (Z_x + Z_t)`` with ``"mean"``. Let ``d_t`` be what the slots of
+    prefix t add to a feed-forward layer. The layer gets the sum over t of weight times ``d_t``, or
+    the mean with ``"mean"``. Prefixes have no position, so that their order does not matter. A
+    bank of one prefix gives the vectors of its encoder.
 
     :meth:`transform` works without :meth:`fit`. :meth:`fit` records what decides the vectors.
     If that changes, the next :meth:`transform` warns that whatever was fitted on the old vectors

@@ -35,6 +35,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _REMEMBERED_FITS = 256
+_PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "prefix_length": 5, "ffn_length": 0, "init": "normal", "background": None, "pairs": "joint",
+    },
+}  # fmt: skip
 # learning_rate="auto": the peak rates of keys, values and head, and of slots.
 _RATE, _SLOT_RATE = 1e-2, 2e-3
 
@@ -80,16 +85,8 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     reparameterize : int, default=None
         Hidden width of an MLP that computes the prefix during training, as in P-Tuning v2. It is
         not needed afterwards. None for no MLP.
-    background : "auto", array-like of str or None, default="auto"
-        Texts that have nothing to do with the source task. Training penalizes what slots do to
-        them, so that the prefix leaves the texts of other tasks alone in a bank:
-
-        - ``"auto"``: 2,400 sentences about everything, which come with the library;
-        - an array of texts: a sample of what the vectors will be used for; needs no labels;
-        - None: no penalty.
-    background_weight : float, default=10
-        Factor on the penalty: the mean over layers of the squared size of what slots add to
-        background texts, relative to the input of the layer.
+    $background
+    $background_weight
     $pooling
     $pooled_layers
     $pairs
@@ -109,12 +106,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     class_weight : dict or "balanced", default=None
         Weights of classes in the loss, for classification only; see
         :func:`sklearn.utils.class_weight.compute_class_weight`.
-    checkpoint_dir : str or path-like, default=None
-        Folder for the state of training, which is written about once per minute and at the
-        end. If the process dies, the same call with the same data, parameters and
-        `random_state` continues from there, and learns the same prefix bit for bit on the same
-        device. Many runs may share a folder. It is not needed after training. None for no
-        checkpoints.
+    $checkpoint_dir
     $batch_tokens
     $on_truncate
     $random_state
@@ -332,24 +324,54 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         recipe = self._recipe(tasks, rate)
         outcome = self._train(tasks, learner, recipe, backbone, rng)
         if outcome.is_usable:
-            keys_values, slots, head = learner.learned()
-            self._keep(
-                Prefix(
-                    keys_values=keys_values,
-                    backbone=os.fspath(self.backbone),
-                    fingerprint=backbone.fingerprint,
-                    n_features=backbone.n_features,
-                    reading=reading if is_pairs(rows.texts) else replace(reading, pairs=None),
-                    head=head,
-                    slots=slots,
-                    revision=self.revision,
-                    training=training_facts(data, recipe, outcome.history),
-                )
+            prefix = Prefix(
+                backbone=os.fspath(self.backbone),
+                revision=self.revision,
+                reading=reading if is_pairs(rows.texts) else replace(reading, pairs=None),
+                training=training_facts(data, recipe, outcome.history),
+                **learner.learned(),
             )
+            self._keep(prefix)
             self.history_ = outcome.history
         outcome.reraise(self.checkpoint_dir)
         warn_after_training(outcome.history, tasks, recipe)
         return self
+
+    @classmethod
+    def preset(
+        cls, name: str, backbone: str | os.PathLike[str] = "roberta-large", **params: Any
+    ) -> Self:
+        """Make an encoder with the parameters of a published method.
+
+        Parameters
+        ----------
+        name : {"paper"}
+            ``"paper"`` is the method of [1]_: keys and values in attention alone, which start from
+            noise (P-Tuning v2), and pairs read as one sequence.
+        backbone : str or path-like, default="roberta-large"
+            Hub name or folder of the backbone.
+        **params : dict
+            Parameters that add to or replace those of the preset.
+
+        Returns
+        -------
+        encoder : PrefixEncoder
+            Encoder that is not fitted.
+
+        Raises
+        ------
+        ValueError
+            If there is no such preset.
+
+        Examples
+        --------
+        >>> from prefixembed import PrefixEncoder
+        >>> PrefixEncoder.preset("paper", max_length=128).ffn_length
+        0
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"name must be one of {sorted(_PRESETS)}, got {name!r}")
+        return cls(backbone, **{**_PRESETS[name], **params})
 
     @classmethod
     def from_prefix(cls, prefix: Prefix, **params: Any) -> Self:

@@ -6,11 +6,13 @@ array as scikit-learn does, and pass its rows on as texts.
 
 import warnings
 
+import pytest
 from sklearn.exceptions import SkipTestWarning
 from sklearn.utils.estimator_checks import check_estimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from prefixembed import PrefixBank, PrefixEncoder
+from prefixembed._fit import transformer
 
 
 def as_texts(array):
@@ -78,12 +80,25 @@ EXPECTED = {
 }
 
 
-def test_encoder_passes_estimator_checks(tiny):
-    assert failures(make(tiny, max_steps=60, learning_rate=0.05)) <= set(EXPECTED)
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Return a function that sets what max_steps="auto" means: the checks fit often."""
+
+    def set_passes(n):
+        monkeypatch.setattr(transformer, "AUTO_PASSES", n)
+        monkeypatch.setattr(transformer, "AUTO_MIN_STEPS", 1)
+
+    return set_passes
 
 
-def test_regression_passes_estimator_checks(tiny):
-    encoder = make(tiny, objective="regression", max_steps=20, learning_rate=0.03)
+def test_encoder_passes_estimator_checks(tiny, few_steps):
+    few_steps(10)
+    assert failures(make(tiny, background=None, ffn_length=4, learning_rate=0.05)) <= set(EXPECTED)
+
+
+def test_regression_passes_estimator_checks(tiny, few_steps):
+    few_steps(2)
+    encoder = make(tiny, objective="regression", background=None, learning_rate=0.03)
     # A random backbone does not reach the R2 of 0.5 that this check wants.
     assert failures(encoder) <= {*EXPECTED, "check_regressors_train"}
 

@@ -22,8 +22,8 @@ from prefixembed._embed.texts import Text, is_pairs, split_pairs, vector_counts
 from prefixembed._embed.tokens import Tokens, tokenize, tokenize_windows
 from prefixembed._embed.truncation import report_truncated
 from prefixembed._files.vector_store import Store
-from prefixembed._model.extension import Extension
 from prefixembed._model.devices import resolve_device, resolve_dtype
+from prefixembed._model.extension import Extension
 from prefixembed._model.pooling import pair_vectors, pool_windows
 from prefixembed._utils.properties import cached_property
 from prefixembed.backbone import Backbone

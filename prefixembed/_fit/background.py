@@ -19,8 +19,8 @@ _TOPICS = (
         "a long drought|the first frost",
         "reached the valley|covered the fields|moved slowly towards the coast|closed two roads|"
         "lasted for nine days|turned into rain|surprised the weather service",
-        "before noon|late in autumn|after a dry summer|for the third time that year|near the border|"
-        "without any warning",
+        "before noon|late in autumn|after a dry summer|for the third time that year|"
+        "near the border|without any warning",
         "the climate of the coast|the level of the river|a change in air pressure",
     ),
     (
@@ -207,9 +207,10 @@ _TOPICS = (
     ),
 )  # fmt: skip
 _STATEMENTS = (
-    "{s} {p} {c}.", "{c}, {s} {p}.", "{s} {p}.", "{s} {p} {c}, and {t} {q}.", "{s} {p}, but {t} {q} {d}.",
-    "{s}, which nobody had expected, {p} {c}.", "When {s} {p}, {t} {q} {d}.", "{s} {p} because {t} {q}.",
-    "It was said that {s} {p} {c}.", "{s} never {p} again.", "The sign says that {s} {p}.",
+    "{s} {p} {c}.", "{c}, {s} {p}.", "{s} {p}.", "{s} {p} {c}, and {t} {q}.",
+    "{s} {p}, but {t} {q} {d}.", "{s}, which nobody had expected, {p} {c}.",
+    "When {s} {p}, {t} {q} {d}.", "{s} {p} because {t} {q}.", "It was said that {s} {p} {c}.",
+    "{s} never {p} again.", "The sign says that {s} {p}.",
 )  # fmt: skip
 _QUESTIONS = (
     "What is {n}?", "Who knows {n}?", "Can you tell me {n}?", "Is it true that {s} {p} {c}?",

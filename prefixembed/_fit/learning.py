@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import joblib
@@ -20,6 +21,7 @@ from prefixembed._embed.encoding import is_out_of_memory
 from prefixembed._embed.tokens import Tokens
 from prefixembed._fit.checkpoints import Checkpoints, State
 from prefixembed._fit.examples import Examples
+from prefixembed._fit.heads import refit_head
 from prefixembed._fit.optimization import (
     History,
     Outcome,
@@ -32,7 +34,7 @@ from prefixembed._fit.optimization import (
 from prefixembed._model.devices import random_state, set_random_state
 from prefixembed._version import __version__
 
-_BACKGROUND_TEXTS = 16  # per step
+_BACKGROUND_TEXTS = 8  # per step; more would cost as much as the texts of the task
 
 
 class Learner(ABC):
@@ -87,7 +89,10 @@ def train(
         run = _identify(tasks, learner, recipe, temperature, rng)
         checkpoints = Checkpoints(checkpoint_dir, run)
     with learner.training():
-        return optimize(problem, recipe, rng, progress=progress, checkpoints=checkpoints)
+        outcome = optimize(problem, recipe, rng, progress=progress, checkpoints=checkpoints)
+        if outcome.error is None:
+            problem.refit_heads()
+    return outcome
 
 
 class _Supervised(Problem):
@@ -155,10 +160,17 @@ class _Supervised(Problem):
         own = {f"{k}[{name}]": v for name, some in by_task.items() for k, v in some.items()}
         return {"valid_loss": mean, **own}
 
+    def refit_heads(self) -> None:
+        """Fit each head again on the vectors that were learned, if that is better."""
+        for data, head in zip(self.tasks, self.learner.heads, strict=True):
+            refit_head(head, data, partial(self._vectors, data))
+
+    def _vectors(self, data: Examples, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        return self.learner.embed(data.tokens.take(data.texts(rows)), self.batch_tokens)
+
     def _validate_task(self, data: Examples, head: nn.Linear) -> dict[str, float]:
         rows = data.valid
-        tokens = data.tokens.take(data.texts(rows))
-        vectors = torch.from_numpy(self.learner.embed(tokens, self.batch_tokens))
+        vectors = torch.from_numpy(self._vectors(data, rows))
         with torch.no_grad():
             logits = head(vectors.to(head.weight.device)).cpu()  # (unit, output)
         weights, counts = data.weights[rows], data.counts[rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,6 @@ from prefixembed._model.attention import RecordedAttention
 from prefixembed._model.extension import Extension, PrefixTensors, combine
 from prefixembed._model.slots import AddedSlots, MeasuredSlots, SlotTensors
 from prefixembed.backbone import Backbone
-from prefixembed.head import Head
 from prefixembed.reading import Reading
 from prefixembed.slots import Slots
 
@@ -92,15 +92,20 @@ class PrefixLearner(Learner):
             extension = self._extension()
         return embed_tokens(self.backbone, tokens, extension, self.reading, batch_tokens)
 
-    def learned(self) -> tuple[NDArray[np.float32], Slots | None, Head]:
-        """Return keys and values, (layer, 2, head, position, head_dim), slots, and the head."""
+    def learned(self) -> dict[str, Any]:
+        """Return the fields of `Prefix` that were learned, and those that the backbone decides."""
         with torch.no_grad():
             tensors = self.model.tensors()
-        keys_values: NDArray[np.float32] = tensors.keys_values.detach().cpu().numpy()
         slots = None
         if tensors.slots is not None:
             slots = Slots(*(tensor.detach().cpu().numpy() for tensor in tensors.slots))
-        return keys_values, slots, learned_head(self.model.head, self.examples)
+        return {
+            "keys_values": tensors.keys_values.detach().cpu().numpy(),
+            "slots": slots,
+            "head": learned_head(self.model.head, self.examples),
+            "fingerprint": self.backbone.fingerprint,
+            "n_features": self.backbone.n_features,
+        }
 
     def _extension(self) -> Extension | None:
         """Return what the prefix adds to the layers, with gradients."""

@@ -27,7 +27,7 @@ from prefixembed.reading import Reading
 # been learned depends more on the number of steps than on that of passes: some hundred texts need
 # more passes, and a hundred thousand need fewer.
 AUTO_PASSES = 3
-AUTO_MIN_STEPS = 300
+AUTO_MIN_STEPS = 200
 AUTO_MAX_STEPS = 3000
 # The history has at most so many entries.
 MAX_EVALUATIONS = 20

@@ -58,10 +58,32 @@ max_length : int, default=None
 batch_size : int, default=32
     Number of texts per step.
 """,
+    "checkpoint_dir": """
+checkpoint_dir : str or path-like, default=None
+    Folder for the state of training, which is written about once per minute and at the
+    end. If the process dies, the same call with the same data, parameters and
+    `random_state` continues from there, and learns the same prefix bit for bit on the same
+    device. Many runs may share a folder. It is not needed after training. None for no
+    checkpoints.
+""",
+    "background": """
+background : "auto", array-like of str or None, default="auto"
+    Texts that have nothing to do with the source task. Training penalizes what slots do to
+    them, so that the prefix leaves the texts of other tasks alone in a bank:
+
+    - ``"auto"``: 2,400 sentences about everything, which come with the library;
+    - an array of texts: a sample of what the vectors will be used for; needs no labels;
+    - None: no penalty.
+""",
+    "background_weight": """
+background_weight : float, default=10
+    Factor on the penalty: the mean over layers of the squared size of what slots add to
+    background texts, relative to the input of the layer.
+""",
     "max_steps": """
 max_steps : int or "auto", default="auto"
     Number of steps of training, which early stopping may end before. ``"auto"`` for three passes
-    over all training texts, but at least 300 and at most 3000 steps.
+    over all training texts, but at least 200 and at most 3000 steps.
 """,
     "early_stopping": """
 early_stopping : bool, default=True

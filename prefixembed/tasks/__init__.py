@@ -2,6 +2,7 @@
 
 from prefixembed.tasks.demo import DOCSTRING_TASKS, Task, demo_backbone, load_docstring_task
 from prefixembed.tasks.paper import TaskSplit, fetch_task, list_tasks
+from prefixembed.tasks.ready import demo_bank
 from prefixembed.tasks.table import TaskInfo
 
 # Pickles name the room, which is stable, and not a file in it.
@@ -14,6 +15,7 @@ __all__ = [
     "TaskInfo",
     "TaskSplit",
     "demo_backbone",
+    "demo_bank",
     "fetch_task",
     "list_tasks",
     "load_docstring_task",

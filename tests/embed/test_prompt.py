@@ -107,6 +107,7 @@ def test_prefixes_record_the_prompt_of_their_training(tiny, random_prefix, tmp_p
         random_prefix(tiny(), prompt=3)
 
 
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
 def test_fine_tuning_with_a_prompt(tiny):
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
     params = {"max_steps": 2, "random_state": 0, "max_length": 64, **CPU}

@@ -155,13 +155,13 @@ def test_without_slots_the_method_of_the_paper_is_learned(backbone):
     assert torch.equal(keys_values(without), keys_values(frozen))
     assert torch.equal(without.model.head.weight, frozen.model.head.weight)
     extension = without._extension()
-    assert extension.add_slots is None and without.learned()[1] is None
+    assert extension.add_slots is None and without.learned()["slots"] is None
 
 
 def test_learned_slots_are_those_of_the_model(backbone):
     learner = make_learner(backbone)
     learn(learner)
-    numbers, slots, _ = learner.learned()
+    numbers, slots = learner.learned()["keys_values"], learner.learned()["slots"]
     assert numbers.shape == (3, 2, 4, 4, 8) and slots.length == 3
     for array, tensor in zip(slots.tensors().values(), learner.model.slots, strict=True):
         np.testing.assert_array_equal(array, tensor.detach().numpy())
@@ -215,8 +215,10 @@ def test_mlp_begins_at_its_start_and_folds_to_keys_and_values(backbone):
     folded = (keys_values(learner) - model.start).detach()
     for position in range(4):
         torch.testing.assert_close(folded[:, :, :, position].flatten(), flat[position])
-    found, _, head = learner.learned()
-    np.testing.assert_array_equal(found, keys_values(learner).detach().numpy())
+    head = learner.learned()["head"]
+    np.testing.assert_array_equal(
+        learner.learned()["keys_values"], keys_values(learner).detach().numpy()
+    )
     assert head.objective == "classification" and head.classes.tolist() == [0, 1]
 
 
@@ -226,7 +228,7 @@ def test_learned_head_of_a_regression_predicts_on_the_scale_of_the_labels(backbo
     data = prepare(rows, backbone, READING, None, np.random.default_rng(0))
     learner = make_learner(backbone, examples=data)
     learn(learner)
-    *_, head = learner.learned()
+    head = learner.learned()["head"]
     vectors = learner.embed(data.tokens, 1000)
     standardized = learner.model.head(torch.from_numpy(vectors)).detach().numpy()
     expected = standardized * numbers.std() + numbers.mean()

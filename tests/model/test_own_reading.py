@@ -66,6 +66,7 @@ def test_decoders_pool_the_last_token_by_default(tiny):
     assert {load(tiny(family)).reading.pooling for family in ("bert", "mpnet")} == {"mean"}
 
 
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
 def test_training_uses_the_pooling_of_the_backbone(sentence_model, tmp_path):
     folder, _ = sentence_model("max")
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
@@ -136,6 +137,7 @@ def test_length_limit_and_prompt_are_used(sentence_model):
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
 def test_limit_is_respected_without_modules(tiny, tmp_path):
     folder = shutil.copytree(tiny(), tmp_path / "limited")
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 24}')

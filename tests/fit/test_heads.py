@@ -1,0 +1,129 @@
+"""Heads of source tasks, which are fitted again on the vectors that were learned."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import TEXTS
+from helpers import choices, labels, make_encoder, ratings, reviews, tags
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from prefixembed import load_backbone
+from prefixembed._fit.examples import prepare, read_rows
+from prefixembed._fit.heads import initial_head, learned_head, refit_head
+from prefixembed.reading import Reading
+
+TASKS = {
+    "classification": reviews,
+    "regression": ratings,
+    "multilabel": labels,
+    "multiple_choice": choices,
+    "token_classification": tags,
+}
+
+
+def make_examples(folder, objective, n=160, fraction=0.25):
+    backbone = load_backbone(folder, dtype="float32", device="cpu")
+    rows = read_rows(objective, *TASKS[objective](n))
+    reading = Reading("mean", 64, pairs="joint")
+    return prepare(rows, backbone, reading, fraction, np.random.default_rng(0))
+
+
+def random_vectors(examples, width, seed=0):
+    """Return vectors of units by row: they depend on the label, and have all scales."""
+    rng = np.random.default_rng(seed)
+    n_units = int(examples.counts.sum())
+    vectors = rng.normal(size=(n_units, width)) * np.logspace(-3, 3, width) + 5
+    ends = np.cumsum(examples.counts)
+    per_row = np.split(vectors, ends[:-1])
+
+    def embed(rows):
+        return np.concatenate([per_row[k] for k in rows]).astype(np.float32)
+
+    return embed
+
+
+def validation_loss(head, examples, embed):
+    with torch.no_grad():
+        logits = head(torch.from_numpy(embed(examples.valid)))
+    return float(examples.losses(logits, examples.valid).sum())
+
+
+@pytest.mark.parametrize("objective", TASKS)
+def test_validation_loss_never_rises(tiny, objective):
+    examples = make_examples(tiny(), objective)
+    embed = random_vectors(examples, 12)
+    rng = torch.Generator().manual_seed(0)
+    for scale in (0.0, 1e-3):
+        head = torch.nn.Linear(12, examples.targets.n_outputs)
+        torch.nn.init.normal_(head.weight, std=max(scale, 1e-30), generator=rng)
+        torch.nn.init.zeros_(head.bias)
+        before = validation_loss(head, examples, embed)
+        refit_head(head, examples, embed)
+        assert validation_loss(head, examples, embed) <= before * (1 + 1e-5)
+
+
+def test_classes_are_separated_as_by_a_logistic_regression(tiny):
+    examples = make_examples(tiny(), "classification", n=300)
+    y = examples.targets.values
+    vectors = np.random.default_rng(0).normal(size=(300, 6)) * np.logspace(-2, 2, 6)
+    vectors[:, 3] += 1.5 * y * vectors[:, 3].std()
+    vectors = vectors.astype(np.float32)
+    head = torch.nn.Linear(6, 2)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    refit_head(head, examples, lambda rows: vectors[rows])
+    train, valid = examples.train, examples.valid
+    scores = []
+    for C in 1 / (np.array([1.0, 0.1, 0.01, 1e-3]) * len(train)):
+        # Two outputs with a penalty on both are one output with half of it.
+        model = make_pipeline(
+            StandardScaler(), LogisticRegression(C=2 * C, tol=1e-8, max_iter=10**4)
+        )
+        model.fit(vectors[train], y[train])
+        probabilities = model.predict_proba(vectors[valid])
+        scores.append(-np.log(probabilities[np.arange(len(valid)), y[valid]]).sum())
+    found = validation_loss(head, examples, lambda rows: vectors[rows])
+    assert found == pytest.approx(min(scores), rel=1e-2)
+
+
+def test_few_validation_rows_leave_a_head_alone(tiny):
+    examples = make_examples(tiny(), "classification", n=40)
+    assert len(examples.valid) < 20
+    head = initial_head(examples, 12)
+
+    def fail(rows):
+        raise AssertionError("no vectors are needed")
+
+    refit_head(head, examples, fail)
+    assert not head.weight.any()
+
+
+def test_features_that_never_change_do_no_harm(tiny):
+    examples = make_examples(tiny(), "classification")
+    constant = np.full((160, 3), 7.0, dtype=np.float32)
+    head = torch.nn.Linear(3, 2)
+    torch.nn.init.zeros_(head.weight)
+    refit_head(head, examples, lambda rows: constant[rows])
+    assert head.weight.isfinite().all() and head.bias.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_encoders_predict_with_the_head_that_was_fitted_last(tiny):
+    texts, y = reviews(240)
+    encoder = make_encoder(tiny(), max_steps=5, ffn_length=2, background=None).fit(texts, y)
+    plain = make_encoder(
+        tiny(), max_steps=5, ffn_length=2, background=None, early_stopping=False
+    ).fit(texts, y)
+    # After five steps, training alone has hardly moved the head from zero.
+    assert encoder.score(texts, y) > plain.score(texts, y)
+    assert encoder.score(texts, y) > 0.9
+
+
+def test_learned_head_keeps_weight_and_bias(tiny):
+    examples = make_examples(tiny(), "classification")
+    head = torch.nn.Linear(len(TEXTS), 2)
+    found = learned_head(head, examples)
+    np.testing.assert_array_equal(found.weight, head.weight.detach().numpy())
+    assert found.classes.tolist() == ["bad", "good"]
