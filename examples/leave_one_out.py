@@ -27,6 +27,7 @@ from reproduce_paper import (
     Results,
     learn_prefixes,
     main_score,
+    make_encoder,
     parse,
     read_arguments,
     run_target,
@@ -67,7 +68,7 @@ class Target:
                 active=sorted(subset),
                 combine=self.args.combine,
                 max_length=self.args.max_length,
-                pairs=self.args.pairs,
+                pairs=make_encoder(self.args).pairs,
                 on_truncate="ignore",
                 cache=None,
             )

@@ -33,8 +33,8 @@ def learn(task: Task, **params: Any) -> PrefixEncoder:
     encoder = PrefixEncoder(random_state=0, verbose=True, **params)
     encoder.fit(task.X_train, task.y_train)
     accuracy = encoder.score(task.X_test, task.y_test)
-    size = encoder.prefix_.keys_values.size
-    print(f"  test accuracy {accuracy:.3f} with {size:,} trained parameters besides the head")
+    size = encoder.prefix_.facts()["n_bytes"] / 1000
+    print(f"  test accuracy {accuracy:.3f} with a prefix of {size:.0f} kB")
     return encoder
 
 

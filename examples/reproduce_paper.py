@@ -12,8 +12,10 @@ missing. At the size of the paper, from the Hub::
 At a size for two cores, from a folder of JSONL files, on the demo backbone::
 
     python examples/reproduce_paper.py --data DIR --sources sst2 qnli sick cola stsb \\
-        --targets mr cr mpqa rte mrpc boolq multirc cosmosqa --source-texts 6000 \\
-        --target-texts 1000 --seeds 0 1 2
+        --targets mr cr mpqa rte mrpc boolq multirc cosmosqa --source-texts 2000 \\
+        --target-texts 600 --seeds 0 1 2
+
+``--preset paper`` learns prefixes as the paper did: positions in attention alone.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ from prefixembed import (
 )
 from prefixembed.tasks import TaskInfo, TaskSplit, demo_backbone, fetch_task, list_tasks
 
-GRID = [1e-3, 1e-2, 1e-1, 1.0]
+GRID = [1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 BARE, MULTITASK = "bare backbone", "multi-task fine-tuning"
 CHOSEN = "chosen on training texts"
 
@@ -89,6 +91,17 @@ def fetch(args: argparse.Namespace, name: str, split: str, limit: int, seed: int
     return fetch_task(name, split, limit, args.data, seed)
 
 
+def make_encoder(args: argparse.Namespace, **params: Any) -> PrefixEncoder:
+    """Return an encoder with the parameters of the preset, and those that arguments set."""
+    given = {"prefix_length": args.prefix_length, "ffn_length": args.ffn_length}
+    given |= {"learning_rate": args.learning_rate, "pairs": args.pairs}
+    params |= {name: value for name, value in given.items() if value is not None}
+    params |= {"max_steps": args.steps, "max_length": args.max_length, "on_truncate": "ignore"}
+    if args.preset == "default":
+        return PrefixEncoder(args.backbone, **params)
+    return PrefixEncoder.preset(args.preset, args.backbone, **params)
+
+
 def learn_prefixes(args: argparse.Namespace, seed: int, results: Results) -> dict[str, Prefix]:
     """Learn the prefix of each source task, or load it if it has been saved."""
     prefixes = {}
@@ -96,17 +109,8 @@ def learn_prefixes(args: argparse.Namespace, seed: int, results: Results) -> dic
         path = args.out / f"{name}-{seed}.safetensors"
         if not path.exists():
             train = fetch(args, name, "train", args.source_texts, seed)
-            encoder = PrefixEncoder(
-                args.backbone,
-                objective=train.info.objective,
-                prefix_length=args.prefix_length,
-                learning_rate=args.learning_rate,
-                max_steps=args.steps,
-                max_length=args.max_length,
-                pairs=args.pairs,
-                on_truncate="ignore",
-                random_state=seed,
-            ).fit(train.X, train.y)
+            encoder = make_encoder(args, objective=train.info.objective, random_state=seed)
+            encoder.fit(train.X, train.y)
             test = fetch(args, name, "test", args.source_texts, 0)
             results.keep(encoder.score(test.X, test.y), seed, name, "prefix, own task")
             results.keep(encoder.history_["seconds"][-1], seed, name, "prefix, seconds")
@@ -131,7 +135,7 @@ def fine_tune(args: argparse.Namespace, seed: int, results: Results) -> str:
             learning_rate=args.multitask_learning_rate,
             max_steps=args.multitask_steps,
             max_length=args.max_length,
-            pairs=args.pairs,
+            pairs=make_encoder(args).pairs,
             on_truncate="ignore",
             random_state=seed,
         ).fit({name: (split.X, split.y) for name, split in splits.items()})
@@ -149,7 +153,7 @@ def representations(
 ) -> dict[str, PrefixBank]:
     """Return the bank of each representation, by name."""
     common = {"max_length": args.max_length, "on_truncate": "ignore", "cache": None}
-    common |= {"pairs": args.pairs}
+    common |= {"pairs": make_encoder(args).pairs}
     bank = {"prefixes": prefixes, "backbone": args.backbone, **common}
     found = {BARE: PrefixBank(**bank, active=[])}
     found |= {f"{name} alone": PrefixBank(**bank, active=[name]) for name in prefixes}
@@ -195,7 +199,7 @@ def run_target(
         return
     limit = args.target_texts
     train = fetch(args, target, "train", limit, seed)
-    test = fetch(args, target, "test", limit, 0)
+    test = fetch(args, target, "test", args.test_texts, 0)
     for name in missing:
         bank = banks[name]
         if train.info.objective == "multiple_choice":
@@ -304,15 +308,20 @@ def parse(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--source-texts", type=int, default=6000)
     parser.add_argument("--target-texts", type=int, default=1000)
+    parser.add_argument("--test-texts", type=int, default=1500)
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument(
         "--pooled-layers", type=int, default=1, help="also pool this many last layers"
     )
     parser.add_argument(
-        "--pairs", choices=["joint", "apart"], default="joint", help="how pairs of texts are read"
+        "--pairs", choices=["auto", "joint", "apart"], help="how pairs are read (default: preset)"
     )
-    parser.add_argument("--prefix-length", type=int, default=5)
-    parser.add_argument("--learning-rate", type=float, default=0.01)
+    parser.add_argument(
+        "--preset", choices=["default", "paper"], default="default", help="how prefixes are learned"
+    )
+    parser.add_argument("--prefix-length", type=int, help="default: that of the preset")
+    parser.add_argument("--ffn-length", type=int, help="default: that of the preset")
+    parser.add_argument("--learning-rate", type=float, help="default: that of the preset")
     parser.add_argument("--steps", type=steps, default="auto")
     parser.add_argument("--multitask-learning-rate", type=float, default=5e-5)
     parser.add_argument("--multitask-steps", type=steps, default="auto")

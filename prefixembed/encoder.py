@@ -92,10 +92,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     $pairs
     $prompt
     $max_length
-    learning_rate : float or "auto", default="auto"
-        Peak learning rate of AdamW, after a warm-up over a tenth of the steps and before linear
-        decay to zero. Gradients are clipped at norm 1. ``"auto"`` is 0.01 for keys, values and
-        head, and 0.002 for slots.
+    $prefix_learning_rate
     weight_decay : float, default=0.0
         Weight decay of AdamW, for prefix and head.
     $batch_size
@@ -103,9 +100,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     $early_stopping
     $validation_fraction
     $n_iter_no_change
-    class_weight : dict or "balanced", default=None
-        Weights of classes in the loss, for classification only; see
-        :func:`sklearn.utils.class_weight.compute_class_weight`.
+    $class_weight
     $checkpoint_dir
     $batch_tokens
     $on_truncate

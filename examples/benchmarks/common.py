@@ -16,6 +16,7 @@ import torch
 
 from prefixembed import Prefix, load_backbone
 from prefixembed.reading import Reading
+from prefixembed.slots import Slots
 from prefixembed.tasks import load_docstring_task
 
 _PEERS = ("sentence-transformers", "skrub", "full", "PEFT", "adapters", "cache=None",
@@ -35,12 +36,23 @@ def read_texts(data: Path | None, kind: str, limit: int) -> list[Any]:
     return list(dict.fromkeys(rows))[:limit]
 
 
-def random_prefixes(folder: str, n: int, length: int = 5, seed: int = 0) -> dict[str, Prefix]:
+def random_prefixes(
+    folder: str, n: int, length: int = 5, ffn_length: int = 16, seed: int = 0
+) -> dict[str, Prefix]:
     """Return random prefixes, which cost as much as learned ones."""
     backbone = load_backbone(folder)
     n_layers, n_heads, head_dim = backbone.layout
     rng = np.random.default_rng(seed)
     shape = (n_layers, 2, n_heads, length, head_dim)
+    slots_shape = (n_layers, ffn_length, backbone.n_features)
+
+    def random_slots() -> Slots | None:
+        if not ffn_length:
+            return None
+        keys, values = rng.standard_normal((2, *slots_shape), dtype=np.float32)
+        scale = backbone.n_features**-0.5
+        return Slots(keys * scale, np.zeros(slots_shape[:2]), values * 0.1 * scale)
+
     return {
         f"task {k}": Prefix(
             keys_values=rng.standard_normal(shape, dtype=np.float32),
@@ -48,6 +60,7 @@ def random_prefixes(folder: str, n: int, length: int = 5, seed: int = 0) -> dict
             fingerprint=backbone.fingerprint,
             n_features=backbone.n_features,
             reading=Reading("mean", backbone.max_length),
+            slots=random_slots(),
         )
         for k in range(n)
     }

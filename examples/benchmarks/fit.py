@@ -22,6 +22,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification
 from prefixembed import load_backbone
 from prefixembed._embed.batches import pad_batch, shuffle_batches
 from prefixembed._embed.encoding import resolve_batch_tokens
+from prefixembed._fit.background import background_texts
 from prefixembed._fit.examples import Examples, prepare, read_rows
 from prefixembed._fit.learning import count_batches, train
 from prefixembed._fit.optimization import Recipe
@@ -94,7 +95,8 @@ def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
     """Return a function that runs one pass of prefixembed."""
     backbone = load_backbone(folder, dtype=dtype, device="cpu")
     learner = PrefixLearner(
-        backbone, data, READING, prefix_length=5, init="text", reparameterize=None,
+        backbone, data, READING, prefix_length=5, ffn_length=16, init="text", reparameterize=None,
+        slot_rate=1.0, background=background_texts(), background_weight=10.0,
         rng=np.random.default_rng(0),
     )  # fmt: skip
     n_steps = count_batches(len(data.train), BATCH)

@@ -67,7 +67,15 @@ def main() -> None:
     ]
     print(f"\n{len(texts)} short texts")
     print(
-        table(("prefixes of length 5", "texts per second", "time, ratio to none", "peak MB"), rows)
+        table(
+            (
+                "prefixes (5 positions, 16 slots)",
+                "texts per second",
+                "time, ratio to none",
+                "peak MB",
+            ),
+            rows,
+        )
     )
 
     # Distinct texts with real words and lengths.

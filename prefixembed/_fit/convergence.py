@@ -57,8 +57,8 @@ def warn_if_stuck(history: History, data: Examples, recipe: Recipe) -> bool:
 def _lowest_of_passes(history: History, n_steps: int) -> float:
     """Return the lowest mean of the training loss over entries that cover a pass of some steps.
 
-    Fewer rows could have a lower loss by luck. Over a whole pass, no prediction that does not
-    depend on the text has a loss below that at chance.
+    Fewer rows could have a lower loss by luck. Over a whole pass, a prediction that is the same for
+    all texts has no loss below that at chance.
     """
     ends = np.array([0, *history["step"]])
     sums = np.cumsum([0.0, *np.diff(ends) * history["train_loss"]])

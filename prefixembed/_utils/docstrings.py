@@ -80,6 +80,17 @@ background_weight : float, default=10
     Factor on the penalty: the mean over layers of the squared size of what slots add to
     background texts, relative to the input of the layer.
 """,
+    "class_weight": """
+class_weight : dict or "balanced", default=None
+    Weights of classes in the loss, for classification only; see
+    :func:`sklearn.utils.class_weight.compute_class_weight`.
+""",
+    "prefix_learning_rate": """
+learning_rate : float or "auto", default="auto"
+    Peak learning rate of AdamW, after a warm-up over a tenth of the steps and before linear
+    decay to zero. Gradients are clipped at norm 1. ``"auto"`` is 0.01 for keys, values and
+    head, and 0.002 for slots.
+""",
     "max_steps": """
 max_steps : int or "auto", default="auto"
     Number of steps of training, which early stopping may end before. ``"auto"`` for three passes
