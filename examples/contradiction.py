@@ -35,7 +35,7 @@ def representations(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "max_length": args.max_length, "on_truncate": "ignore", "random_state": seed,
     }  # fmt: skip
     prefixes = {
-        name: PrefixEncoder(args.backbone, learning_rate=0.02, **common).fit(X, labels).prefix_
+        name: PrefixEncoder(args.backbone, **common).fit(X, labels).prefix_
         for name, labels in (("true", y), ("flipped", 1 - y))
     }
     bank = {"prefixes": prefixes, "backbone": args.backbone, "on_truncate": "ignore"}

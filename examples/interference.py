@@ -44,7 +44,6 @@ def learn(args: argparse.Namespace, task: Task) -> PrefixEncoder:
     if not path.exists():
         encoder = PrefixEncoder(
             args.backbone,
-            learning_rate=0.02,
             max_length=128,
             pairs="joint",
             on_truncate="ignore",

@@ -43,7 +43,6 @@ def learn(args: argparse.Namespace, path: Path, task: TaskSplit, rows: Any, seed
         PrefixEncoder(
             args.backbone,
             objective=task.info.objective,
-            learning_rate=args.learning_rate,
             max_steps=args.steps,
             max_length=args.max_length,
             pairs=args.pairs,
@@ -120,7 +119,6 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[7, 20, 50, 100])
     parser.add_argument("--source-texts", type=int, default=4000)
     parser.add_argument("--target-texts", type=int, default=600)
-    parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--steps", type=steps, default="auto")
     parser.add_argument("--max-length", type=int, default=128)
     parser.add_argument("--pairs", choices=["joint", "apart"], default="joint")

@@ -58,9 +58,7 @@ def measure(args: argparse.Namespace, tasks: dict[str, TaskSplit], seed: int) ->
     for name, (X, y) in data.items():
         alone = MultiTaskEncoder(args.backbone, objectives={name: objectives[name]}, **common)
         curves["fine-tuned alone"][name] = score_curve(alone.fit({name: (X, y)}).history_)
-        prefix = PrefixEncoder(
-            args.backbone, objective=objectives[name], learning_rate=0.02, **common
-        )
+        prefix = PrefixEncoder(args.backbone, objective=objectives[name], **common)
         curves["prefix"][name] = score_curve(prefix.fit(X, y).history_)
     return curves
 

@@ -102,7 +102,12 @@ def main() -> None:
     for column, length in enumerate(args.lengths):
         for row, seed in enumerate(args.seeds):
             encoder = PrefixEncoder(
-                args.backbone, prefix_length=length, learning_rate=0.02, random_state=seed, **common
+                args.backbone,
+                prefix_length=length,
+                ffn_length=0,
+                learning_rate=0.02,
+                random_state=seed,
+                **common,
             ).fit(source.X_train, source.y_train)
             bank = PrefixBank({"one": encoder}, **common)
             found["source task"][row, column] = encoder.score(source.X_test, source.y_test)

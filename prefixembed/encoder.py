@@ -48,9 +48,10 @@ _RATE, _SLOT_RATE = 1e-2, 2e-3
 class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     """Learn a prefix from one labelled source task on a frozen backbone.
 
-    In every attention layer, tokens also attend to ``prefix_length`` trainable keys and values
-    (P-Tuning v2 [3]_). Every feed-forward layer has ``ffn_length`` trainable hidden units more,
-    called slots. These and a linear head are all that is trained. The vectors of
+    A prefix extends the two memories of each layer of the backbone: the feed-forward layer by
+    ``ffn_length`` trainable hidden units, called slots, and attention by ``prefix_length``
+    trainable keys and values (P-Tuning v2 [3]_), which are the method of the paper [1]_. These and
+    a linear head are all that is trained. The vectors of
     :meth:`transform` serve heads for other tasks, the target tasks. The head of the source task is
     kept for :meth:`predict`.
 
@@ -73,10 +74,11 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         - ``"multilabel"``: any number of labels per text;
         - ``"multiple_choice"``: which of the choices of each row is right;
         - ``"token_classification"``: one class per word.
-    prefix_length : int, default=5
-        Number of key and value vectors per layer and head. It may be 0 if there are slots.
+    prefix_length : int, default=0
+        Number of key and value vectors per layer and head. The paper has 5. They change the vectors
+        of all texts, also of those that slots leave alone, so that there are none by default.
     ffn_length : int, default=16
-        Number of slots per feed-forward layer. 0 for none, which is the method of the paper [1]_.
+        Number of slots per feed-forward layer. 0 for none, as in the paper.
     init : {"text", "normal"}, default="text"
         Initial keys and values:
 
@@ -182,7 +184,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         *,
         revision: str | None = None,
         objective: str = "classification",
-        prefix_length: int = 5,
+        prefix_length: int = 0,
         ffn_length: int = 16,
         init: str = "text",
         reparameterize: int | None = None,

@@ -60,7 +60,6 @@ def learn_sources(args: argparse.Namespace, seed: int) -> dict[str, Prefix]:
             encoder = PrefixEncoder(
                 args.backbone,
                 prefix_length=args.prefix_length,
-                learning_rate=args.learning_rate,
                 max_steps=args.steps,
                 max_length=args.max_length,
                 pairs="joint",
@@ -188,7 +187,6 @@ def main() -> None:
     parser.add_argument("--target-texts", type=int, default=2500)
     parser.add_argument("--long-target-texts", type=int, default=1000)
     parser.add_argument("--prefix-length", type=int, default=5)
-    parser.add_argument("--learning-rate", type=float, default=0.02)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--max-length", type=int, default=128)
     args = parser.parse_args()

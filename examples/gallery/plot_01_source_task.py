@@ -17,9 +17,9 @@ for text, label in list(zip(task.X_train, task.y_train, strict=True))[:4]:
 
 # %%
 # ``fit`` trains a few keys and values in each attention layer, and a linear head.
-encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, max_steps=60, random_state=0)
+encoder = PrefixEncoder(demo_backbone(), max_steps=60, random_state=0)
 encoder.fit(task.X_train, task.y_train)
-print(f"the prefix has {encoder.prefix_.keys_values.size:,} parameters")
+print(f"the prefix has {encoder.prefix_.facts()['n_bytes'] / 1000:.0f} kB")
 
 # %%
 # The training curve. A tenth of the texts is used for validation, and the state with the lowest

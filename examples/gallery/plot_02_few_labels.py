@@ -15,7 +15,7 @@ from prefixembed.tasks import demo_backbone, load_docstring_task
 encoders = {}
 for name in ["package", "kind"]:
     source = load_docstring_task(name, n_train_per_class=80)
-    encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
+    encoder = PrefixEncoder(demo_backbone(), max_steps=60, random_state=0)
     encoders[name] = encoder.fit(source.X_train, source.y_train)
 
 banks = {

@@ -28,7 +28,7 @@ sources = {
 }
 encoders = {}
 for name, (X, y) in sources.items():
-    encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
+    encoder = PrefixEncoder(demo_backbone(), max_steps=60, random_state=0)
     if name == "noise":
         encoder.set_params(learning_rate=0.03, max_steps=32, early_stopping=False)
     encoders[name] = encoder.fit(X, y)

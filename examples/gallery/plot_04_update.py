@@ -23,7 +23,7 @@ log = []
 def learn(name: str, n: int) -> PrefixEncoder:
     """Learn a source task from n texts per class."""
     source = load_docstring_task(name, n_train_per_class=n)
-    encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
+    encoder = PrefixEncoder(demo_backbone(), max_steps=60, random_state=0)
     return encoder.fit(source.X_train, source.y_train)
 
 

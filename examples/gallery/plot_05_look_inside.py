@@ -13,7 +13,7 @@ from prefixembed.tasks import demo_backbone, load_docstring_task
 encoders = {}
 for name in ["package", "kind", "name"]:
     source = load_docstring_task(name, n_train_per_class=60)
-    encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
+    encoder = PrefixEncoder(demo_backbone(), prefix_length=5, max_steps=60, random_state=0)
     encoders[name] = encoder.fit(source.X_train, source.y_train)
 bank = PrefixBank(encoders)
 texts = load_docstring_task("subpackage").X_test[:100]

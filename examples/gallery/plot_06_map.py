@@ -14,7 +14,7 @@ from prefixembed.inspection import EmbeddingMapDisplay
 from prefixembed.tasks import demo_backbone, load_docstring_task
 
 source = load_docstring_task("package", n_train_per_class=80)
-encoder = PrefixEncoder(demo_backbone(), learning_rate=0.02, random_state=0)
+encoder = PrefixEncoder(demo_backbone(), max_steps=60, random_state=0)
 encoder.fit(source.X_train, source.y_train)
 
 # %%

@@ -60,7 +60,7 @@ from prefixembed import PrefixBank, PrefixEncoder
 from prefixembed.tasks import demo_backbone
 
 encoder = PrefixEncoder(
-    demo_backbone(), objective="token_classification", learning_rate=0.03, max_steps=72,
+    demo_backbone(), objective="token_classification", max_steps=72,
     random_state=0,
 )  # fmt: skip
 encoder.fit(train, train_roles)

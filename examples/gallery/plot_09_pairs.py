@@ -24,7 +24,7 @@ print(task.X_train[:2], task.y_train[:2])
 # The same head is trained on the vectors of the bare backbone and on those with a prefix.
 scores = {}
 for pairs in ["joint", "apart"]:
-    encoder = PrefixEncoder(demo_backbone(), pairs=pairs, learning_rate=0.02, random_state=0)
+    encoder = PrefixEncoder(demo_backbone(), pairs=pairs, max_steps=60, random_state=0)
     encoder.fit(task.X_train, task.y_train)
     scores[pairs] = []
     for active in ([], ["name"]):

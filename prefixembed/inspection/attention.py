@@ -68,7 +68,8 @@ def attention_share(bank: PrefixBank, X: Any) -> Bunch:
     >>> from prefixembed.inspection import attention_share
     >>> from prefixembed.tasks import demo_backbone
     >>> texts, labels = ["what a film", "dull and long", "a joy", "a bore"] * 8, [1, 0, 1, 0] * 8
-    >>> encoder = PrefixEncoder(demo_backbone(), max_steps=5, random_state=0).fit(texts, labels)
+    >>> encoder = PrefixEncoder(demo_backbone(), prefix_length=5, max_steps=5, random_state=0)
+    >>> encoder = encoder.fit(texts, labels)
     >>> attention_share(PrefixBank({"stars": encoder}), texts[:4]).shares.shape
     (6, 12, 1)
     """

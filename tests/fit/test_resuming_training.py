@@ -226,7 +226,8 @@ def test_number_of_threads_does_not_make_another_run(tiny, tmp_path):
 @pytest.mark.usefixtures("each_step")
 def test_stop_right_after_continuing_keeps_the_best_state(tiny, tmp_path, monkeypatch):
     texts, labels = reviews(48)
-    params = {"n_iter_no_change": 20, "learning_rate": 0.5}
+    # With so few validation texts, the head is not fitted again, which Ctrl-C would prevent.
+    params = {"n_iter_no_change": 20, "learning_rate": 0.5, "validation_fraction": 0.3}
     encoder = make(tiny(), checkpoint_dir=tmp_path, **params)
     first = learned(encoder.fit(texts, labels))
     real = optimization._Run.restore
@@ -408,11 +409,14 @@ def test_signal_at_any_moment_leaves_an_encoder_that_works(tiny, tmp_path):
         time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A process that a shell has started in the background ignores SIGINT.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Thread(target=interrupt)
     timer.start()
     with pytest.warns(UserWarning, match="KeyboardInterrupt"), pytest.raises(KeyboardInterrupt):
         encoder.fit(texts, labels)
     timer.join()
+    signal.signal(signal.SIGINT, handler)
     assert np.isfinite(encoder.transform(texts)).all()
 
 
