@@ -58,8 +58,8 @@ def card(rows: list[tuple[str, Prefix, float, int]], texts: int) -> str:
         "",
         f"Five source tasks on the frozen backbone {NAME}, each learned by itself by",
         f"`examples/make_demo_bank.py` on at most {texts:,} training texts: default parameters,",
-        "`max_length=128`, float32, `random_state=0`. The prefixes are under the licence of the",
-        "library. The texts are not part of it; their terms are those of their authors.",
+        "`max_length=128`, float32, `random_state=0`. The library's licence covers these files.",
+        "The texts are not among them; look at the terms of the data before commercial use.",
         "",
         "| prefix | data | terms of the data | texts | steps | test score | kB | digest |",
         "|---|---|---|---|---|---|---|---|",
@@ -88,6 +88,7 @@ def main() -> None:
         rows.append((name, *learn(name, args)))
         print(f"{name}: {rows[-1][2]:.3f}, {rows[-1][1].digest}", flush=True)
     PrefixBank({name: prefix for name, prefix, *_ in rows}).save(args.out)
+    (args.out / ".bank.lock").unlink(missing_ok=True)
     (args.out / "README.md").write_text(card(rows, args.texts), encoding="utf-8")
 
 

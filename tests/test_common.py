@@ -93,7 +93,9 @@ def few_steps(monkeypatch):
 
 def test_encoder_passes_estimator_checks(tiny, few_steps):
     few_steps(10)
-    assert failures(make(tiny, background=None, ffn_length=4, learning_rate=0.05)) <= set(EXPECTED)
+    assert failures(
+        make(tiny, background=None, prefix_length=5, ffn_length=4, learning_rate=0.05)
+    ) <= set(EXPECTED)
 
 
 def test_regression_passes_estimator_checks(tiny, few_steps):

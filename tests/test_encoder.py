@@ -306,7 +306,7 @@ def test_from_prefix_checks_all_parameters(fitted):
 
 def test_constructor_stores_parameters_unchanged(tiny):
     encoder = PrefixEncoder()
-    assert encoder.backbone == "roberta-large" and encoder.prefix_length == 5
+    assert encoder.backbone == "roberta-large" and encoder.ffn_length == 16
     assert set(encoder.get_params()) == set(PrefixEncoder._parameter_constraints)
     odd = object()
     assert all(getattr(PrefixEncoder(**{name: odd}), name) is odd for name in encoder.get_params())

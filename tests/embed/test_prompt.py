@@ -86,10 +86,11 @@ def test_words_cannot_have_a_prompt(banks):
 def test_prefixes_record_the_prompt_of_their_training(tiny, random_prefix, tmp_path):
     texts, labels = ["a film", "dull", "of joy", "bore"] * 4, [0, 1, 0, 1] * 4
     begun = [PROMPT + text for text in texts]
-    params = {"max_steps": 3, "random_state": 0, "max_length": 64, **CPU}
+    # A prompt also stands before background texts.
+    params = {"max_steps": 3, "random_state": 0, "max_length": 64, "background": None, **CPU}
     prompted = PrefixEncoder(tiny(), prompt=PROMPT, **params).fit(texts, labels)
     plain = PrefixEncoder(tiny(), **params).fit(begun, labels)
-    np.testing.assert_array_equal(prompted.prefix_.keys_values, plain.prefix_.keys_values)
+    np.testing.assert_array_equal(prompted.prefix_.slots.values, plain.prefix_.slots.values)
     np.testing.assert_array_equal(prompted.predict_proba(texts), plain.predict_proba(begun))
     prompted.prefix_.save(tmp_path / "p.safetensors")
     prefix = Prefix.load(tmp_path / "p.safetensors")

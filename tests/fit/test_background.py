@@ -39,7 +39,8 @@ def test_default_background_repeats_and_is_varied():
 def test_wrong_background_is_refused_before_a_backbone_is_loaded(background, ffn_length, message):
     with pytest.raises(ValueError, match=message):
         resolve_background(background, ffn_length)
-    encoder = PrefixEncoder("nowhere", background=background, ffn_length=ffn_length)
+    lengths = {"prefix_length": 5, "ffn_length": ffn_length}
+    encoder = PrefixEncoder("nowhere", background=background, **lengths)
     with pytest.raises(ValueError, match=message):
         encoder.fit(["a", "b"], [0, 1])
 
