@@ -343,8 +343,8 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         Parameters
         ----------
         name : {"paper"}
-            ``"paper"`` is the method of [1]_: keys and values in attention alone, which start from
-            noise (P-Tuning v2), and pairs read as one sequence.
+            ``"paper"`` is the method of arXiv 2305.13499: keys and values in attention alone, which
+            start from noise (P-Tuning v2), and pairs read as one sequence.
         backbone : str or path-like, default="roberta-large"
             Hub name or folder of the backbone.
         **params : dict

@@ -15,7 +15,8 @@ _QUICK = {"batch_size": 8, "max_length": 64, "random_state": 0, "dtype": "float3
 
 def make_encoder(folder, **params):
     quick = _QUICK | {"max_steps": 18, "n_iter_no_change": 12, "learning_rate": 0.03}
-    quick["prefix_length"] = 5  # both kinds of memory
+    # Both kinds of memory; background text would take longer to read than these texts.
+    quick |= {"prefix_length": 5, "background": None}
     return PrefixEncoder(folder, **(quick | params))
 
 

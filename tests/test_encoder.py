@@ -382,7 +382,7 @@ def test_verbose_shows_a_progress_bar(tiny, capsys):
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bert"])
 def test_each_family_learns(tiny, family):
-    encoder = make_encoder(tiny(family), max_steps=120, early_stopping=False).fit(*reviews())
+    encoder = make_encoder(tiny(family), max_steps=80, early_stopping=False).fit(*reviews())
     assert encoder.score(*reviews()) > 0.75
 
 

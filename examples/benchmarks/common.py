@@ -37,7 +37,7 @@ def read_texts(data: Path | None, kind: str, limit: int) -> list[Any]:
 
 
 def random_prefixes(
-    folder: str, n: int, length: int = 5, ffn_length: int = 16, seed: int = 0
+    folder: str, n: int, length: int = 0, ffn_length: int = 16, seed: int = 0
 ) -> dict[str, Prefix]:
     """Return random prefixes, which cost as much as learned ones."""
     backbone = load_backbone(folder)

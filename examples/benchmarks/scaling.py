@@ -69,7 +69,7 @@ def main() -> None:
     print(
         table(
             (
-                "prefixes (5 positions, 16 slots)",
+                "prefixes of 16 slots",
                 "texts per second",
                 "time, ratio to none",
                 "peak MB",

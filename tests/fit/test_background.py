@@ -51,7 +51,11 @@ def test_none_and_weight_zero_are_no_penalty(tiny):
         make_encoder(tiny(), max_steps=4, ffn_length=2, early_stopping=False, **params).fit(
             texts, y
         )
-        for params in ({"background": None}, {"background_weight": 0}, {"background": BACKGROUND})
+        for params in (
+            {"background": None},
+            {"background": BACKGROUND, "background_weight": 0},
+            {"background": BACKGROUND},
+        )
     ]
     assert fits[0].prefix_ == fits[1].prefix_ != fits[2].prefix_
     assert resolve_background("auto", 0) == resolve_background(None, 2) == []
