@@ -92,7 +92,12 @@ KINDS = {
     "plain": {},
     "mlp, no validation": {"reparameterize": 6, "early_stopping": False},
     "stops early": {"n_iter_no_change": 1, "max_steps": 60, "learning_rate": 0.5},
-    "noise": {"init": "normal", "class_weight": "balanced", "pooling": "cls"},
+    "noise": {
+        "init": "normal",
+        "class_weight": "balanced",
+        "pooling": "cls",
+        "background": "auto",
+    },  # fmt: skip
 }
 
 
