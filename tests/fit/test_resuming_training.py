@@ -97,7 +97,7 @@ KINDS = {
         "class_weight": "balanced",
         "pooling": "cls",
         "background": "auto",
-    },  # fmt: skip
+    },
 }
 
 
