@@ -296,14 +296,15 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         if not self.prefix_length and not self.ffn_length:
             raise ValueError("prefix_length and ffn_length cannot both be 0")
         check_can_resume(self.checkpoint_dir, self.random_state)
-        background = self.background if self.background_weight else None
-        background = resolve_background(background, self.ffn_length)
+        background = resolve_background(self.background, self.background_weight, self.ffn_length)
         rows = read_rows(self.objective, X, y, sample_weight, self.class_weight)
         rng = self._make_rng()
         dtype = "float32" if self.dtype == "float16" else self.dtype
         backbone = load_backbone(self.backbone, self.revision, dtype, self.device)
         tasks, reading = self._prepare({"": rows}, backbone, rng)
         data = tasks[""]
+        is_auto = isinstance(self.learning_rate, str)
+        rate, slot_rate = (_RATE, _SLOT_RATE / _RATE) if is_auto else (self.learning_rate, 1.0)
         learner = PrefixLearner(
             backbone,
             data,
@@ -312,13 +313,12 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
             ffn_length=self.ffn_length,
             init=self.init,
             reparameterize=self.reparameterize,
-            slot_rate=_SLOT_RATE / _RATE if isinstance(self.learning_rate, str) else 1.0,
+            slot_rate=slot_rate,
             background=background,
             background_weight=float(self.background_weight),
             rng=rng,
         )
-        rate = _RATE if isinstance(self.learning_rate, str) else self.learning_rate
-        recipe = self._recipe(tasks, rate)
+        recipe = self._recipe(tasks, float(rate))
         outcome = self._train(tasks, learner, recipe, backbone, rng)
         if outcome.is_usable:
             prefix = Prefix(

@@ -234,9 +234,9 @@ def background_texts(n_texts: int = 2400, seed: int = 0) -> list[str]:
     return texts
 
 
-def resolve_background(background: Any, ffn_length: int) -> list[str]:
+def resolve_background(background: Any, weight: float, ffn_length: int) -> list[str]:
     """Return the texts that the parameter `background` stands for, checked."""
-    if background is None:
+    if background is None or not weight:
         return []
     if isinstance(background, str):  # "auto"
         return background_texts() if ffn_length else []

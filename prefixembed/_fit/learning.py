@@ -54,9 +54,12 @@ class Learner(ABC):
     def embed(self, tokens: Tokens, batch_tokens: int) -> NDArray[np.float32]:
         """Return all vectors, without gradients, in batches of at most `batch_tokens` tokens."""
 
-    def penalty(self, background: NDArray[np.intp]) -> Tensor:
-        """Return what a step adds to the loss for what is done to some background texts."""
-        raise NotImplementedError
+    def penalty(self, background: NDArray[np.intp]) -> Tensor | None:
+        """Return what a step adds to the loss for what is done to some background texts.
+
+        None for learners without background texts.
+        """
+        return None
 
     def training(self) -> AbstractContextManager[None]:
         """Return the context that training takes place in."""
@@ -124,7 +127,9 @@ class _Supervised(Problem):
         loss = self._backward_rows(step)
         if step.background is not None:
             # The recorded loss is that of the rows alone, which is compared with that at chance.
-            torch.autograd.backward(self.learner.penalty(step.background))
+            penalty = self.learner.penalty(step.background)
+            if penalty is not None:
+                torch.autograd.backward(penalty)
         return loss
 
     def _backward_rows(self, step: Step) -> float:

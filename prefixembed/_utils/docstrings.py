@@ -72,7 +72,7 @@ background : "auto", array-like of str or None, default="auto"
     them, so that the prefix leaves the texts of other tasks alone in a bank:
 
     - ``"auto"``: 2,400 sentences about everything, which come with the library;
-    - an array of texts: a sample of what the vectors will be used for; needs no labels;
+    - an array of texts that belong to other tasks, without labels;
     - None: no penalty.
 """,
     "background_weight": """
@@ -100,7 +100,8 @@ max_steps : int or "auto", default="auto"
 early_stopping : bool, default=True
     Whether to set `validation_fraction` of the training texts aside, to stop when their loss has
     not improved for `n_iter_no_change` evaluations, and to keep the state with the lowest loss.
-    There are up to 20 evaluations, at regular intervals.
+    There are up to 20 evaluations, at regular intervals. At the end, the head is fitted again on
+    the final vectors, if that lowers the loss on 20 or more of these texts.
 """,
     "validation_fraction": """
 validation_fraction : float, default=0.1

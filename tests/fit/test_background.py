@@ -38,7 +38,7 @@ def test_default_background_repeats_and_is_varied():
 )
 def test_wrong_background_is_refused_before_a_backbone_is_loaded(background, ffn_length, message):
     with pytest.raises(ValueError, match=message):
-        resolve_background(background, ffn_length)
+        resolve_background(background, 1.0, ffn_length)
     lengths = {"prefix_length": 5, "ffn_length": ffn_length}
     encoder = PrefixEncoder("nowhere", background=background, **lengths)
     with pytest.raises(ValueError, match=message):
@@ -58,7 +58,7 @@ def test_none_and_weight_zero_are_no_penalty(tiny):
         )
     ]
     assert fits[0].prefix_ == fits[1].prefix_ != fits[2].prefix_
-    assert resolve_background("auto", 0) == resolve_background(None, 2) == []
+    assert resolve_background("auto", 1.0, 0) == resolve_background(None, 1.0, 2) == []
 
 
 def naive_penalty(backbone, slots, texts, weight):
