@@ -75,8 +75,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         - ``"multiple_choice"``: which of the choices of each row is right;
         - ``"token_classification"``: one class per word.
     prefix_length : int, default=0
-        Number of key and value vectors per layer and head. The paper has 5. They change the vectors
-        of all texts, also of those that slots leave alone, so that there are none by default.
+        Number of key and value vectors per layer and head. The paper has 5.
     ffn_length : int, default=16
         Number of slots per feed-forward layer. 0 for none, as in the paper.
     init : {"text", "normal"}, default="text"
