@@ -6,6 +6,7 @@ is that they are of many kinds and belong to no task.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -218,7 +219,8 @@ _QUESTIONS = (
 )  # fmt: skip
 
 
-def background_texts(n_texts: int = 2400, seed: int = 0) -> list[str]:
+@functools.lru_cache(maxsize=1)  # each fit asks for them, and composing takes a quarter second
+def background_texts(n_texts: int = 2400, seed: int = 0) -> tuple[str, ...]:
     """Return background sentences, the same for the same arguments; two in seven are questions."""
     rng = np.random.default_rng(seed)
     topics = [[part.split("|") for part in topic] for topic in _TOPICS]
@@ -231,7 +233,7 @@ def background_texts(n_texts: int = 2400, seed: int = 0) -> list[str]:
             t=rng.choice(other[0]), q=rng.choice(other[1]), d=rng.choice(other[2]),
         )  # fmt: skip
         texts.append(text[0].upper() + text[1:])
-    return texts
+    return tuple(texts)
 
 
 def resolve_background(background: Any, weight: float, ffn_length: int) -> list[str]:
@@ -239,7 +241,7 @@ def resolve_background(background: Any, weight: float, ffn_length: int) -> list[
     if background is None or not weight:
         return []
     if isinstance(background, str):  # "auto"
-        return background_texts() if ffn_length else []
+        return list(background_texts()) if ffn_length else []
     texts = check_texts(background, "background")
     if not ffn_length:
         raise ValueError("background is for prefixes with slots, got ffn_length=0")
