@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ FORMAT_VERSION = 3
 MANIFEST = "bank.json"
 _KEYS = {"format_version", "library_version", "prefixes", "parameters", "digest"}
 _DIGEST = re.compile("[0-9a-f]{64}")
+# How often a reader starts from the manifest, since a file that it names may be gone.
+_ATTEMPTS = 20
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,12 @@ def read_folder(folder: str | os.PathLike[str]) -> BankFolder:
     path = Path(folder) / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(f"no bank in {os.fspath(folder)!r}: it has no {MANIFEST}")
-    manifest = path.read_bytes()
-    while True:
-        try:
-            return _read(path, manifest)
-        except FileNotFoundError:
-            # Another process may have replaced the bank in the meantime.
-            previous, manifest = manifest, path.read_bytes()
-            if manifest == previous:
-                raise
+    for _ in range(_ATTEMPTS - 1):
+        # Another process may replace the bank between the manifest and a file that it names, and
+        # yet another may bring the first one back: an equal manifest does not mean a lost file.
+        with suppress(FileNotFoundError):
+            return _read(path, path.read_bytes())
+    return _read(path, path.read_bytes())
 
 
 def _write(path: Path, content: bytes) -> None:

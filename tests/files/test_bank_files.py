@@ -200,6 +200,43 @@ def test_readers_see_whole_banks_while_two_processes_write(tmp_path):
     assert seen == {0, 1}
 
 
+def race(monkeypatch, folder, n_races):
+    """Replace the bank between manifest and files, and bring the same manifest back after."""
+    real, races = bank_folder._read, []
+
+    def read(path, manifest):
+        if len(races) == n_races:
+            return real(path, manifest)
+        races.append(manifest)
+        write_folder(folder, *bank_of(3, 4))  # deletes the files that the manifest names
+        try:
+            return real(path, manifest)
+        finally:
+            write_folder(folder, *bank_of(1, 2))
+
+    monkeypatch.setattr(bank_folder, "_read", read)
+    return races
+
+
+@pytest.mark.parametrize("n_races", [1, 2, 5])
+def test_reader_starts_again_if_files_are_gone_under_an_equal_manifest(
+    tmp_path, monkeypatch, n_races
+):
+    write_folder(tmp_path, *bank_of(1, 2))
+    races = race(monkeypatch, tmp_path, n_races)
+    assert holds(tmp_path, bank_of(1, 2))
+    assert len(races) == n_races and len(set(races)) == 1
+
+
+def test_reader_that_always_comes_too_late_gives_up(tmp_path, monkeypatch):
+    write_folder(tmp_path, *bank_of(1, 2))
+    monkeypatch.setattr(bank_folder, "_ATTEMPTS", 3)
+    races = race(monkeypatch, tmp_path, -1)
+    with pytest.raises(FileNotFoundError, match="for prefix 'task 1'"):
+        read_folder(tmp_path)
+    assert len(races) == 3
+
+
 def test_damage_to_any_byte_of_the_manifest_is_noticed(tmp_path):
     bank = bank_of(1, 2, combine="mean")
     write_folder(tmp_path, *bank)
