@@ -1,4 +1,11 @@
-"""Estimators with quick settings, and small random data for each kind of source task."""
+"""Estimators with quick settings, small random data of each kind, and processes that end."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 
@@ -82,3 +89,36 @@ def three_tasks():
     """Return a classification, a regression and a task of words for `MultiTaskEncoder`."""
     texts, present = labels(80)
     return {"good": (texts, present[:, 0]), "stars": ratings(80), "words": tags(80)}
+
+
+@contextlib.contextmanager
+def python(code, *args, options=(), timeout=120, **popen):
+    """Start Python code in a process; at the end, or after a time, it ends with its children.
+
+    Its own children would survive it, for example if one of them waits for a lock for ever.
+    """
+    command = [sys.executable, *options, "-c", code, *map(str, args)]
+    kinds = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **(kinds | popen))
+    timer = threading.Timer(timeout, end, [process])
+    timer.start()
+    try:
+        yield process
+    finally:
+        timer.cancel()
+        end(process)
+        process.communicate()
+
+
+def end(process):
+    """Kill a process that :func:`python` started, and its children."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_python(code, *args, **params):
+    """Run Python code in a process that ends, and return its output and errors if it succeeds."""
+    with python(code, *args, **params) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, (process.returncode, out, err)
+    return out, err

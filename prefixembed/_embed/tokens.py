@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,27 +20,34 @@ from prefixembed.reading import PAIR_WIDTH, Reading
 _CHUNK = 2048
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
-_set_for_fork = False
+_fork_lock = threading.Lock()  # of one fork at a time
+_own_setting: str | None = None  # of the process that forks
 
 
 def _before_fork() -> None:
-    # A forked child has none of the threads that tokenizers runs on. Unless the user decided
-    # otherwise, the child does without them, and tokenizers prints no warning.
-    global _set_for_fork
-    if _PARALLELISM not in os.environ:
-        os.environ[_PARALLELISM] = "false"
-        _set_for_fork = True
+    # A forked child has none of the threads that tokenizers runs on, and would wait for them for
+    # ever. It does without them, and so do its own children. This is set before the fork, and not
+    # in the child, since tokenizers looks at it there first, and may print a warning.
+    global _own_setting
+    _fork_lock.acquire()
+    _own_setting = os.environ.get(_PARALLELISM)
+    os.environ[_PARALLELISM] = "false"
 
 
 def _after_fork_in_parent() -> None:
-    global _set_for_fork
-    if _set_for_fork:
+    if _own_setting is None:
         os.environ.pop(_PARALLELISM, None)
-        _set_for_fork = False
+    else:
+        os.environ[_PARALLELISM] = _own_setting
+    _fork_lock.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_fork_lock.release,
+    )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """Tokens and batches: limits, repetitions, padding, words and forked processes."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from helpers import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,7 +102,7 @@ def test_padding_is_on_the_right_and_masked():
     assert pad_batch(tokens, np.array([0]), pad_id=9).mask is None
 
 
-FORK = """
+FORKS = """
 import os, sys
 from prefixembed import load_backbone
 from prefixembed._embed.tokens import tokenize
@@ -111,29 +110,42 @@ from prefixembed.reading import Reading
 backbone, reading = load_backbone(sys.argv[1]), Reading("mean", 32)
 texts = [f"text {k}" for k in range(5000)]
 ids = tokenize(backbone, texts, reading).ids
-child = os.fork()
-if not child:
-    same = all((a == b).all() for a, b in zip(tokenize(backbone, texts, reading).ids, ids))
-    os._exit(0 if same and os.environ["TOKENIZERS_PARALLELISM"] == "false" else 1)
-assert os.waitpid(child, 0)[1] == 0
-print(os.environ.get("TOKENIZERS_PARALLELISM"))
+
+def check():
+    assert all((a == b).all() for a, b in zip(tokenize(backbone, texts, reading).ids, ids))
+
+def descend(depth):
+    if not depth:
+        return
+    child = os.fork()
+    if not child:
+        # Before and after the child has children of its own.
+        try:
+            check()
+            descend(depth - 1)
+            check()
+            assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
+        except BaseException as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+for setting in (None, "false", "true"):
+    if setting:
+        os.environ["TOKENIZERS_PARALLELISM"] = setting
+    descend(3)
+    check()
+    # The environment of the first process does not change.
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == setting
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
-@pytest.mark.parametrize("setting", [None, "false"])
-def test_forked_child_tokenizes_without_a_warning(tiny, setting):
-    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
-    if setting:
-        environment["TOKENIZERS_PARALLELISM"] = setting
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORK, tiny()],
-        env=environment, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "forked" not in done.stderr
-    # The environment of the parent does not change.
-    assert done.stdout.splitlines()[-1] == str(setting)
+def test_forked_children_of_any_depth_tokenize_without_a_warning(tiny):
+    alone = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
+    _, err = run_python(FORKS, tiny(), options=["-W", "ignore"], env=alone, timeout=60)
+    assert "forked" not in err
 
 
 @given(
