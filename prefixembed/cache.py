@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixembed._embed.representation import Representation
-from prefixembed._files.vector_store import DiskStore, MemoryStore, Row, fork_safe_lock
+from prefixembed._files.forks import memory_lock
+from prefixembed._files.vector_store import DiskStore, MemoryStore, Row
 from prefixembed._utils.parameters import PATH, check_cache_name, checked
 
 # Pickles and pages name what is public.
@@ -75,7 +76,7 @@ class VectorCache:
     Raises
     ------
     ValueError
-        If `path` is a folder, or `max_bytes` is not an integer >= 0.
+        If `path` is a folder, device, pipe or socket, or `max_bytes` is not an integer >= 0.
 
     See Also
     --------
@@ -107,9 +108,10 @@ class VectorCache:
         given: Any = max_bytes
         if isinstance(given, bool) or not isinstance(given, Integral) or max_bytes < 0:
             raise ValueError(f"max_bytes must be an int >= 0, got {max_bytes!r}")
-        if path is not None and os.path.isdir(path):
+        if path is not None and os.path.exists(path) and not os.path.isfile(path):
+            kind = "folder" if os.path.isdir(path) else "device, pipe or socket"
             raise ValueError(
-                f"cache must be the path of a file, got the folder {os.fspath(path)!r}"
+                f"cache must be the path of a file, got the {kind} {os.fspath(path)!r}"
             )
         self.path = None if path is None else os.path.abspath(path)
         self.max_bytes = int(max_bytes)
@@ -133,7 +135,7 @@ class VectorCache:
         """
         rows = self._store.get(keys)
         hits = sum(row is not None for row in rows)
-        with fork_safe_lock:
+        with memory_lock:
             self._hits += hits
             self._misses += len(rows) - hits
         return rows
@@ -157,7 +159,7 @@ class VectorCache:
     def clear(self) -> None:
         """Remove all vectors, including those of other processes, and reset hits and misses."""
         self._store.clear()
-        with fork_safe_lock:
+        with memory_lock:
             self._hits = self._misses = 0
 
     def stats(self) -> CacheStats:
@@ -213,7 +215,8 @@ def open_cache(cache: str | os.PathLike[str] | VectorCache = "memory") -> Vector
     Raises
     ------
     ValueError
-        If `cache` is the path of a folder, or ``"none"`` in upper or lower case.
+        If `cache` is the path of a folder, device, pipe or socket, or ``"none"`` in upper or
+        lower case.
 
     Examples
     --------
@@ -225,7 +228,6 @@ def open_cache(cache: str | os.PathLike[str] | VectorCache = "memory") -> Vector
         return cache
     check_cache_name(cache)
     path = None if cache == "memory" else os.path.realpath(cache)
-    with fork_safe_lock:
-        if path not in _opened:
-            _opened[path] = VectorCache(path)
-        return _opened[path]
+    if path not in _opened:
+        _opened.setdefault(path, VectorCache(path))  # as one step: other threads open caches too
+    return _opened[path]

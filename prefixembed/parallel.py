@@ -114,7 +114,8 @@ def fill_cache(search: Any, X: Any) -> int:
     -------
     n_representations : int
         Number of different representations among the candidates. Each text is encoded at most
-        once for each of them.
+        once for each of them. Candidates whose vectors are the same, for example since only
+        `combine` differs and there is one prefix, count once.
 
     Raises
     ------
@@ -155,7 +156,8 @@ def fill_cache(search: Any, X: Any) -> int:
             f"search must have a param_grid, but {type(search).__name__} does not have one"
         )
     searched = search.estimator if is_search else search
-    seen: set[tuple[str, str, VectorCache]] = set()
+    read: dict[bool, list[Text]] = {}  # X as texts or pairs, and as sentences in words
+    seen: set[tuple[bytes, bool, VectorCache]] = set()
     needed: dict[VectorCache, int] = {}
     for candidate in ParameterGrid(search.param_grid if is_search else {}):
         own = {key: value for key, value in candidate.items() if _reaches_texts(searched, key)}
@@ -168,13 +170,20 @@ def fill_cache(search: Any, X: Any) -> int:
                     f"cache of {type(transformer).__name__} is None: there is nothing to fill"
                 )
             cache = open_cache(bank.cache)
-            key = bank.representation().digest, bank.output, cache
-            if key in seen:
+            words = bank.output == "words"
+            if words not in read:
+                read[words] = check_sentences(X, words)
+            texts = read[words]
+            apart = is_pairs(texts) and bank.combination().pairs_reading().pairs == "apart"
+            # Equal keys of a cache, not equal representations, mean that nothing is encoded twice.
+            probe = ("", "") if is_pairs(texts) and not apart else ""
+            (key,) = bank.representation().keys([probe])
+            if (key, words, cache) in seen:
                 continue
-            seen.add(key)
-            texts = check_sentences(X, bank.output == "words")
+            seen.add((key, words, cache))
             bank.transform(texts)
-            needed[cache] = needed.get(cache, 0) + _n_vectors(bank, texts)
+            distinct = list(dict.fromkeys(split_pairs(texts) if apart else texts))
+            needed[cache] = needed.get(cache, 0) + int(vector_counts(distinct).sum())
     has_workers = is_search and search.n_jobs not in (None, 1)
     if has_workers and any(cache.path is None for cache in needed):
         warn("workers cannot see a cache in memory: set cache to the path of a file")
@@ -187,13 +196,6 @@ def fill_cache(search: Any, X: Any) -> int:
                 f"encode the rest again: set cache to a VectorCache of max_bytes={enough} or more"
             )
     return len(seen)
-
-
-def _n_vectors(bank: PrefixBank, texts: list[Text]) -> int:
-    """Return the number of distinct vectors that the cache keeps for texts."""
-    if is_pairs(texts) and bank.combination().pairs_reading().pairs == "apart":
-        texts = split_pairs(texts)
-    return int(vector_counts(list(dict.fromkeys(texts))).sum())
 
 
 def _reaches_texts(estimator: Any, parameter: str) -> bool:

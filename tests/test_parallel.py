@@ -5,6 +5,8 @@ import joblib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
@@ -157,6 +159,50 @@ def test_distinct_vectors_of_pairs_are_counted(bank, encoded, pairs):
     cache = VectorCache()
     fill_cache(bank.set_params(pairs=pairs, cache=cache), X)
     assert cache.stats().n_vectors == len(encoded) == 3
+
+
+# Values of each parameter that may, or may not, change vectors.
+VALUES = {
+    "active": [[], ["a"], ["b"], ["a", "b"], ["b", "a"]],
+    "combine": ["concat", "mean"],
+    "weights": [None, 1.0, 2.0, {"b": 1.0}],
+    "pairs": ["auto", "joint", "apart"],
+    "pooling": ["auto", "mean"],
+    "prompt": [None, ""],
+    "max_length": [None, 64],
+    "dtype": ["auto", "float32"],
+    "device": ["auto", "cpu"],
+    "batch_tokens": ["auto", 16],
+    "on_truncate": ["warn", "window"],
+    "output_dtype": ["float32", "int8"],
+}
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_what_is_counted_is_what_is_encoded(tiny, random_prefix, data):
+    prefixes = {name: random_prefix(tiny(), seed=k) for k, name in enumerate("ab")}
+    bank = PrefixBank(prefixes, active=data.draw(st.sampled_from(VALUES["active"])),
+                      cache=VectorCache(), **CPU)  # fmt: skip
+    X = data.draw(st.sampled_from([TEXTS[:3], [("a", "b"), ("c", "a")]]))
+    if isinstance(X[0], tuple):
+        bank.set_params(pairs="apart")
+    names = data.draw(
+        st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=3, unique=True)
+    )
+    grid = {f"enc__{name}": VALUES[name] for name in names}
+    if isinstance(X[0], tuple):  # joint pairs cannot be read in windows
+        grid.pop("enc__on_truncate", None)
+    search = GridSearchCV(pipeline(bank), grid)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        n_counted = fill_cache(search, X)
+    stats = bank.cache.stats()
+    n_sequences = len(set(sum(X, ()) if isinstance(X[0], tuple) else X))
+    if "pairs" not in names or not isinstance(X[0], tuple):
+        assert stats.n_vectors == stats.misses == n_counted * n_sequences
+    else:
+        assert stats.n_vectors == stats.misses
 
 
 def test_estimators_without_known_candidates_raise(bank, encoder):

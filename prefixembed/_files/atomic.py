@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole or not at all."""
+"""Files that are replaced as a whole or not at all, by one process at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 
 def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
@@ -26,6 +28,17 @@ def write_atomically(target: Path, write: Callable[[str], Any]) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def file_lock(path: Path, timeout: float = -1) -> FileLock:
+    """Return the lock of a file that is created for it; raise OSError if it cannot be created.
+
+    FileLock would wait for it: to FileLock, a folder that holds no new files, such as one of
+    ``/proc``, looks like one that another process is changing.
+    """
+    if not path.exists():
+        path.touch()
+    return FileLock(path, timeout=timeout)
 
 
 def _umask() -> int:

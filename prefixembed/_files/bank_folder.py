@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from prefixembed._files.atomic import write_atomically
+from prefixembed._files.atomic import file_lock, write_atomically
 from prefixembed._version import __version__
 
 FORMAT_VERSION = 3
@@ -45,7 +43,7 @@ def write_folder(
     target.mkdir(parents=True, exist_ok=True)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in prefixes.items()}
     # One writer at a time: another must not delete a file that this one is about to name.
-    with FileLock(target / ".bank.lock"):
+    with file_lock(target / ".bank.lock"):
         for name, digest in digests.items():
             path = target / _file_name(digest)
             if not _is_whole(path, digest):

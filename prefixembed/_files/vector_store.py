@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 import sqlite3
-import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +15,19 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from prefixembed._files.atomic import file_lock
+from prefixembed._files.forks import gate, memory_lock
 from prefixembed._utils.warnings import warn
 
 _APPLICATION_ID = 0x70666578  # "pfex"
 _VERSION = 1
 _PAGE_BYTES = 16384
-_TIMEOUT = 30.0  # seconds to wait for another process
+_TIMEOUT = 30.0  # seconds to wait for another process or thread
+_TRY = 0.05  # seconds of one attempt, which forks wait for
+_PAUSE = 0.01  # seconds between attempts
 _KEYS_PER_QUERY = 500
 # Bytes of a row besides its vector: in its page of the file, in the indices, and in memory (key,
 # entry of the dict, tuple, header of the array).
@@ -37,16 +40,6 @@ _EVICTED = 0.1
 
 _T = TypeVar("_T")
 Row = tuple[NDArray[np.float32], bool]  # vector, and whether its text was truncated
-
-# Held during each operation of any store in this process, and while the process forks: a child
-# must not inherit a lock that is taken, or a call to SQLite that is half done.
-fork_safe_lock = threading.Lock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=fork_safe_lock.acquire,
-        after_in_parent=fork_safe_lock.release,
-        after_in_child=fork_safe_lock.release,
-    )
 
 
 class Store(Protocol):
@@ -71,7 +64,7 @@ class MemoryStore:
 
     def get(self, keys: Sequence[bytes]) -> list[Row | None]:
         """Return the row of each key, or None where there is none."""
-        with fork_safe_lock:
+        with memory_lock:
             rows = [self._rows.get(key) for key in keys]
             for key, row in zip(keys, rows, strict=True):
                 if row is not None:
@@ -82,20 +75,21 @@ class MemoryStore:
         self, keys: Sequence[bytes], vectors: NDArray[np.float32], truncated: NDArray[np.bool_]
     ) -> None:
         """Add rows, or replace those with the same key."""
-        with fork_safe_lock:
-            for key, vector, cut in zip(keys, vectors, truncated, strict=True):
-                if key not in self._rows:
-                    self._n_bytes += vector.nbytes + _MEMORY_OVERHEAD
-                # A copy: a row of the caller's array would keep the whole array alive.
-                self._rows[key] = vector.copy(), bool(cut)
-                self._rows.move_to_end(key)
+        # Copies: a row of the caller's array would keep the whole array alive.
+        rows = [(vector.copy(), bool(cut)) for vector, cut in zip(vectors, truncated, strict=True)]
+        with memory_lock:
+            for key, row in zip(keys, rows, strict=True):
+                if key in self._rows:
+                    self._n_bytes -= _memory_bytes(self._rows.pop(key))
+                self._rows[key] = row
+                self._n_bytes += _memory_bytes(row)
                 while self._n_bytes > self.max_bytes:
-                    _, (oldest, _) = self._rows.popitem(last=False)
-                    self._n_bytes -= oldest.nbytes + _MEMORY_OVERHEAD
+                    _, oldest = self._rows.popitem(last=False)
+                    self._n_bytes -= _memory_bytes(oldest)
 
     def clear(self) -> None:
         """Remove all rows."""
-        with fork_safe_lock:
+        with memory_lock:
             self._rows.clear()
             self._n_bytes = 0
 
@@ -107,14 +101,16 @@ class MemoryStore:
 class DiskStore:
     """Keep rows in an SQLite file; problems with the file are warnings, never errors.
 
-    Each call opens a connection of its own, so that threads and forked processes never share one.
-    The least recently used rows are evicted first.
+    Each call opens a connection of its own, so that threads and forked processes never share one:
+    SQLite's locks are between threads as between processes. The least recently used rows are
+    evicted first.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self.path = path  # absolute; the file is created on first use
         self.max_bytes = max_bytes  # SQLite's write-ahead log is not counted
         self._warned = False
+        self._timed_out = False  # if the last call waited in vain, the next one does not wait
 
     def get(self, keys: Sequence[bytes]) -> list[Row | None]:
         """Return the row of each key, or None where there is none."""
@@ -171,22 +167,46 @@ class DiskStore:
     def _guarded(self, work: Callable[[sqlite3.Connection], _T], otherwise: _T) -> _T:
         """Return what `work` returns, or warn and return `otherwise` if the file is unusable."""
         identity = None
-        with fork_safe_lock:
-            try:
-                identity = self._prepare()
-                with closing(self._connect()) as db:
-                    return work(db)
-            except (sqlite3.OperationalError, OSError) as error:
-                self._warn_once(str(error))
-            except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-                # UnicodeDecodeError: a message of SQLite quotes damaged bytes.
-                self._set_aside(identity, str(error))
+
+        def attempt() -> _T:
+            nonlocal identity
+            identity = self._prepare()
+            with closing(self._connect()) as db:
+                return work(db)
+
+        try:
+            return self._patiently(attempt)
+        except (sqlite3.OperationalError, OSError) as error:
+            self._warn_once(str(error))
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            # UnicodeDecodeError: a message of SQLite quotes damaged bytes.
+            self._set_aside(identity, str(error))
         return otherwise
+
+    def _patiently(self, attempt: Callable[[], _T]) -> _T:
+        """Return what `attempt` returns; while others hold a lock, it is called again."""
+        end = time.monotonic() + (0 if self._timed_out else _TIMEOUT)
+        while True:
+            with gate.call():
+                if not gate.is_open:
+                    raise OSError("this process was forked while another thread used a cache")
+                try:
+                    result = attempt()
+                except (sqlite3.OperationalError, Timeout) as error:
+                    if not isinstance(error, Timeout) and "locked" not in str(error):
+                        raise
+                    if time.monotonic() >= end:
+                        self._timed_out = True
+                        raise
+                else:
+                    self._timed_out = False
+                    return result
+            time.sleep(_PAUSE)
 
     def _connect(self) -> sqlite3.Connection:
         # mode=rw never creates a file: _create puts a whole one in place.
         db = sqlite3.connect(
-            f"{self.path.as_uri()}?mode=rw", uri=True, timeout=_TIMEOUT, isolation_level=None
+            f"{self.path.as_uri()}?mode=rw", uri=True, timeout=_TRY, isolation_level=None
         )
         try:
             _check_origin(db)
@@ -197,7 +217,7 @@ class DiskStore:
         return db
 
     def _lock(self) -> FileLock:
-        return FileLock(f"{self.path}.lock", timeout=_TIMEOUT)
+        return file_lock(Path(f"{self.path}.lock"), _TRY)
 
     def _prepare(self) -> tuple[int, int]:
         """Create the file if it is missing, and return its device and inode.
@@ -205,7 +225,10 @@ class DiskStore:
         The file is not opened here: closing it would drop all locks that the process holds on
         it, including those of SQLite in other threads.
         """
-        if not self.path.exists() or not self.path.stat().st_size:
+        exists = self.path.exists()
+        if exists and not self.path.is_file():
+            raise OSError("it is not a regular file")
+        if not exists or not self.path.stat().st_size:
             self._create()
         return _identity(self.path)
 
@@ -234,23 +257,29 @@ class DiskStore:
         if not Path(f"{self.path}.lock").exists():
             self._warn_once(f"the file was not created as a cache ({problem}) and is left alone")
             return
-        try:
+
+        def rename() -> Path | None:
             with self._lock():
                 if not self.path.exists() or _identity(self.path) != identity:
-                    return
+                    return None
                 taken = (Path(f"{self.path}.damaged{k}") for k in itertools.count(1))
                 aside = next(path for path in taken if not path.exists())
                 for part in _companions(self.path):
                     if part.exists():
                         os.replace(part, f"{aside}{part.name[len(self.path.name) :]}")
                 os.replace(self.path, aside)
+                return aside
+
+        try:
+            aside = self._patiently(rename)
         except OSError as error:
             self._warn_once(f"{problem}; the file could not be renamed: {error}")
             return
-        warn(
-            f"cache {str(self.path)!r} is damaged or not a cache ({problem}): it was renamed to "
-            f"{aside.name!r}, and a new one will be created"
-        )
+        if aside is not None:
+            warn(
+                f"cache {str(self.path)!r} is damaged or not a cache ({problem}): it was renamed "
+                f"to {aside.name!r}, and a new one will be created"
+            )
 
     def _warn_once(self, problem: str) -> None:
         if not self._warned:
@@ -301,10 +330,13 @@ def _select(db: sqlite3.Connection, keys: Sequence[bytes]) -> dict[bytes, tuple[
 
 
 def _touch(db: sqlite3.Connection, stale: Sequence[tuple[float, bytes]]) -> None:
-    db.execute("PRAGMA busy_timeout=100")
     # Not worth waiting for: times of use only decide what is evicted first.
     with suppress(sqlite3.OperationalError), _transaction(db):
         db.executemany("UPDATE vectors SET used = ? WHERE key = ?", stale)
+
+
+def _memory_bytes(row: Row) -> int:
+    return row[0].nbytes + _MEMORY_OVERHEAD
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from sklearn.utils._param_validation import StrOptions
 
 from prefixembed._embed.transformer import TextTransformer
 from prefixembed._embed.truncation import report_truncated
+from prefixembed._files.atomic import file_lock
 from prefixembed._utils.parameters import PATH, Count, checked
 from prefixembed.corpus.jobs import BACKBONE_FOLDER, ShardJob, bank_for_jobs, run_jobs
 from prefixembed.corpus.recipe import check_recipe, make_recipe
@@ -239,7 +240,7 @@ def embed_dataset(
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".corpus.lock")
+    lock = file_lock(folder / ".corpus.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

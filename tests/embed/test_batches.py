@@ -108,7 +108,7 @@ from prefixembed import load_backbone
 from prefixembed._embed.tokens import tokenize
 from prefixembed.reading import Reading
 backbone, reading = load_backbone(sys.argv[1]), Reading("mean", 32)
-texts = [f"text {k}" for k in range(5000)]
+texts = [f"text {k}" for k in range(500)]
 ids = tokenize(backbone, texts, reading).ids
 
 def check():

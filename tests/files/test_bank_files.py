@@ -147,6 +147,14 @@ def test_error_at_any_step_leaves_the_old_bank(tmp_path, monkeypatch, step):
     assert holds(tmp_path, bank_of(3, 4))
 
 
+def test_folder_that_holds_no_file_is_an_error_at_once(monkeypatch):
+    if not os.path.isdir("/proc/self"):
+        pytest.skip("this platform has no such folder")
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
+    with pytest.raises(OSError, match="'/proc/self/.bank.lock'"):
+        write_folder("/proc/self", *bank_of(1))
+
+
 WRITER = f"""
 import itertools, sys
 from prefixembed._files.bank_folder import write_folder

@@ -4,8 +4,11 @@ import copy
 import multiprocessing
 import os
 import pickle
+import re
 import signal
+import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
@@ -15,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conftest import TEXTS
+from helpers import run_python
 from sklearn.base import clone
 
 from prefixembed import PrefixBank, VectorCache
+from prefixembed._files.forks import gate
 
 CPU = {"dtype": "float32", "device": "cpu"}
 
@@ -254,15 +259,70 @@ def test_deleted_file_is_created_again(tmp_path):
     assert_holds(cache, *rows_of(3))
 
 
-def test_path_that_cannot_be_written_to_is_warned_about_once(tmp_path, tiny):
+@pytest.fixture
+def no_waiting(monkeypatch):
+    """Make it an error to wait for something."""
+
+    def fail(seconds):
+        raise AssertionError(f"waits {seconds} s")
+
+    monkeypatch.setattr(time, "sleep", fail)
+
+
+# Where no file can be created: below a file, in folders of the system, in one that is read-only.
+NO_FILES = [
+    "file/c.db",
+    "/proc/c.db",
+    "/proc/1/c.db",
+    "/sys/c.db",
+    "/proc/no/c.db",
+    "read-only/c.db",
+]
+
+
+@pytest.mark.parametrize("place", NO_FILES)
+@pytest.mark.usefixtures("no_waiting")
+def test_place_that_holds_no_file_is_warned_about_once_and_at_once(tmp_path, tiny, place):
+    path = tmp_path / place  # an absolute place stays as it is
+    if place.startswith("/") and not os.path.isdir(path.parents[-2]):
+        pytest.skip("this platform has no such folder")
     (tmp_path / "file").write_text("a file")
-    bank = PrefixBank({}, backbone=tiny(), cache=tmp_path / "file" / "c.db", **CPU)
-    expected = bank.set_params(cache=None).transform(TEXTS)
-    bank.set_params(cache=tmp_path / "file" / "c.db")
-    with pytest.warns(UserWarning, match="cannot be used") as caught:
+    (tmp_path / "read-only").mkdir(mode=0o500)
+    if place == "read-only/c.db" and os.access(path.parent, os.W_OK):
+        pytest.skip("permissions do not bind this user")
+    expected = PrefixBank({}, backbone=tiny(), cache=None, **CPU).transform(TEXTS)
+    bank = PrefixBank({}, backbone=tiny(), cache=path, **CPU)
+    reason = (
+        f"{re.escape(repr(str(path)))} cannot be used: .*(No such|Not a|denied|permitted|exists)"
+    )
+    with pytest.warns(UserWarning, match=reason) as caught:
         vectors = np.stack([bank.transform(TEXTS) for _ in range(2)])
     assert len(caught) == 1
     np.testing.assert_array_equal(vectors, [expected, expected])
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe", "socket"])
+def test_what_is_no_regular_file_is_refused(tmp_path, tiny, kind):
+    path = os.devnull if kind == "device" else str(tmp_path / "c.db")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        server = socket.socket(socket.AF_UNIX)
+        server.bind(path)
+        server.close()
+    bank = PrefixBank({}, backbone=tiny(), cache=path, **CPU)
+    with pytest.raises(ValueError, match=rf"cache must be the path of a file, got .* '{path}'"):
+        bank.transform(TEXTS)
+    assert not os.path.isfile(path)
+
+
+@pytest.mark.usefixtures("no_waiting")
+def test_path_that_became_a_pipe_is_left_alone(tmp_path):
+    cache = VectorCache(tmp_path / "c.db")
+    os.mkfifo(cache.path)
+    with pytest.warns(UserWarning, match="it is not a regular file"):
+        cache.put(*rows_of(3))
+    assert stat.S_ISFIFO(os.stat(cache.path).st_mode)
 
 
 def test_locked_file_is_waited_for_and_then_ignored(tmp_path, monkeypatch):
@@ -273,6 +333,12 @@ def test_locked_file_is_waited_for_and_then_ignored(tmp_path, monkeypatch):
     other.execute("BEGIN IMMEDIATE")
     with pytest.warns(UserWarning, match="locked"):
         cache.put(*rows_of(3, start=9))
+    # Whoever waited in vain does not wait again while nothing changes.
+    with monkeypatch.context() as patch:
+        patch.setattr("prefixembed._files.vector_store._TIMEOUT", 60.0)
+        before = time.monotonic()
+        cache.put(*rows_of(3, start=9))
+        assert time.monotonic() - before < 10
     # A writer does not block readers, even if they try to record the time of use.
     monkeypatch.setattr("prefixembed._files.vector_store._TOUCH_AFTER", -1.0)
     assert_holds(cache, *rows_of(3))
@@ -408,7 +474,7 @@ def write():
     while not done.is_set():
         cache.put(*rows)
 
-writer = threading.Thread(target=write)
+writer = threading.Thread(target=write, daemon=True)
 writer.start()
 for _ in range(20):
     child = os.fork()
@@ -425,10 +491,74 @@ writer.join()
 @pytest.mark.parametrize("kind", ["memory", "disk"])
 def test_cache_works_in_a_child_that_is_forked_while_a_thread_uses_it(tmp_path, kind):
     where = "memory" if kind == "memory" else str(tmp_path / "c.db")
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS, where], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    _, err = run_python(FORKS, where)
+    assert not err, err
+
+
+# One thread waits for a file that another process has locked. Meanwhile, nothing else may wait.
+LOCKED = """
+import os, sqlite3, subprocess, sys, threading, time, warnings, numpy as np
+from pathlib import Path
+warnings.simplefilter("ignore", DeprecationWarning)
+from prefixembed import VectorCache
+from prefixembed._files import vector_store
+folder, code = Path(sys.argv[1]), sys.argv[2]
+rows = [b"%020d" % k for k in range(20)], np.ones((20, 64), np.float32), np.zeros(20, bool)
+caches = [VectorCache(), VectorCache(folder / "free.db"), VectorCache(folder / "locked.db")]
+caches[2].put(*rows)
+
+def use(cache):
+    cache.clear()
+    cache.put(*rows)
+    assert all(row is not None for row in cache.get(rows[0]))
+
+command = [sys.executable, "-c", code, caches[2].path]
+other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+assert other.stdout.readline() == b"locked\\n"
+vector_store._TIMEOUT = 1e6
+waiting = threading.Thread(target=caches[2].put, args=rows, daemon=True)
+waiting.start()
+for _ in range(5):
+    time.sleep(0.02)
+    for cache in caches[:2]:
+        use(cache)
+    child = os.fork()
+    if not child:
+        for cache in caches[:2]:
+            use(cache)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+assert waiting.is_alive()
+child = os.fork()
+if not child:  # it has its own connections and locks
+    use(caches[2])
+    os._exit(0)
+other.communicate(b"go")
+waiting.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+LOCK = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform has no fork")
+def test_only_who_uses_a_locked_file_waits_for_it(tmp_path):
+    _, err = run_python(LOCKED, tmp_path, LOCK)
+    assert not err, err
+
+
+def test_child_that_cannot_use_files_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(gate, "is_open", False)
+    cache = VectorCache(tmp_path / "c.db")
+    with pytest.warns(UserWarning, match="this process was forked while another thread"):
+        cache.put(*rows_of(3))
+    assert cache.get(rows_of(3)[0]) == [None] * 3  # without another warning
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
