@@ -151,9 +151,15 @@ class PrefixSelector(BaseSearchCV):
     See Also
     --------
     prefix_subsets : Lists all selections for a grid search.
+    prefixembed.inspection.prefix_ablation : Scores each prefix alone and left out, with intervals.
 
     Notes
     -----
+    The first step compares the means of ``gain`` (forward) or ``contribution`` (backward) of
+    :func:`~prefixembed.inspection.prefix_ablation` with the same bank, head and folds. Selections
+    read texts as their own prefixes do, and the ablation as the whole bank does: set the reading
+    of the bank, such as its ``max_length``, if they differ.
+
     Methods such as ``predict``, ``score`` and ``transform`` use ``best_estimator_``.
 
     References

@@ -44,27 +44,31 @@ X_train, y_train = package.X_train[few], group(package.y_train[few])
 X_test, y_test = package.X_test, group(package.y_test)
 
 # %%
-# The ablation scores each prefix alone, and the bank without each prefix, on the same five folds of
-# the training texts. The intervals account for training texts that folds share. They are wide
-# here, since there are few texts.
+# The ablation scores each prefix alone, and the bank without each prefix, on five folds of the
+# training texts. The intervals account for training texts that folds share. They are wide here,
+# since there are few texts.
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from prefixembed.inspection import PrefixAblationDisplay, prefix_ablation
 
 head = make_pipeline(StandardScaler(), LogisticRegression(C=0.001, max_iter=1000))
-found = prefix_ablation(bank, X_train, y_train, head, cv=5)
+folds = StratifiedKFold(5)
+found = prefix_ablation(bank, X_train, y_train, head, cv=folds)
 PrefixAblationDisplay.from_result(found)
 
 # %%
-# Forward selection adds the best prefix until the cross-validated score no longer improves. Each
+# Forward selection adds the best prefix until the cross-validated score no longer improves, on the
+# same folds: its first step compares the gains above (alone vs. bare backbone). The ablation asks
+# what a prefix adds to all others, and the selector what it adds to those that it has chosen. Each
 # step tries both ways to combine prefixes.
 import pandas as pd
 
 from prefixembed import PrefixSelector
 
-selector = PrefixSelector(make_pipeline(bank, *head), combine=["concat", "mean"], cv=5)
+selector = PrefixSelector(make_pipeline(bank, *head), combine=["concat", "mean"], cv=folds)
 selector.fit(X_train, y_train)
 columns = ["step", "param_prefixbank__active", "param_prefixbank__combine", "mean_test_score"]
 pd.DataFrame(selector.cv_results_)[columns].round(3)

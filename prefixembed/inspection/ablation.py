@@ -24,6 +24,9 @@ from prefixembed._utils.parameters import checked
 from prefixembed.bank import PrefixBank
 from prefixembed.inspection.arguments import active_names, comparable_copy
 
+_MIN_FOLDS = 3  # two differences have a spread that says next to nothing
+_ROUNDING = 1e-12  # relative to scores: differences of scores that differ by less are equal
+
 
 @substitute
 @checked(
@@ -86,7 +89,7 @@ def prefix_ablation(
         - ``contribution`` : ndarray of shape (n_prefixes, 3), mean of ``all - without`` and the
           lower and upper end of its interval
         - ``harmful`` : bool ndarray of shape (n_prefixes,), whether the interval of the
-          contribution lies below zero (negative transfer)
+          contribution lies below zero (negative transfer); False where there is no interval
         - ``seconds`` : dict with the keys ``"all"``, ``"none"``, ``"alone"`` and ``"without"``,
           time to encode `X` with each selection. The cache is not used
 
@@ -103,9 +106,12 @@ def prefix_ablation(
     Notes
     -----
     Folds share training texts, so their scores are not independent. The intervals are those of
-    the corrected resampled t-test [1]_. If all folds differ by the same amount, and that is not
-    zero, their spread says nothing: the ends of the interval are NaN, and the prefix does not
-    count as harmful.
+    the corrected resampled t-test [1]_. There is none, and its ends are NaN, if `cv` has fewer
+    than three folds, or all folds differ by the same amount: that is no sign of certainty.
+
+    ``gain`` and ``contribution`` hold what :class:`~prefixembed.PrefixSelector` looks at in its
+    first step, forward and backward, if it has the same bank, head and folds and all prefixes
+    read texts alike. The selector goes by the means, and looks again after each step.
 
     References
     ----------
@@ -152,17 +158,18 @@ def prefix_ablation(
     without = [score([other for other in names if other != name]) for name in names]
     test_to_train = float(np.mean([len(test) / len(train) for train, test in folds]))
 
-    def intervals(differences: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-        return np.array([_interval(row, test_to_train, confidence_level) for row in differences])
+    def intervals(pairs: Sequence[tuple[NDArray[np.float64], ...]]) -> NDArray[np.float64]:
+        rows = [_interval(*pair, test_to_train, confidence_level) for pair in pairs]
+        return np.array(rows)
 
-    contribution = intervals([whole[0] - scores for scores, _ in without])
+    contribution = intervals([(whole[0], scores) for scores, _ in without])
     return Bunch(
         names=names,
         all=whole[0],
         none=none[0],
         alone=np.array([scores for scores, _ in alone]),
         without=np.array([scores for scores, _ in without]),
-        gain=intervals([scores - none[0] for scores, _ in alone]),
+        gain=intervals([(scores, none[0]) for scores, _ in alone]),
         contribution=contribution,
         harmful=contribution[:, 2] < 0,
         seconds={
@@ -175,15 +182,19 @@ def prefix_ablation(
 
 
 def _interval(
-    differences: NDArray[np.float64], test_to_train: float, level: float
+    after: NDArray[np.float64], before: NDArray[np.float64], test_to_train: float, level: float
 ) -> NDArray[np.float64]:
-    """Return the mean over folds and the lower and upper end of its confidence interval."""
-    n = len(differences)
-    mean = differences.mean()
+    """Return the mean difference over folds and the lower and upper end of its interval.
+
+    The ends are NaN if there is no interval.
+    """
+    differences = after - before
+    n, mean = len(differences), differences.mean()
+    rounding = _ROUNDING * max(np.abs(after).max(), np.abs(before).max())
+    if n < _MIN_FOLDS or np.ptp(differences) <= rounding:
+        # With few texts, all folds may differ by the same amount. That is no sign of certainty.
+        return np.array([mean, np.nan, np.nan])
     # The second term is the variance that shared training texts add.
     error = np.sqrt(differences.var(ddof=1) * (1 / n + test_to_train))
     reach = error * student.ppf((1 + level) / 2, n - 1)
-    if np.ptp(differences) == 0:
-        # With few texts, all folds may differ by the same amount. That is no sign of certainty.
-        reach = 0.0 if mean == 0 else np.nan
     return np.array([mean, mean - reach, mean + reach])

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_backbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import clone
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import ShuffleSplit, StratifiedKFold, cross_val_score
+from sklearn.pipeline import Pipeline
 
-from prefixembed import Prefix, PrefixBank, load_backbone
+from prefixembed import Prefix, PrefixBank, PrefixSelector, load_backbone
 from prefixembed._model.extension import Extension
 from prefixembed._model.hook import extended
 from prefixembed.inspection import (
@@ -100,14 +104,37 @@ def test_all_selections_read_texts_as_the_bank_does(tiny, random_prefix, pairs, 
     assert attention_share(bank, X).shares.shape == (3, 4, 2)
 
 
+def interval(differences, test_to_train=0.25, level=0.95, base=0.0):
+    before = np.full(len(differences), base)
+    return _interval(before + differences, before, test_to_train, level)
+
+
 def test_interval_below_zero_only_if_the_loss_is_clear():
     rng = np.random.default_rng(0)
     clear, unclear = -0.1 + 0.001 * rng.standard_normal(5), -0.1 + rng.standard_normal(5)
-    assert _interval(clear, 0.25, 0.95)[2] < 0
-    assert _interval(unclear, 0.25, 0.95)[2] > 0
-    np.testing.assert_array_equal(_interval(np.zeros(5), 0.25, 0.95), [0, 0, 0])
-    # Equal losses on all folds say nothing about their spread.
-    np.testing.assert_array_equal(_interval(np.full(2, -0.2), 1.0, 0.95), [-0.2, np.nan, np.nan])
+    assert interval(clear)[2] < 0
+    assert interval(unclear)[2] > 0
+
+
+@given(
+    n=st.integers(2, 9),
+    mean=st.one_of(st.just(0.0), st.floats(-1, 1)),
+    base=st.floats(-1e3, 1e3),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=100, deadline=None)
+def test_no_spread_is_no_interval(n, mean, base, seed):
+    # Scores as folds yield them: sums that are rounded in different ways.
+    rng = np.random.default_rng(seed)
+    before = base + rng.standard_normal(n)
+    center, low, high = _interval(before + mean, before, 0.5, 0.95)
+    assert center == pytest.approx(mean, abs=1e-9)
+    assert np.isnan([low, high]).all()
+
+
+def test_two_folds_are_no_interval():
+    assert np.isnan(interval(np.array([-0.2, -0.1]))[1:]).all()
+    assert np.isfinite(interval(np.array([-0.2, -0.1, -0.15]))).all()
 
 
 def test_intervals_have_the_promised_coverage():
@@ -115,9 +142,43 @@ def test_intervals_have_the_promised_coverage():
     rng = np.random.default_rng(0)
     covered = [
         low <= 0 <= high
-        for _, low, high in (_interval(rng.standard_normal(8), 0.0, 0.9) for _ in range(3000))
+        for _, low, high in (interval(rng.standard_normal(8), 0.0, 0.9) for _ in range(3000))
     ]
     assert np.mean(covered) == pytest.approx(0.9, abs=0.02)
+
+
+def test_no_prefix_is_harmful_without_an_interval(bank):
+    labels = np.array([0, 0, 1, 1, 0, 1] * 4)
+    result = prefix_ablation(bank, TEXTS, labels, cv=2, scoring="neg_log_loss")
+    for intervals in (result.gain, result.contribution):
+        assert np.isnan(intervals[:, 1:]).all() and np.isfinite(intervals[:, 0]).all()
+    assert not result.harmful.any()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_selector_and_ablation_agree_on_the_first_step(bank, direction):
+    labels = np.array([0, 0, 1, 1, 0, 1] * 4)
+    head, folds = LogisticRegression(C=10), StratifiedKFold(4, shuffle=True, random_state=0)
+    options = {"cv": folds, "scoring": "neg_log_loss"}
+    found = prefix_ablation(bank, TEXTS, labels, head, **options)
+    pipe = Pipeline([("enc", bank.set_params(max_length=64)), ("clf", head)])
+    selector = PrefixSelector(pipe, direction=direction, n_prefixes=3, **options)
+    if direction == "backward":
+        selector.set_params(n_prefixes=2)
+    results = selector.fit(TEXTS, labels).cv_results_
+    scores = np.array([results[f"split{k}_test_score"] for k in range(4)]).T
+    forward = direction == "forward"
+    np.testing.assert_allclose(scores[0], found.none if forward else found.all, atol=1e-5)
+    changes = scores[1:4] - scores[0]
+    if forward:
+        np.testing.assert_allclose(changes.mean(1), found.gain[:, 0], atol=1e-5)
+        best = found.names[np.argmax(found.gain[:, 0])]
+        one = clone(selector).set_params(n_prefixes=1).fit(TEXTS, labels)
+        assert one.active_ == (best,)
+    else:
+        np.testing.assert_allclose(-changes.mean(1), found.contribution[:, 0], atol=1e-5)
+        worst = found.names[np.argmin(found.contribution[:, 0])]
+        assert worst not in selector.active_ and len(selector.active_) == 2
 
 
 @pytest.mark.parametrize("combine", ["concat", "mean"])
