@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from prefixembed._files.atomic import write_atomically
+from prefixembed._files.atomic import make_folder, write_atomically
 from prefixembed._version import __version__
 
 FORMAT_VERSION = 3
@@ -38,8 +38,7 @@ def write_folder(
     Each file of a prefix is named after the SHA-256 of its content, so that no file of the old
     bank changes. The manifest is replaced next. Files that it no longer names are deleted last.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = make_folder(folder)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in prefixes.items()}
     # One writer at a time: another must not delete a file that this one is about to name.
     with FileLock(target / ".bank.lock"):

@@ -19,6 +19,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from prefixembed._files.atomic import follow
 from prefixembed._utils.warnings import warn
 
 _APPLICATION_ID = 0x70666578  # "pfex"
@@ -112,7 +113,7 @@ class DiskStore:
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        self.path = path  # absolute; the file is created on first use
+        self.path = follow(path)  # absolute; the file is created on first use
         self.max_bytes = max_bytes  # SQLite's write-ahead log is not counted
         self._warned = False
 

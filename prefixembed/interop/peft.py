@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from prefixembed._files.atomic import write_atomically
+from prefixembed._files.atomic import make_folder, write_atomically
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import PATH, checked
 from prefixembed._utils.warnings import warn
@@ -167,8 +167,7 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
         "task_type": "FEATURE_EXTRACTION",
         "token_dim": n_heads * head_dim,
     }
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = make_folder(folder)
     tensors = {_TENSOR: torch.from_numpy(flat)}
     write_atomically(
         target / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})
