@@ -4,24 +4,10 @@ import hashlib
 
 import numpy as np
 import pytest
-from hub_stand_in import Hub
-from huggingface_hub import constants
 
 from prefixembed import Prefix, PrefixBank
 
 TOKEN = "hf_" + "a" * 30
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """Run a stand-in for the Hub that huggingface_hub talks to."""
-    with Hub() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield running
 
 
 @pytest.fixture

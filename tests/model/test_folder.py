@@ -102,9 +102,7 @@ def test_missing_shard_is_named(backbones_by_form, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["bank", "empty bank", "pickled bank", "pickled encoder", "joblib"])
-def test_moved_backbone_is_an_error_that_names_the_parameter(
-    copied, random_prefix, tmp_path, how
-):
+def test_moved_backbone_is_an_error_that_names_the_parameter(copied, random_prefix, tmp_path, how):
     prefix = random_prefix(copied)
     made = {
         "bank": PrefixBank({"a": prefix}, **CPU),
@@ -128,7 +126,9 @@ def test_moved_backbone_is_an_error_that_names_the_parameter(
         loaded = pickle.loads(content)
     else:
         loaded = PrefixBank.load(tmp_path / "saved", **CPU)
-    with pytest.raises(FileNotFoundError, match=r"no backbone folder '.*bert'.*\(backbone=\.\.\.\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no backbone folder '.*bert'.*\(backbone=\.\.\.\)"
+    ):
         loaded.transform(["a text"])
     np.testing.assert_array_equal(loaded.set_params(backbone=moved).transform(["a text"]), expected)
 
