@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import StrOptions
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from prefixembed._files.places import remember
 from prefixembed._model.batch import Batch
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._model.extension import Extension
@@ -378,6 +379,8 @@ def _read_backbone(
     name: str, revision: str | None, dtype: torch.dtype, device: torch.device
 ) -> Backbone:
     files = load_files(name, revision, dtype, device)
+    if os.path.isdir(name):
+        remember(name, files.fingerprint)
     config, wrapper = files.model.config, files.wrapper
     longest = longest_text(config, wrapper.model_max_length)
     return Backbone(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
 _CONFIG = "config.json"
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 # Files that decide what a backbone is, at the top of its folder; those of sentence-transformers'
 # modules lie one level deeper.
 _DECISIVE = (".bin", ".jinja", ".json", ".model", ".safetensors", ".txt")
@@ -82,10 +82,8 @@ def _check_place(name: str) -> None:
         raise NotADirectoryError(
             f"backbone must be a folder or a name on the Hub, got the file {name!r}"
         )
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        raise FileNotFoundError(f"there is no backbone folder {name!r}. {_ELSEWHERE}") from None
+    if not _HUB_NAME.fullmatch(name):
+        raise FileNotFoundError(f"there is no backbone folder {name!r}. {_ELSEWHERE}")
 
 
 def _is_of_a_model(config: Path) -> bool:
