@@ -278,15 +278,17 @@ def load_backbone(
     Returns
     -------
     backbone : Backbone
-        Frozen and in eval mode. The same object for the same arguments.
+        Frozen and in eval mode. The same object for the same arguments, as long as the files of a
+        folder keep their sizes and times of change; otherwise, it is loaded again.
 
     Raises
     ------
     ValueError
-        If the family, dtype or device is not supported, weights are missing from the
-        checkpoint, or there is no tokenizer in Rust.
+        If the family, dtype or device is not supported, a file is damaged, weights are missing
+        from the checkpoint, or there is no tokenizer in Rust.
     OSError
-        If there is no such folder and no such model on the Hub.
+        If there is no such folder and no such model on the Hub, or if the folder has no
+        ``config.json``.
 
     Examples
     --------
