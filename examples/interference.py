@@ -50,7 +50,9 @@ def learn(args: argparse.Namespace, task: Task) -> PrefixEncoder:
             random_state=0,
         ).fit(task.X_train, task.y_train)
         encoder.prefix_.save(path)
-    return PrefixEncoder.from_prefix(Prefix.load(path))
+    # The file tells no path of this machine.
+    prefix = dataclasses.replace(Prefix.load(path), backbone=args.backbone)
+    return PrefixEncoder.from_prefix(prefix)
 
 
 def own_score(encoder: PrefixEncoder, bank: PrefixBank, task: Task) -> float:

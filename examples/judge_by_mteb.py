@@ -62,15 +62,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("bank")
     parser.add_argument("--tasks", nargs="+", default=TASKS, help="names of tasks in MTEB")
     parser.add_argument("--cache", default="memory", help="file for vectors")
+    parser.add_argument("--backbone", help="where it is here, if the bank names a folder")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--out", type=Path, default=Path("results/mteb"), help="folder for results of MTEB"
     )
     args = parser.parse_args(argv)
+    where = {"backbone": args.backbone} if args.backbone else {}
     bank = PrefixBank.from_pretrained(
-        args.bank, cache=args.cache, dtype=args.dtype, device=args.device, on_truncate="ignore"
-    )
+        args.bank, cache=args.cache, dtype=args.dtype, device=args.device, on_truncate="ignore",
+        **where,
+    )  # fmt: skip
     tasks = mteb.get_tasks(tasks=args.tasks, languages=["eng"])
     scores = judge(bank, tasks, args.out)
     names = [task.metadata.name for task in tasks]

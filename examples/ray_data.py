@@ -56,10 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("out")
     parser.add_argument("--actors", type=int, default=1)
     parser.add_argument("--gpus", type=float, default=0, help="per actor")
+    parser.add_argument("--backbone", help="where it is here, if the bank names a folder")
     parser.add_argument("--dtype", default="auto")
     args = parser.parse_args(argv)
     # Most corpora hold each text once: a cache would only grow.
-    bank = PrefixBank.from_pretrained(args.bank, cache=None, dtype=args.dtype)
+    where = {"backbone": args.backbone} if args.backbone else {}
+    bank = PrefixBank.from_pretrained(args.bank, cache=None, dtype=args.dtype, **where)
     rows = embed(ray.data.read_parquet(args.files), bank, args.column, args.actors, args.gpus)
     rows.write_parquet(args.out)
 

@@ -15,6 +15,7 @@ from sklearn.utils._param_validation import StrOptions
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from prefixembed._files.places import remember
 from prefixembed._model.batch import Batch
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._model.extension import Extension
@@ -27,6 +28,7 @@ from prefixembed._model.families import (
     padding_id,
     position_offset,
 )
+from prefixembed._model.folder import Stamp, folder_stamp
 from prefixembed._model.hook import extended
 from prefixembed._model.loading import load_files, load_own_reading
 from prefixembed._model.own_reading import own_reading
@@ -36,18 +38,14 @@ from prefixembed._utils.warnings import warn
 from prefixembed.prefix import Prefix
 from prefixembed.reading import Reading
 
-_loaded: dict[tuple[str, str | None, torch.dtype, torch.device], Backbone] = {}
-_lock = threading.RLock()
-
-
-def _new_lock() -> None:
-    # A child of a process that was loading inherits a lock that nobody will release.
-    global _lock
-    _lock = threading.RLock()
-
-
+_Key = tuple[str, str | None, torch.dtype, torch.device]
+# What the files looked like before they were read, and what was read.
+_loaded: dict[_Key, tuple[Stamp, Backbone]] = {}
+# One lock per name: while a backbone is fetched, others are loaded and used.
+_locks: dict[str, Any] = {}
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)
+    # A child of a process that was loading inherits locks that nobody will release.
+    os.register_at_fork(after_in_child=_locks.clear)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,15 +278,17 @@ def load_backbone(
     Returns
     -------
     backbone : Backbone
-        Frozen and in eval mode. The same object for the same arguments.
+        Frozen and in eval mode. The same object for the same arguments, as long as the files of a
+        folder keep their sizes and times of change; otherwise, it is loaded again.
 
     Raises
     ------
     ValueError
-        If the family, dtype or device is not supported, weights are missing from the
-        checkpoint, or there is no tokenizer in Rust.
+        If the family, dtype or device is not supported, a file is damaged, weights are missing
+        from the checkpoint, or there is no tokenizer in Rust.
     OSError
-        If there is no such folder and no such model on the Hub.
+        If there is no such folder and no such model on the Hub, or if the folder has no
+        ``config.json``.
 
     Examples
     --------
@@ -304,11 +304,15 @@ def load_backbone(
     resolved = resolve_dtype(dtype, where)
     name = os.fspath(name_or_path)
     key = (_key(name), revision, resolved, where)
-    with _lock:
-        if key not in _loaded:
+    if (backbone := _unchanged(key)) is not None:
+        return backbone
+    with _locks.setdefault(key[0], threading.RLock()):
+        if (backbone := _unchanged(key)) is None:
             _warn_about_other_workers(where)
-            _loaded[key] = _read_backbone(name, revision, resolved, where)
-        return _loaded[key]
+            stamp = folder_stamp(key[0])
+            backbone = _read_backbone(name, revision, resolved, where)
+            _loaded[key] = stamp, backbone
+        return backbone
 
 
 @checked(name_or_path=[*PATH, None])
@@ -331,21 +335,18 @@ def release_backbones(name_or_path: str | os.PathLike[str] | None = None) -> int
     n_released : int
         Number of backbones that were released.
     """
-    with _lock:
-        name = None if name_or_path is None else _key(os.fspath(name_or_path))
-        keys = [key for key in _loaded if name is None or key[0] == name]
-        for key in keys:
-            del _loaded[key]
+    name = None if name_or_path is None else _key(os.fspath(name_or_path))
+    keys = [key for key in list(_loaded) if name is None or key[0] == name]
+    n_released = sum(_loaded.pop(key, None) is not None for key in keys)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return len(keys)
+    return n_released
 
 
 def own_facts(name_or_path: str, revision: str | None = None) -> tuple[int, Reading]:
     """Return the number of features and the own reading of a backbone, without loading weights."""
-    key = _key(name_or_path)
-    for (name, its_revision, _, _), backbone in list(_loaded.items()):
-        if (name, its_revision) == (key, revision):
+    for key in list(_loaded):
+        if key[:2] == (_key(name_or_path), revision) and (backbone := _unchanged(key)) is not None:
             return backbone.n_features, backbone.reading
     # The files of a folder may change; those of a name on the Hub are asked for once.
     read = load_own_reading if os.path.isdir(name_or_path) else _load_own_reading_once
@@ -353,6 +354,13 @@ def own_facts(name_or_path: str, revision: str | None = None) -> tuple[int, Read
 
 
 _load_own_reading_once = functools.lru_cache(maxsize=64)(load_own_reading)
+
+
+def _unchanged(key: _Key) -> Backbone | None:
+    """Return what is loaded, unless its files have changed since; a folder may be gone."""
+    stamp, backbone = _loaded.get(key, ((), None))
+    now = folder_stamp(key[0])
+    return backbone if now in (stamp, ()) else None
 
 
 def _key(name: str) -> str:
@@ -373,6 +381,8 @@ def _read_backbone(
     name: str, revision: str | None, dtype: torch.dtype, device: torch.device
 ) -> Backbone:
     files = load_files(name, revision, dtype, device)
+    if os.path.isdir(name):
+        remember(name, files.fingerprint)
     config, wrapper = files.model.config, files.wrapper
     longest = longest_text(config, wrapper.model_max_length)
     return Backbone(

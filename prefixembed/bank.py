@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from copy import deepcopy
 from html import escape
 from numbers import Real
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
@@ -21,8 +20,8 @@ from prefixembed._embed.prefix_mapping import PrefixMapping, check_prefixes
 from prefixembed._embed.representation import Representation
 from prefixembed._embed.texts import check_sentences, is_pairs, iterate_texts
 from prefixembed._embed.transformer import TextTransformer
-from prefixembed._files.bank_folder import read_folder, write_folder
-from prefixembed._files.cards import bank_table, model_card
+from prefixembed._files.bank_folder import MANIFEST, prefix_files, read_folder, write_folder
+from prefixembed._files.cards import backbone_argument, bank_table, model_card
 from prefixembed._files.hub import HubMixin
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import Count, to_json
@@ -165,6 +164,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         "pooled_layers": [Count(1), None],
     }
 
+    _MAIN_FILE, _SAVED_AS, _other_files = MANIFEST, "", staticmethod(prefix_files)
     of_pairs_ = False
     # What decided the vectors when the bank was fitted.
     _fitted_on: Any = None
@@ -304,7 +304,8 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         """Write the bank as a folder: one file per prefix, and ``bank.json``.
 
         Everything that decides vectors is written. Where the bank runs and what it keeps
-        (`device`, `dtype`, `cache`, `batch_tokens`, `verbose`) is not.
+        (`device`, `dtype`, `cache`, `batch_tokens`, `verbose`) is not, nor is the path of a
+        backbone on this machine: see :meth:`Prefix.save`.
 
         Parameters
         ----------
@@ -315,7 +316,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         Raises
         ------
         ValueError
-            If a parameter is wrong, or prefixes do not fit each other.
+            If a parameter is wrong, prefixes do not fit each other, or ``bank.json`` is no bank's.
         """
         self._check()
         params = self.get_params(deep=False)
@@ -361,25 +362,19 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         bank._check()
         return bank
 
-    def _write_folder(self, folder: Path) -> None:
-        self.save(folder)
-
-    @classmethod
-    def _read_folder(cls, folder: Path, **params: Any) -> Self:
-        return cls.load(folder, **params)
-
     def _card(self, repo_id: str) -> str:
         self._check()
         combination = self.combination()
+        backbone, fingerprint = combination.backbone, combination.fingerprint
         usage = (
             f"from prefixembed import PrefixBank\n\n"
-            f"bank = PrefixBank.from_pretrained({repo_id!r})\n"
+            f"bank = PrefixBank.from_pretrained({repo_id!r}{backbone_argument(backbone)})\n"
             f'vectors = bank.transform(["a text"])'
         )
         names = ", ".join(combination.names) or "none"
         how = f"Combined by `{self.combine}`; active: {names}."
         facts = {name: prefix.facts() for name, prefix in self.prefixes.items()}
-        return model_card(repo_id, facts, combination.backbone, usage, how)
+        return model_card(repo_id, facts, backbone, fingerprint, usage, how)
 
     @property
     def n_features_out_(self) -> int:

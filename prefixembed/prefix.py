@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prefixembed._files.atomic import write_atomically
-from prefixembed._files.cards import model_card
+from prefixembed._files.cards import backbone_argument, model_card
 from prefixembed._files.hub import HubMixin
+from prefixembed._files.places import located, shared_name
 from prefixembed._files.tensors import pack_tensors, unpack_tensors
 from prefixembed._utils.properties import cached_property
 from prefixembed._version import __version__
@@ -96,6 +97,8 @@ class Prefix(HubMixin):
     >>> prefix
     Prefix(backbone='tiny', length=5, ffn_length=0, objective=None, digest='00751de4de14')
     """
+
+    _MAIN_FILE = _SAVED_AS = PREFIX_FILE
 
     keys_values: NDArray[np.float32]  # (layer, 2, head, position, head_dim)
     backbone: str
@@ -255,6 +258,11 @@ class Prefix(HubMixin):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the prefix as a safetensors file; a kill leaves the old file or the new one.
 
+        A backbone in a folder is written by the name of the folder, as ``./name``, and by its
+        fingerprint: no path of this machine is in the file. :meth:`load` finds the folder again
+        if this process has loaded the backbone from it; otherwise, say where it lies with the
+        parameter ``backbone`` of the bank or the encoder.
+
         Parameters
         ----------
         path : str or path-like
@@ -291,20 +299,20 @@ class Prefix(HubMixin):
             raise FileNotFoundError(f"no prefix file at {name}") from None
         return cls.from_bytes(content, name)
 
-    def _write_folder(self, folder: Path) -> None:
-        self.save(folder / PREFIX_FILE)
-
-    @classmethod
-    def _read_folder(cls, folder: Path) -> Prefix:
-        return cls.load(folder / PREFIX_FILE)
+    @staticmethod
+    def _other_files(content: bytes) -> list[str]:
+        unpack_tensors(content, PREFIX_FILE)
+        return []
 
     def _card(self, repo_id: str) -> str:
         usage = (
             f"from prefixembed import Prefix, PrefixBank\n\n"
             f"prefix = Prefix.from_pretrained({repo_id!r})\n"
-            f'vectors = PrefixBank({{"it": prefix}}).transform(["a text"])'
+            f'bank = PrefixBank({{"it": prefix}}{backbone_argument(self.backbone)})\n'
+            f'vectors = bank.transform(["a text"])'
         )
-        return model_card(repo_id, {repo_id: self.facts()}, self.backbone, usage)
+        facts = {repo_id: self.facts()}
+        return model_card(repo_id, facts, self.backbone, self.fingerprint, usage)
 
     @classmethod
     def _from_header(cls, header: dict[str, Any], tensors: dict[str, Any]) -> Prefix:
@@ -329,6 +337,7 @@ class Prefix(HubMixin):
         if any(name in tensors for name in _SLOT_TENSORS):
             slots = Slots(*(tensors[name] for name in _SLOT_TENSORS))
         reading = Reading(**header.pop("reading"))
+        header["backbone"] = located(header["backbone"], header["fingerprint"])
         prefix = cls(tensors["keys_values"], reading=reading, head=head, slots=slots, **header)
         if prefix.digest != digest:
             raise ValueError(f"content has digest {prefix.digest}, its header says {digest}")
@@ -340,7 +349,7 @@ class Prefix(HubMixin):
             classes = None if self.head.classes is None else encode_classes(self.head.classes)
             head = {"objective": self.head.objective, "classes": classes}
         return {
-            "backbone": self.backbone,
+            "backbone": shared_name(self.backbone),
             "revision": self.revision,
             "fingerprint": self.fingerprint,
             "n_features": self.n_features,

@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+from hub_stand_in import Hub
+from huggingface_hub import constants
 from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedTokenizerFast
@@ -160,6 +162,20 @@ def encoded(monkeypatch):
 
     monkeypatch.setattr(encoding, "_embed_batch", count)
     return ids
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Run a stand-in for the Hub that huggingface_hub talks to."""
+    with Hub() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        # What transformers remembers of another stand-in.
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield running
 
 
 def random_slots(n_layers, length, n_features, seed=0):

@@ -92,8 +92,11 @@ class Hub:
             handler.answer(404, {"error": path})
 
     def get(self, handler, path):
-        if match := re.fullmatch(r"/api/models/(.+)/tree/(\w+)", path):
+        if match := re.fullmatch(r"/api/models/(.+)/tree/(\w+)(/.+)?", path):
             found = self.files(match[1], match[2])
+            if found and match[3]:  # no folder below is asked for that is there
+                handler.answer(404, X_Error_Code="EntryNotFound")
+                return
             if found:
                 handler.answer(
                     200,
@@ -117,5 +120,8 @@ class Hub:
                 self.fetched.append(match[3])
                 etag = f'"{hashlib.sha1(content).hexdigest()}"'
                 handler.answer(200, content, ETag=etag, X_Repo_Commit=found[0])
+                return
+            if found:
+                handler.answer(404, X_Error_Code="EntryNotFound", X_Repo_Commit=found[0])
                 return
         handler.answer(404, b"", X_Error_Code="RepoNotFound")

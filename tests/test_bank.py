@@ -215,7 +215,7 @@ def test_backbone_may_be_a_path(tiny, prefixes, tmp_path):
     expected = PrefixBank(prefixes, **CPU).transform(TEXTS)
     bank.save(tmp_path / "bank")
     loaded = PrefixBank.load(tmp_path / "bank", **CPU)
-    assert loaded.backbone == tiny()
+    assert loaded.backbone is None  # the path is of this machine: prefixes name the backbone
     moved = PrefixBank.load(tmp_path / "bank", backbone=Path(tiny()), **CPU)
     pickled = pickle.loads(pickle.dumps(bank))
     assert bank.backbone == moved.backbone == pickled.backbone == Path(tiny())
@@ -224,7 +224,7 @@ def test_backbone_may_be_a_path(tiny, prefixes, tmp_path):
         assert same.combination().backbone == tiny()
     empty = PrefixBank({}, backbone=Path(tiny()), **CPU)
     empty.save(tmp_path / "empty")
-    loaded = PrefixBank.load(tmp_path / "empty", **CPU)
+    loaded = PrefixBank.load(tmp_path / "empty", backbone=tiny(), **CPU)
     np.testing.assert_array_equal(loaded.transform(TEXTS), empty.transform(TEXTS))
 
 

@@ -106,7 +106,10 @@ def score(vectors: list[np.ndarray], labels: list[np.ndarray]) -> float:
 def run_seed(args: argparse.Namespace, seed: int, results: dict[str, float]) -> None:
     """Compute the missing scores of a seed, and save after each target."""
     prefixes = learn_sources(args, seed)
-    bank = PrefixBank(prefixes, max_length=args.max_length, pairs="joint", on_truncate="ignore")
+    bank = PrefixBank(
+        prefixes, backbone=args.backbone, max_length=args.max_length, pairs="joint",
+        on_truncate="ignore",
+    )  # fmt: skip
     for target in args.targets:
         limit = args.long_target_texts if target in LONG else args.target_texts
         train = sample(*read_task(args.data, target, "train"), limit, seed)

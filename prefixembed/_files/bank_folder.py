@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefixembed._files.atomic import file_lock, write_atomically
+from prefixembed._files.atomic import file_lock, make_folder, write_atomically
+from prefixembed._files.places import shared_name
 from prefixembed._version import __version__
 
 FORMAT_VERSION = 3
@@ -37,13 +38,15 @@ def write_folder(
     """Write a bank; a kill at any moment leaves the old bank or the new one.
 
     Each file of a prefix is named after the SHA-256 of its content, so that no file of the old
-    bank changes. The manifest is replaced next. Files that it no longer names are deleted last.
+    bank changes. The manifest is replaced next. Files that the old one named and the new one does
+    not are deleted last; no other file is touched. Raises ValueError if there is a manifest that
+    this library has not written.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = make_folder(folder)
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in prefixes.items()}
     # One writer at a time: another must not delete a file that this one is about to name.
     with file_lock(target / ".bank.lock"):
+        old = _files_of_old(target / MANIFEST)
         for name, digest in digests.items():
             path = target / _file_name(digest)
             if not _is_whole(path, digest):
@@ -52,14 +55,12 @@ def write_folder(
             "format_version": FORMAT_VERSION,
             "library_version": __version__,
             "prefixes": digests,
-            "parameters": dict(parameters),
+            "parameters": _portable(parameters, bool(prefixes)),
         }
         manifest["digest"] = _digest(manifest)
         _write(target / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
-        for path in target.glob("*.safetensors"):
-            # Only files that a bank may have written: the user's own stay.
-            if _DIGEST.fullmatch(path.stem) and path.stem not in digests.values():
-                path.unlink(missing_ok=True)
+        for name in set(old) - set(map(_file_name, digests.values())):
+            (target / name).unlink(missing_ok=True)
 
 
 def read_folder(folder: str | os.PathLike[str]) -> BankFolder:
@@ -77,6 +78,44 @@ def read_folder(folder: str | os.PathLike[str]) -> BankFolder:
         with suppress(FileNotFoundError):
             return _read(path, path.read_bytes())
     return _read(path, path.read_bytes())
+
+
+def prefix_files(content: bytes) -> list[str]:
+    """Return the names of the files that a manifest names, of this format version or another.
+
+    Raises ValueError if this library has not written it.
+    """
+    try:
+        manifest = json.loads(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(manifest, dict) or not {"format_version", "library_version"} <= set(manifest):
+        raise ValueError("it is not the manifest of a bank")
+    prefixes = manifest.get("prefixes")
+    named = prefixes.values() if isinstance(prefixes, dict) else []
+    return [_file_name(one) for one in named if isinstance(one, str) and _DIGEST.fullmatch(one)]
+
+
+def _files_of_old(manifest: Path) -> list[str]:
+    try:
+        return prefix_files(manifest.read_bytes())
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise ValueError(
+            f"{os.fspath(manifest)!r} is not of a bank, or is damaged: {error}. Delete it, or save "
+            "to another folder"
+        ) from error
+
+
+def _portable(parameters: Mapping[str, Any], has_prefixes: bool) -> dict[str, Any]:
+    """Leave out where a backbone lies on this machine; prefixes name it, too."""
+    backbone = parameters.get("backbone")
+    if not isinstance(backbone, str) or (name := shared_name(backbone)) == backbone:
+        return dict(parameters)
+    if has_prefixes:
+        return {**parameters, "backbone": None, "revision": None}
+    return {**parameters, "backbone": name}
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+
+from prefixembed._files.places import shared_name
 
 _PAPER = "[arXiv 2305.13499](https://arxiv.org/abs/2305.13499)"
 _CARD_COLUMNS = (
@@ -22,17 +25,23 @@ def model_card(
     repo_id: str,
     prefixes: Mapping[str, Mapping[str, Any]],  # what Prefix.facts returns, by name
     backbone: str,
+    fingerprint: str | None,  # of the backbone, if it is known
     usage: str,  # lines of Python that load and use the prefixes
     how: str = "",  # sentence on how the prefixes are combined
 ) -> str:
-    """Return the model card of a prefix or a bank: Markdown with a YAML header."""
+    """Return the model card of a prefix or a bank: Markdown with a YAML header.
+
+    The last line holds a digest of the others; see :func:`is_own_card`.
+    """
     header = ["library_name: prefixembed", "pipeline_tag: feature-extraction"]
-    if not os.path.isdir(backbone):
+    if not _is_folder(backbone):
         header.append(f"base_model: {json.dumps(backbone)}")
     header.append("tags: [prefix-tuning, text-embeddings, arxiv:2305.13499]")
     intro = (
         f"Prefixes of {len(prefixes)} source task{'s' * (len(prefixes) != 1)} on the frozen "
-        f"backbone `{_plain(backbone)}`, for the library prefixembed ({_PAPER}). {how}"
+        f"backbone `{_plain(shared_name(backbone).removeprefix('./'))}`"
+        f"{f' (fingerprint `{fingerprint[:12]}`)' if fingerprint else ''}, for the library "
+        f"prefixembed ({_PAPER}). {how}"
     )
     table = [_markdown_row(_CARD_COLUMNS), "|---" * len(_CARD_COLUMNS) + "|"]
     for name, facts in prefixes.items():
@@ -43,7 +52,21 @@ def model_card(
         )  # fmt: skip
         table.append(_markdown_row([_plain(str(cell)) for cell in cells]))
     lines = ["---", *header, "---", "", f"# {_plain(repo_id)}", "", intro, "", *table]
-    return "\n".join([*lines, "", "```python", usage, "```", ""])
+    text = "\n".join([*lines, "", "```python", usage, "```", ""])
+    return f"{text}\n{_signature(text)}\n"
+
+
+def is_own_card(text: str) -> bool:
+    """Return whether a model card is as :func:`model_card` returned it: nobody has edited it."""
+    body, _, signature = text.rstrip("\n").rpartition("\n")
+    return signature == _signature(body)
+
+
+def backbone_argument(backbone: str) -> str:
+    """Return the argument that a card shows where the reader must say where a folder lies."""
+    if not _is_folder(backbone):
+        return ""
+    return f", backbone={'path/to/' + shared_name(backbone).removeprefix('./')!r}"
 
 
 def bank_table(
@@ -70,6 +93,15 @@ def bank_table(
         f"<table><caption>{escape(caption)}</caption>"
         f"<thead>{_html_row(_TABLE_COLUMNS, 'th')}</thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _is_folder(backbone: str) -> bool:
+    return shared_name(backbone).startswith(".") or os.path.isdir(backbone)
+
+
+def _signature(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"<!-- written by prefixembed, which replaces it while it is unchanged: {digest} -->"
 
 
 def _scores(training: Mapping[str, Any]) -> str:

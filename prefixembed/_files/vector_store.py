@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from prefixembed._files.atomic import file_lock
+from prefixembed._files.atomic import file_lock, follow
 from prefixembed._files.forks import gate, memory_lock
 from prefixembed._utils.warnings import warn
 
@@ -107,7 +107,7 @@ class DiskStore:
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
-        self.path = path  # absolute; the file is created on first use
+        self.path = follow(path)  # absolute; the file is created on first use
         self.max_bytes = max_bytes  # SQLite's write-ahead log is not counted
         self._warned = False
         self._timed_out = False  # if the last call waited in vain, the next one does not wait

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prefixembed._files.atomic import write_atomically
+from prefixembed._files.atomic import make_folder, write_atomically
 from prefixembed._files.tensors import pack_tensors, unpack_tensors
 from prefixembed._utils.warnings import warn
 
@@ -57,7 +57,7 @@ class Checkpoints:
         content = pack_tensors(state.facts, state.tensors)
         name = f"{number:012d}-{hashlib.sha256(content).hexdigest()}.safetensors"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             write_atomically(self.folder / name, lambda path: Path(path).write_bytes(content))
         except OSError as error:
             message = f"no checkpoint could be written: {error.strerror}; earlier ones are kept"

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from prefixembed._embed.encoding import embed_tokens, encode_batch
 from prefixembed._embed.tokens import Tokens
-from prefixembed._files.atomic import write_atomically
+from prefixembed._files.atomic import make_folder, write_atomically
 from prefixembed._fit.examples import Examples
 from prefixembed._fit.heads import initial_head, learned_head
 from prefixembed._fit.learning import Learner
@@ -117,5 +117,6 @@ def write_backbone(files: Mapping[str, bytes], folder: str | os.PathLike[str]) -
 
 
 def _write(target: Path, content: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda path: Path(path).write_bytes(content))
+    write_atomically(
+        make_folder(target.parent) / target.name, lambda path: Path(path).write_bytes(content)
+    )

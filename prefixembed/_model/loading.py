@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +15,18 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
-from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+    logging,
+)
+from transformers.utils.hub import get_checkpoint_shard_files
 
 from prefixembed._model.families import SUPPORTED, default_pooling, longest_text
+from prefixembed._model.folder import naming
 from prefixembed._model.hook import ATTENTION, hook_feed_forward, register
 from prefixembed._model.own_reading import own_reading
 from prefixembed._model.relative import RELATIVE, patch_relative_attention
@@ -29,6 +39,11 @@ _VOLATILE_CONFIG = (
     "id2label", "label2id", "output_past", "problem_type", "torch_dtype", "transformers_version",
     "use_cache",
 )  # fmt: skip
+# Names of the file of weights, or of the list of such files, in the order of transformers.
+_WEIGHTS = (
+    (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME),
+    (WEIGHTS_NAME, WEIGHTS_INDEX_NAME),
+)
 _PROBES = ("Is it a test? Yes: don't panic!", "  Ünï¢ødé 中文 \U0001f600\t\n 3.14", "")
 
 
@@ -47,7 +62,7 @@ def load_files(
     name: str, revision: str | None, dtype: torch.dtype, device: torch.device
 ) -> BackboneFiles:
     """Load a backbone that nothing else shares."""
-    with naming(name):
+    with naming(name, revision), quiet_transformers():
         raw_config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     family = raw_config.get("model_type")
     if family not in SUPPORTED or raw_config.get("is_decoder"):
@@ -57,15 +72,18 @@ def load_files(
             f"families {', '.join(SUPPORTED)}"
         )
     register()
-    with naming(name), quiet_transformers():
-        model, report = AutoModel.from_pretrained(
-            name,
-            revision=revision,
-            dtype=torch.float32,
-            attn_implementation="eager" if family in RELATIVE else ATTENTION,
-            output_loading_info=True,
-        )
+    with naming(name, revision), quiet_transformers():
         wrapper = AutoTokenizer.from_pretrained(name, revision=revision)
+        _fetch_weights(name, revision)
+        with _one_model_at_a_time:
+            model, report = AutoModel.from_pretrained(
+                name,
+                revision=revision,
+                dtype=torch.float32,
+                attn_implementation="eager" if family in RELATIVE else ATTENTION,
+                output_loading_info=True,
+                local_files_only=True,
+            )
     if hasattr(model, "pooler"):
         # It is not used, and randomly initialized where a checkpoint has none.
         model.pooler = None
@@ -96,16 +114,16 @@ def load_files(
 
 def load_own_reading(name: str, revision: str | None) -> tuple[int, Reading]:
     """Return the number of features and the own reading, without loading weights."""
-    with naming(name):
+    limit = None
+    with naming(name, revision):
         config = AutoConfig.from_pretrained(name, revision=revision)
         path = cached_file(
             name, "tokenizer_config.json", revision=revision,
             _raise_exceptions_for_missing_entries=False,
         )  # fmt: skip
-    limit = None
-    if path is not None:
-        with open(path, encoding="utf-8") as file:
-            limit = json.load(file).get("model_max_length")
+        if path is not None:
+            with open(path, encoding="utf-8") as file:
+                limit = json.load(file).get("model_max_length")
     longest = longest_text(config, VERY_LARGE_INTEGER if limit is None else limit)
     pooling = default_pooling(config.model_type)
     return int(config.hidden_size), own_reading(name, revision, pooling, longest)
@@ -130,15 +148,23 @@ def _fingerprint(model: torch.nn.Module, raw_config: dict[str, Any], tokenizer: 
     return digest.hexdigest()
 
 
-@contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Name the backbone in errors of loading."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            f"backbone {name!r} could not be loaded, as a folder or from the Hub: {error}"
-        ) from error
+def _fetch_weights(name: str, revision: str | None) -> None:
+    """Download weights that are not here; where there are none, loading says so."""
+    for weights, index in _WEIGHTS:
+        if _find(name, revision, weights) is not None:
+            return
+        if (path := _find(name, revision, index)) is not None:
+            get_checkpoint_shard_files(name, path, revision=revision)
+            return
+
+
+def _find(name: str, revision: str | None, file: str) -> str | None:
+    return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+
+# How many threads want transformers to be quiet, and what it was like before.
+_n_quiet, _before = 0, (0, True)
+_quiet_lock = threading.Lock()
 
 
 @contextmanager
@@ -146,13 +172,46 @@ def quiet_transformers() -> Iterator[None]:
     """Silence the reports and progress bars of transformers."""
     # Its report lists the pooler and the language-model head, which are not used. Weights that
     # are used and missing are refused by load_files.
-    verbosity = transformers_logging.get_verbosity()
-    bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    global _n_quiet, _before
+    with _quiet_lock:
+        _n_quiet += 1
+        if _n_quiet == 1:
+            _before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+            logging.set_verbosity_error()
+            logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bar:
-            transformers_logging.enable_progress_bar()
+        with _quiet_lock:
+            _n_quiet -= 1
+            if not _n_quiet:
+                _restore_logging()
+
+
+def _restore_logging() -> None:
+    verbosity, bar = _before
+    logging.set_verbosity(verbosity)
+    if bar:
+        logging.enable_progress_bar()
+
+
+def _in_child() -> None:
+    # The threads that wanted quiet stay with the parent.
+    global _n_quiet, _quiet_lock
+    _quiet_lock = threading.Lock()
+    _one_model_at_a_time.release()
+    if _n_quiet:
+        _n_quiet = 0
+        _restore_logging()
+
+
+# While transformers builds a model, functions of torch are replaced for the whole process: by one
+# thread at a time, and not while the process forks, since a child would keep the replacements.
+# Nothing is downloaded then, so that nobody waits for a network.
+_one_model_at_a_time = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_one_model_at_a_time.acquire,
+        after_in_parent=_one_model_at_a_time.release,
+        after_in_child=_in_child,
+    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from pathlib import Path
+from types import FrameType
 
-_PACKAGE = Path(__file__).parents[1]
-# Libraries that call this package on behalf of the user.
-_CALLERS = {"sentence_transformers", "sklearn", "torch"}
+# This package, and libraries that call it on behalf of the user. Modules are told by their names:
+# a folder of the user's may be called as a library is.
+_CALLERS = {__name__.partition(".")[0], "sentence_transformers", "sklearn", "torch"}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
@@ -23,12 +23,11 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """
     level = 2
     frame = sys._getframe(1)
-    while frame.f_back is not None and _is_inside(frame.f_code.co_filename):
+    while frame.f_back is not None and _is_inside(frame):
         frame = frame.f_back
         level += 1
     warnings.warn(message, category, stacklevel=level)
 
 
-def _is_inside(filename: str) -> bool:
-    path = Path(filename)
-    return path.is_relative_to(_PACKAGE) or not _CALLERS.isdisjoint(path.parts)
+def _is_inside(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in _CALLERS

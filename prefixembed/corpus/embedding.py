@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import StrOptions
 
 from prefixembed._embed.transformer import TextTransformer
 from prefixembed._embed.truncation import report_truncated
-from prefixembed._files.atomic import file_lock
+from prefixembed._files.atomic import file_lock, make_folder
 from prefixembed._utils.parameters import PATH, Count, checked
 from prefixembed.corpus.jobs import BACKBONE_FOLDER, ShardJob, bank_for_jobs, run_jobs
 from prefixembed.corpus.recipe import check_recipe, make_recipe
@@ -215,7 +215,7 @@ def embed_dataset(
         types={field.name: str(field.type) for field in schema},
     )
     folder = Path(out).absolute()  # workers may have another working directory
-    (folder / DIGEST_FOLDER).mkdir(parents=True, exist_ok=True)
+    make_folder(folder / DIGEST_FOLDER)
     with _locked(folder):
         check_recipe(folder, recipe)
         _remove_leftovers(folder)

@@ -50,8 +50,8 @@ def to_sentence_transformer(bank: PrefixBank, **params: Any) -> SentenceTransfor
 
     Notes
     -----
-    ``model.save_pretrained`` writes the prefixes, the parameters and the name of the backbone.
-    There are two ways to load such a folder:
+    ``model.save_pretrained`` writes the prefixes, the parameters and the name of the backbone, as
+    :meth:`PrefixBank.save` does. There are two ways to load such a folder:
 
     - ``SentenceTransformer(folder, trust_remote_code=True)``: the library wants that flag for
       every class that is not its own. It also allows code from the repository to run;

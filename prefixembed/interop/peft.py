@@ -11,7 +11,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from prefixembed._files.atomic import write_atomically
+from prefixembed._files.atomic import make_folder, write_atomically
+from prefixembed._files.places import shared_name
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import PATH, checked
 from prefixembed._utils.warnings import warn
@@ -128,7 +129,8 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
         Prefix without slots that was learned with PEFT's positions: its
         ``reading.first_position`` equals its length.
     folder : str or path-like
-        Folder to write to. It is created if it does not exist.
+        Folder to write to. It is created if it does not exist. It names a backbone that lies in
+        a folder as ``./name``, not by its path; pass ``backbone`` to :func:`load_peft` then.
 
     Raises
     ------
@@ -154,7 +156,7 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
         )
     n_layers, n_heads, head_dim = prefix.layout
     config = {
-        "base_model_name_or_path": prefix.backbone,
+        "base_model_name_or_path": shared_name(prefix.backbone),
         "revision": prefix.revision,
         "encoder_hidden_size": n_heads * head_dim,
         "inference_mode": True,
@@ -167,8 +169,7 @@ def save_peft(prefix: Prefix, folder: str | os.PathLike[str]) -> None:
         "task_type": "FEATURE_EXTRACTION",
         "token_dim": n_heads * head_dim,
     }
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    target = make_folder(folder)
     tensors = {_TENSOR: torch.from_numpy(flat)}
     write_atomically(
         target / _WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"})

@@ -22,6 +22,7 @@ from prefixembed._embed.encoding import check_finite
 from prefixembed._embed.texts import Text, check_texts, is_pairs
 from prefixembed._embed.tokens import tokenize
 from prefixembed._embed.truncation import report_truncated
+from prefixembed._files.places import shared_name
 from prefixembed._model.batch import Batch
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._model.extension import Extension
@@ -106,7 +107,7 @@ class PrefixModule(InputModule):
         return {
             "prefixes": list(combination.names),
             "combine": combination.combine,
-            "backbone": combination.backbone,
+            "backbone": shared_name(combination.backbone),  # model cards show it
             "max_seq_length": combination.reading.max_length,
         }
 

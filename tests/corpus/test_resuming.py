@@ -187,7 +187,8 @@ WRITER = """
 import sys
 from datasets import Dataset
 from prefixembed import PrefixBank, Prefix, embed_dataset
-bank = PrefixBank({"a": Prefix.load(sys.argv[1])}, device="cpu", dtype="float32")
+prefixes = {"a": Prefix.load(sys.argv[1])}
+bank = PrefixBank(prefixes, backbone=sys.argv[3], device="cpu", dtype="float32")
 rows = Dataset.from_dict({"text": [f"text {k}" for k in range(300)]})
 embed_dataset(bank, rows, "text", sys.argv[2], shard_size=3)
 """
@@ -199,9 +200,8 @@ def test_kill_at_any_moment_loses_no_finished_file(tiny, random_prefix, tmp_path
     prefix.save(tmp_path / "a.safetensors")
     out = tmp_path / "out"
     for n_wanted in (1, 20, 50):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path / "a.safetensors"), str(out)]
-        )
+        words = [str(tmp_path / "a.safetensors"), str(out), tiny()]
+        process = subprocess.Popen([sys.executable, "-c", WRITER, *words])
         while process.poll() is None and len(list(out.glob("part-*"))) < n_wanted:
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)

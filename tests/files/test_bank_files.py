@@ -77,7 +77,8 @@ def test_loaded_bank_equals_the_saved_one(tiny, random_prefix, tmp_path, params)
 
 def test_empty_bank_and_unusual_names_can_be_saved(tiny, random_prefix, tmp_path):
     PrefixBank({}, backbone=tiny(), **CPU).save(tmp_path)
-    assert PrefixBank.load(tmp_path, **CPU).transform(TEXTS).shape == (3, 32)
+    loaded = PrefixBank.load(tmp_path, backbone=tiny(), **CPU)
+    assert loaded.transform(TEXTS).shape == (3, 32)
     odd = ["../up", "", "a/b", "\udc80", "名", "x" * 300]
     PrefixBank({name: random_prefix(tiny(), seed=k) for k, name in enumerate(odd)}).save(tmp_path)
     assert list(PrefixBank.load(tmp_path)) == odd
@@ -97,7 +98,14 @@ def test_invalid_bank_is_not_written(tiny, random_prefix, tmp_path):
 def test_files_of_removed_prefixes_are_deleted_and_other_files_stay(tmp_path):
     write_folder(tmp_path, *bank_of(1, 2))
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "mine.safetensors").write_bytes(content_of(9))
+    mine = [
+        "mine.safetensors",
+        "model.safetensors",
+        file_name(content_of(9)),
+        f"{'0' * 64}.safetensors",
+    ]
+    for name in mine:
+        (tmp_path / name).write_bytes(content_of(9))
     kept = tmp_path / file_name(content_of(2))
     before = kept.stat().st_mtime_ns
     write_folder(tmp_path, *bank_of(2, 3))
@@ -105,7 +113,27 @@ def test_files_of_removed_prefixes_are_deleted_and_other_files_stay(tmp_path):
     assert kept.stat().st_mtime_ns == before  # an unchanged prefix is not written again
     names = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
     other = file_name(content_of(3))
-    assert names == {MANIFEST, "notes.txt", "mine.safetensors", kept.name, other}
+    assert names == {MANIFEST, "notes.txt", *mine, kept.name, other}
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [b"", b"my accounts", b"{}", b'{"prefixes": {"a": "b"}}', b"[1]", b"\xff", b"[" * 10**5],
+)
+def test_manifest_that_is_not_of_a_bank_is_refused_and_stays(tmp_path, foreign):
+    (tmp_path / MANIFEST).write_bytes(foreign)
+    with pytest.raises(ValueError, match=f"{MANIFEST}' is not of a bank, or is damaged"):
+        write_folder(tmp_path, *bank_of(1))
+    assert [p.name for p in tmp_path.iterdir() if p.name[0] != "."] == [MANIFEST]
+    assert (tmp_path / MANIFEST).read_bytes() == foreign
+
+
+def test_bank_of_another_format_version_is_replaced(tmp_path):
+    write_folder(tmp_path, *bank_of(1, 2))
+    change_manifest(tmp_path, format_version=2)
+    write_folder(tmp_path, *bank_of(2))
+    assert holds(tmp_path, bank_of(2))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
 def test_facts_outside_the_digest_are_saved(tmp_path):

@@ -22,7 +22,7 @@ def facts_of(**changes):
 
 def rows_of_card(prefixes):
     """Return the rows of a card's table as dicts by column."""
-    lines = model_card("me/x", prefixes, "backbone", "pass").splitlines()
+    lines = model_card("me/x", prefixes, "backbone", None, "pass").splitlines()
     table = [line for line in lines if line.startswith("|")]
     header, _, *rows = (re.split(r"(?<!\\)\|", line)[1:-1] for line in table)
     columns = [cell.strip() for cell in header]
@@ -110,21 +110,23 @@ def test_held_out_scores_are_shown_without_losses(training, shown):
 def test_header_of_a_card_is_valid_yaml(tmp_path):
     yaml = pytest.importorskip("yaml")
     odd = 'a"b: [c'
-    card = model_card("me/x", {"s\ud800\n# not a title": facts_of()}, odd, "pass")
+    card = model_card("me/x", {"s\ud800\n# not a title": facts_of()}, odd, None, "pass")
     header = yaml.safe_load(card.split("---")[1])
     assert header["base_model"] == odd and header["library_name"] == "prefixembed"
     assert "\n# not a title" not in card
     card.encode()
-    assert "base_model" not in model_card("me/x", {}, str(tmp_path), "pass")
+    assert "base_model" not in model_card("me/x", {}, str(tmp_path), None, "pass")
     assert json.loads(json.dumps(header)) == header
 
 
 def test_card_shows_how_to_use_the_prefixes():
-    card = model_card("me/x", {"a": facts_of()}, "back|`bone`", "x = 1\ny = 2", "How.")
+    card = model_card("me/x", {"a": facts_of()}, "back|`bone`", "f" * 64, "x = 1\ny = 2", "How.")
     assert "```python\nx = 1\ny = 2\n```" in card
     assert "Prefixes of 1 source task on the frozen backbone `back\\|'bone'`" in card
     assert "). How.\n" in card
-    assert "of 2 source tasks on" in model_card("m", dict.fromkeys("ab", facts_of()), "b", "pass")
+    assert "of 2 source tasks on" in model_card(
+        "m", dict.fromkeys("ab", facts_of()), "b", None, "pass"
+    )
 
 
 def test_card_shows_each_field_of_the_reading():

@@ -134,7 +134,7 @@ def test_peft_loads_a_saved_prefix(tiny, random_prefix, tmp_path):
     save_peft(prefix, tmp_path)
     vectors = PrefixBank({"a": prefix}, **CPU).transform(TEXTS)
     np.testing.assert_allclose(vectors, peft_vectors(tiny("roberta"), tmp_path, TEXTS), atol=2e-5)
-    assert load_peft(tmp_path, max_length=60) == replace(prefix, head=None)
+    assert load_peft(tmp_path, tiny("roberta"), max_length=60) == replace(prefix, head=None)
 
 
 @pytest.mark.parametrize("length", [0, 6])
