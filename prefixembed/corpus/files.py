@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
@@ -104,8 +104,7 @@ def _parquet_schema(path: str, text: TextColumns) -> pa.Schema | None:
         if file.metadata.num_rows == 0:
             return None
         schema = file.schema_arrow
-    _check_header(schema.names, path)
-    for field in schema:
+    for field in _check_names(schema, path):
         try:  # the datasets library does not know all types
             Features.from_arrow_schema(pa.schema([field]))
         except ValueError as error:
@@ -125,7 +124,7 @@ def _parquet_tables(path: str, text: TextColumns, schema: pa.Schema) -> Iterator
 def _opened_parquet(path: str) -> Iterator[pq.ParquetFile]:
     with _opened(path) as file:
         try:
-            yield pq.ParquetFile(file)
+            yield pq.ParquetFile(file, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path!r} cannot be read: {error}") from error
 
@@ -134,9 +133,8 @@ def _csv_schema(path: str, text: TextColumns) -> pa.Schema | None:
     rows = list(itertools.islice(_csv_rows(path), 2))
     if len(rows) < 2:
         return None
-    _check_header(rows[0], path)
     # CSV has no types: what looks like a number may be a code such as 007.
-    return pa.schema([(name, pa.string()) for name in rows[0]])
+    return _schema([(name, pa.string()) for name in rows[0]], path)
 
 
 def _csv_tables(path: str, text: TextColumns, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -200,9 +198,10 @@ def _json_schema(path: str, text: TextColumns) -> pa.Schema | None:
             elif (known := types.get(name, pa.null())) != pa.json_():
                 found = _json_type([row.get(name) for row in block])
                 types[name] = common_type(known, found) or pa.json_()
-    _check_header(list(types), path)
+    if not n_rows:
+        return None
     fields = [(name, pa.json_() if _is_empty(kind) else kind) for name, kind in types.items()]
-    return pa.schema(fields) if n_rows else None
+    return _schema(fields, path)
 
 
 def _json_type(values: list[Any]) -> pa.DataType:
@@ -287,11 +286,29 @@ def _checked_row(value: Any, where: str) -> Row:
     return value
 
 
-def _check_header(names: list[str], path: str) -> None:
-    for name in names:
-        if names.count(name) > 1:
+def _check_names(schema: pa.Schema, path: str) -> pa.Schema:
+    """Return the schema of a file, or raise ValueError if names in it cannot be told apart."""
+    for name in schema.names:
+        if schema.names.count(name) > 1:
             raise ValueError(f"{path!r} has several columns {name!r}")
-        to_array([name], pa.string(), f"names of columns of {path!r}", names.index(name))
+    for field in schema:
+        if any("\0" in name for name in [field.name, *_inner_names(field.type)]):
+            # Where the datasets library makes types of names, they end there.
+            raise ValueError(f"column {field.name!r} of {path!r} has a NUL in a name")
+    return schema
+
+
+def _inner_names(kind: pa.DataType) -> Iterator[str]:
+    for field in map(kind.field, range(kind.num_fields)):
+        yield field.name
+        yield from _inner_names(field.type)
+
+
+def _schema(types: Iterable[tuple[str, pa.DataType]], path: str) -> pa.Schema:
+    """Return the schema of a file; raise ValueError if its names cannot be stored."""
+    types = list(types)
+    to_array([name for name, _ in types], pa.string(), f"names of columns of {path!r}", 0)
+    return _check_names(pa.schema(types), path)
 
 
 KINDS = (

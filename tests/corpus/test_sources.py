@@ -235,7 +235,7 @@ def test_a_row_without_the_column_is_an_error_with_its_position(tmp_path):
         pa.array(["a", "007"]).dictionary_encode(),
         pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"a"', '"007"'])),
     ],
-    ids=str,
+    ids=["large_string", "string_view", "dictionary", "json"],
 )
 def test_texts_may_have_any_type_that_holds_texts(values, tmp_path):
     pq.write_table(pa.table({"text": values}), tmp_path / "a.parquet")
@@ -396,6 +396,24 @@ def test_damaged_files_are_errors_with_their_name_and_place(name, content, messa
     with pytest.raises(ValueError, match=message) as error:
         read(tmp_path / name)
     assert str(tmp_path / name) in str(error.value)
+
+
+def test_damaged_page_of_a_parquet_file_is_an_error(tmp_path):
+    path, table = tmp_path / "a.parquet", pa.table({"text": ["abc"]})
+    options = {"use_dictionary": False, "compression": "none", "write_statistics": False}
+    pq.write_table(table, path, write_page_checksum=True, **options)
+    path.write_bytes(path.read_bytes().replace(b"abc", b"abd"))
+    with pytest.raises(ValueError, match=r"a\.parquet' cannot be read: .*checksum"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "row", ['{"text": "a", "b\\u0000": 1}', '{"text": "a", "b": [{"\\u0000": 1}]}']
+)
+def test_names_with_nul_are_refused(row, tmp_path):
+    (tmp_path / "a.jsonl").write_text(row)
+    with pytest.raises(ValueError, match=r"column 'b.*' of '.*a\.jsonl' has a NUL in a name"):
+        read(tmp_path / "a.jsonl")
 
 
 def test_types_that_datasets_do_not_know_are_errors_with_column_and_file(tmp_path):
