@@ -25,7 +25,7 @@ class TextColumns:
 
     @property
     def type(self) -> pa.DataType:
-        """Type of a column whose type does not matter."""
+        """Type of a column that is not stored as a plain one."""
         return pa.list_(pa.string()) if self.in_words else pa.string()
 
     def plain_type(self, stored: pa.DataType) -> pa.DataType:

@@ -12,6 +12,7 @@ import json
 import os
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from prefixembed.corpus.tables import common_type
 Row = dict[str, Any]
 
 _BLOCK = 1_000  # rows that are read at a time
+_MAX_KEYS = 200  # of a column of JSON that gets a type; keys may be names or dates without end
 _CSV_LIMIT = threading.Lock()  # held while the limit of the csv module is raised
 
 
@@ -107,7 +109,7 @@ def _parquet_schema(path: str, text: TextColumns) -> pa.Schema | None:
     for field in _check_names(schema, path):
         try:  # the datasets library does not know all types
             Features.from_arrow_schema(pa.schema([field]))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"column {field.name!r} of {path!r} cannot be read: {error}"
             ) from error
@@ -198,10 +200,15 @@ def _json_schema(path: str, text: TextColumns) -> pa.Schema | None:
             elif (known := types.get(name, pa.null())) != pa.json_():
                 found = _json_type([row.get(name) for row in block])
                 types[name] = common_type(known, found) or pa.json_()
+                if len(_inner_fields(types[name])) > _MAX_KEYS:
+                    types[name] = pa.json_()
     if not n_rows:
         return None
-    fields = [(name, pa.json_() if _is_empty(kind) else kind) for name, kind in types.items()]
-    return _schema(fields, path)
+    for name, kind in types.items():
+        inner = [kind, *(field.type for field in _inner_fields(kind))]
+        if any(pa.types.is_struct(part) and part.num_fields == 0 for part in inner):
+            types[name] = pa.json_()  # Parquet does not store objects without keys
+    return _schema(types.items(), path)
 
 
 def _json_type(values: list[Any]) -> pa.DataType:
@@ -210,13 +217,6 @@ def _json_type(values: list[Any]) -> pa.DataType:
         return pa.array(values).type
     except (ValueError, TypeError, OverflowError):  # which Arrow's own errors are, too
         return pa.json_()
-
-
-def _is_empty(kind: pa.DataType) -> bool:
-    """Return whether a type contains objects without keys, which Parquet does not store."""
-    if pa.types.is_struct(kind):
-        return kind.num_fields == 0 or any(_is_empty(field.type) for field in kind)
-    return pa.types.is_list(kind) and _is_empty(kind.value_type)
 
 
 def _json_tables(path: str, text: TextColumns, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -288,20 +288,25 @@ def _checked_row(value: Any, where: str) -> Row:
 
 def _check_names(schema: pa.Schema, path: str) -> pa.Schema:
     """Return the schema of a file, or raise ValueError if names in it cannot be told apart."""
-    for name in schema.names:
-        if schema.names.count(name) > 1:
+    for name, count in Counter(schema.names).items():
+        if count > 1:
             raise ValueError(f"{path!r} has several columns {name!r}")
     for field in schema:
-        if any("\0" in name for name in [field.name, *_inner_names(field.type)]):
+        if any("\0" in part.name for part in [field, *_inner_fields(field.type)]):
             # Where the datasets library makes types of names, they end there.
             raise ValueError(f"column {field.name!r} of {path!r} has a NUL in a name")
     return schema
 
 
-def _inner_names(kind: pa.DataType) -> Iterator[str]:
-    for field in map(kind.field, range(kind.num_fields)):
-        yield field.name
-        yield from _inner_names(field.type)
+def _inner_fields(kind: pa.DataType) -> list[pa.Field]:
+    """Return the fields within a type, however deep it is."""
+    found, kinds = [], [kind]
+    while kinds:
+        kind = kinds.pop()
+        fields = [kind.field(k) for k in range(kind.num_fields)]
+        found += fields
+        kinds += [field.type for field in fields]
+    return found
 
 
 def _schema(types: Iterable[tuple[str, pa.DataType]], path: str) -> pa.Schema:

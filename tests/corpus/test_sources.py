@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import decimal
 import gzip
 import json
 import re
@@ -25,6 +26,19 @@ ODD = ["007", "1", "1.0", "-0", "1e5", "true", "False", "null", "NA", "NaN", "No
        '"a"', "{}", "2020-01-01", "2020-01-01 00:00:00", "0x1F", "inf", "a,b", "a\nb", "a\r\nb",
        "\r", 'a"b', '"', "#", "\\", "\ufeff", "\x00", "\u2028", "\x1a"]  # fmt: skip
 texts = st.one_of(st.sampled_from(ODD), st.text(max_size=5))
+
+
+json_values = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.integers(-2, 2),
+        st.text(max_size=3), st.floats(allow_nan=False, allow_infinity=False),
+        st.sampled_from(ODD),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text("ab", max_size=2), inner, max_size=3)
+    ),
+    max_leaves=5,
+)  # fmt: skip
 
 
 def read(dataset, *columns, size=3, words=False):
@@ -218,6 +232,25 @@ def test_a_row_that_is_no_text_is_an_error_with_its_position(other, position, tm
         read(tmp_path / "1.parquet")
 
 
+@given(values=st.lists(st.one_of(texts, texts, json_values), max_size=6), n_files=st.integers(1, 2))
+@settings(max_examples=60, deadline=None)
+def test_any_values_are_texts_or_an_error_at_the_first_that_is_none(folder, values, n_files):
+    root, expected = fresh(folder), None
+    for k in range(n_files):
+        part = values[k::n_files]
+        write(root / f"{k}.jsonl", [{"text": value} for value in part])
+        wrong = [row for row, value in enumerate(part) if not isinstance(value, str)]
+        if wrong and expected is None:
+            expected = re.escape(f"{k}.jsonl'['text'][{wrong[0]}] must be a str, got ")
+    if expected is None:
+        assert read_texts(root / "*.jsonl") == [
+            t for k in range(n_files) for t in values[k::n_files]
+        ]
+    else:
+        with pytest.raises(ValueError, match=expected):
+            read(root / "*.jsonl")
+
+
 def test_a_row_without_the_column_is_an_error_with_its_position(tmp_path):
     write(tmp_path / "a.jsonl", [{"text": "a"}, {"txt": "b"}])
     with pytest.raises(ValueError, match=r"a\.jsonl'\['text'\]\[1\] must be a str, got None"):
@@ -329,6 +362,64 @@ def test_other_columns_get_a_common_type_or_an_error_names_file_and_column(tmp_p
     assert [row["n"] and json.loads(row["n"]) for row in rows] == [1, 1.5, None, "x"]
 
 
+@st.composite
+def parts(draw):
+    """Draw the columns of up to three files, which may differ in type, number and order."""
+    files = []
+    for _ in range(draw(st.integers(1, 3))):
+        n = draw(st.integers(0, 5))
+        columns = {"text": pa.array(draw(st.lists(texts, min_size=n, max_size=n)), pa.string())}
+        for name in draw(st.lists(st.sampled_from(["a", "b"]), unique=True)):
+            values, kind = draw(st.sampled_from(COLUMNS))
+            rows = st.one_of(st.none(), st.sampled_from(values))
+            columns[name] = pa.array(draw(st.lists(rows, min_size=n, max_size=n)), kind)
+        names = draw(st.permutations(list(columns)))
+        files.append(pa.table({name: columns[name] for name in names}))
+    return files
+
+
+# Values of columns, and their types.
+COLUMNS = [
+    ([1, -(2**31)], pa.int32()), ([1, 2**53 + 1, -(2**63)], pa.int64()), ([1, 255], pa.uint8()),
+    ([2**63, 1], pa.uint64()), ([0.5, 1e300, 1.0], pa.float64()), ([0.5, 2.0], pa.float32()),
+    ([True, False], pa.bool_()), (["x", "1"], pa.string()), (["x", "é"], pa.large_string()),
+    ([b"x", b"\xff"], pa.binary()), ([0, 86_400], pa.timestamp("s")), ([1], pa.timestamp("us")),
+    ([1, 20_000], pa.date32()), ([[1], [], [None]], pa.list_(pa.int64())),
+    ([{"k": 1}], pa.struct([("k", pa.int64())])), ([{"l": "x"}], pa.struct([("l", pa.string())])),
+    (["x", "y"], pa.dictionary(pa.int8(), pa.string())), ([None], pa.null()),
+    ([decimal.Decimal("1.25")], pa.decimal128(5, 2)), ([["x"], []], pa.large_list(pa.string())),
+]  # fmt: skip
+
+
+@given(parts())
+@settings(max_examples=40, deadline=None)
+def test_columns_of_parquet_files_hold_what_pyarrow_reads(folder, files):
+    root, expected = fresh(folder), []
+    for k, table in enumerate(files):
+        pq.write_table(table, root / f"{k}.parquet", row_group_size=2)
+        expected += pq.read_table(root / f"{k}.parquet").to_pylist()
+    try:
+        found = read(root / "*.parquet")
+    except ValueError as error:
+        assert len(files) > 1
+        message = str(error)
+    else:
+        for stored, row in zip(expected, found, strict=True):
+            assert all(name in row and same(value, row[name]) for name, value in stored.items())
+            assert all(row[name] is None for name in row.keys() - stored.keys())
+        return
+    assert re.search(r"column '[ab]' has type .* in .*[012]\.parquet'", message), message
+
+
+def same(stored, found):
+    """Return whether a value is equal to what was stored, as another type may hold it."""
+    if isinstance(stored, str) and isinstance(found, bytes):  # binary holds strings and bytes
+        return stored.encode() == found
+    if isinstance(stored, dict) and stored.keys() != found.keys():
+        return all(same(stored.get(key), value) for key, value in found.items())
+    return stored == found
+
+
 def test_features_of_files_are_kept_if_all_have_them(tmp_path):
     label = {"text": Value("string"), "label": ClassLabel(names=["no", "yes"])}
     for name, features in [
@@ -423,19 +514,6 @@ def test_types_that_datasets_do_not_know_are_errors_with_column_and_file(tmp_pat
         read(tmp_path / "a.parquet")
 
 
-json_values = st.recursive(
-    st.one_of(
-        st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.integers(-2, 2),
-        st.text(max_size=3), st.floats(allow_nan=False, allow_infinity=False),
-        st.sampled_from(ODD),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text("ab", max_size=2), inner, max_size=3)
-    ),
-    max_leaves=5,
-)  # fmt: skip
-
-
 def equal(stored, found):
     """Return whether a value is what was stored, to which Arrow may have added keys."""
     if isinstance(stored, dict):
@@ -476,6 +554,28 @@ def test_json_that_cannot_be_decoded_again_is_an_error_with_column_and_rows(valu
     write(tmp_path / "a.jsonl", [{"text": "a", "n": "x"}, {"text": "b", "n": {"k": [1, value]}}])
     with pytest.raises(ValueError, match=r"column 'n' of '.*a\.jsonl' .* in rows 0 to 1: "):
         read(tmp_path / "a.jsonl")
+
+
+def nested(depth, of):
+    value = 1
+    for _ in range(depth):
+        value = [value] if of is list else {"k": value}
+    return value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [{f"key {k}": k} for k in range(3_000)],
+        [nested(400, list)],
+        [nested(400, dict)],
+        [{}, {"a": {}}],
+    ],
+    ids=["keys without end", "deep lists", "deep objects", "no keys"],
+)
+def test_json_that_no_type_fits_stays_json(values, tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": "a", "n": value} for value in values])
+    assert [json.loads(row["n"]) for row in read(tmp_path / "a.jsonl", size=5_000)] == values
 
 
 # Datasets
