@@ -62,7 +62,7 @@ setup(
     },
     python_requires=">=3.10",
     install_requires=[
-        "datasets",
+        "datasets>=4.7",  # the first with columns of JSON
         "filelock",
         "huggingface-hub",
         "joblib",

@@ -10,7 +10,9 @@ Each target takes arbitrary bytes. An error that is not documented is a finding.
 """
 
 import contextlib
+import csv
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -66,6 +68,18 @@ class Targets:
             return [json.dumps(self._peft_config()).encode()]
         if target == "task":
             return [b'{"text": "a", "label": 1}\n{"text": "b", "text_b": "c", "label": 0}\n']
+        if target == "csv":
+            return [
+                b'text,n\n007,1\n"a, ""b""\nc",NA\n,\n',
+                b"\xef\xbb\xbfn,text\r\n1,a\r\n\r\n2,null\r\n",
+            ]
+        if target == "jsonl":
+            return [
+                b'{"text": "007", "n": 1}\n{"n": [1.5, {"a": null}], "text": "\\ud83d\\ude00"}\n',
+                b'[{"text": "true"}, {"text": "null", "n": {}}]',
+            ]
+        if target == "parquet":
+            return [self._parquet(compression) for compression in ("none", "snappy")]
         return ["a text\x00\U0001f600 \u05e9".encode(), b"\xff\xfe", b"[CLS]" * 9]
 
     def prefix(self, data):
@@ -180,6 +194,80 @@ class Targets:
             split = fetch_task("mr", "test", data_dir=self.folder)
             assert len(split.X) == len(split.y)
 
+    def csv(self, data):
+        path = self.folder / "corpus.csv"
+        path.write_bytes(data)
+        found, error = self._read_corpus(path)
+        try:
+            lines = io.StringIO(data.decode("utf-8-sig"), newline="")
+            header, *rows = [row for row in csv.reader(lines, strict=True) if row]
+            assert all(len(row) == len(header) == len(set(header)) for row in [header, *rows])
+            assert "\0" not in "".join(header)
+            expected = [row[header.index("text")] for row in rows]
+        except (ValueError, AssertionError, csv.Error):
+            expected = None  # unless it has no rows, of which nothing is asked
+        assert found == expected or (found == [] and expected is None), (found, expected, error)
+
+    def jsonl(self, data):
+        path = self.folder / "corpus.jsonl"
+        path.write_bytes(data)
+        found, error = self._read_corpus(path)
+        try:
+            content = data.decode().removeprefix("\ufeff")
+            if content.lstrip(" \t\r\n\v\f").startswith("["):
+                rows = json.loads(content)
+            else:
+                rows = [json.loads(line) for line in content.split("\n") if line.strip(" \t\r\v\f")]
+            expected = [row["text"] for row in rows]
+            assert all(isinstance(text, str) and text.encode() is not None for text in expected)
+        except (ValueError, KeyError, TypeError, AssertionError, RecursionError):
+            expected = None
+        if expected is not None and found is None:  # for a value that no column holds
+            assert "column" in error, error
+            assert "['text']" not in error, error
+        else:
+            assert found == expected, (found, expected, error)
+
+    @staticmethod
+    def _parquet(compression):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        table = pa.table({"text": ["007", "", "a\nb", "null"] * 2, "n": [1, None, 2, 3] * 2})
+        pq.write_table(
+            table, sink, compression=compression, row_group_size=3, write_page_checksum=True
+        )
+        return sink.getvalue().to_pybytes()
+
+    def parquet(self, data):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.folder / "corpus.parquet"
+        path.write_bytes(data)
+        found, _ = self._read_corpus(path)
+        try:
+            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            expected = table.column("text").to_pylist()
+        except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError):
+            return  # a damaged footer, of which reading by parts may need less
+        assert found in (expected, None), (found, expected)
+
+    @staticmethod
+    def _read_corpus(path):
+        """Return the texts of a file and None, or None and an error that names the file."""
+        from prefixembed.corpus.columns import TextColumns
+        from prefixembed.corpus.sources import open_source
+
+        try:
+            source = open_source(path, TextColumns(["text"], False))
+            return [t for _, rows in source.tables(2) for t in rows["text"].to_pylist()], None
+        except ValueError as error:
+            message = str(error)
+        assert repr(str(path)) in message, message
+        return None, message
+
     def text(self, data):
         from prefixembed import PrefixBank
 
@@ -204,6 +292,9 @@ MODULES = {
     "task": "prefixembed.tasks",
     "checkpoint": "prefixembed._fit.checkpoints",
     "peft": "prefixembed.interop",
+    "csv": "prefixembed.corpus.files",
+    "jsonl": "prefixembed.corpus.files",
+    "parquet": "prefixembed.corpus.files",
     "text": "prefixembed.bank",
 }
 

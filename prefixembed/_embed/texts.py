@@ -41,7 +41,7 @@ def check_texts(X: Any, name: str = "X", start: int = 0) -> list[Text]:
                 f"{name}[{start}] must be a text or a pair of texts, got {show(rows[0])}"
             )
         return [_check_row(row, position, width, name) for position, row in enumerate(rows, start)]
-    return [_check_text(row, f"{name}[{position}]") for position, row in enumerate(rows, start)]
+    return [check_text(row, f"{name}[{position}]") for position, row in enumerate(rows, start)]
 
 
 def check_sentences(X: Any, words: bool, start: int = 0) -> list[Text]:
@@ -78,11 +78,12 @@ def _check_row(row: Any, position: int, width: int, name: str) -> Text:
             f"{name}[{position}] must have {width} text{'s' * (width > 1)} like {name}[0], "
             f"got {show(row)}"
         )
-    texts = [_check_text(text, f"{name}[{position}][{k}]") for k, text in enumerate(row)]
+    texts = [check_text(text, f"{name}[{position}][{k}]") for k, text in enumerate(row)]
     return texts[0] if width == 1 else (texts[0], texts[1])
 
 
-def _check_text(text: Any, where: str) -> str:
+def check_text(text: Any, where: str) -> str:
+    """Return a text; raise ValueError, which calls it `where`, if it is something else."""
     if not isinstance(text, str):
         hint = "; decode it first" if isinstance(text, bytes) else ""
         raise ValueError(f"{where} must be a str, got {show(text)}{hint}")

@@ -20,9 +20,10 @@ from prefixembed._embed.transformer import TextTransformer
 from prefixembed._embed.truncation import report_truncated
 from prefixembed._files.atomic import file_lock, make_folder
 from prefixembed._utils.parameters import PATH, Count, checked
+from prefixembed.corpus.columns import TextColumns
 from prefixembed.corpus.jobs import BACKBONE_FOLDER, ShardJob, bank_for_jobs, run_jobs
 from prefixembed.corpus.recipe import check_recipe, make_recipe
-from prefixembed.corpus.shards import DIGEST_FOLDER, FILE_FORMATS, shard_name
+from prefixembed.corpus.shards import DIGEST_FOLDER, FILE_FORMATS, arrow_copy, shard_name
 from prefixembed.corpus.sources import open_source
 
 if TYPE_CHECKING:
@@ -72,15 +73,14 @@ class EmbeddedCorpus:
         -------
         dataset : datasets.Dataset
             Rows in order, mapped into memory. Arrow files are mapped themselves. Of Parquet
-            files, the datasets library maps a copy that it keeps in its cache.
+            files, an Arrow copy is, which stays in the cache of the datasets library.
         """
-        from datasets import Dataset, concatenate_datasets, load_dataset
+        from datasets import Dataset, concatenate_datasets
 
-        names = [shard_name(k, self.file_format) for k in range(self.n_shards)]
-        files = [os.fspath(self.folder / name) for name in names]
-        if self.file_format == "arrow":
-            return concatenate_datasets([Dataset.from_file(file) for file in files])
-        return load_dataset("parquet", data_files=files, split="train")
+        files = [self.folder / shard_name(k, self.file_format) for k in range(self.n_shards)]
+        if self.file_format != "arrow":
+            files = [arrow_copy(file) for file in files]
+        return concatenate_datasets([Dataset.from_file(os.fspath(file)) for file in files])
 
 
 @checked(
@@ -122,10 +122,15 @@ def embed_dataset(
     dataset : datasets.Dataset, datasets.IterableDataset, str, path-like or list of them
         Rows to embed:
 
-        - a dataset or a stream of the datasets library;
+        - a dataset or a stream of the datasets library. If a format selects columns, the others
+          are not read. A dataset with a transform is refused;
         - Parquet, CSV, JSON or JSONL files, as a path, a pattern such as ``"logs/*.parquet"``, or
-          a list of them. Files are streamed. Those that match a pattern are read in the order of
-          their names.
+          a list of them. CSV and JSON may be compressed, as ``".csv.gz"``. A path that exists
+          means itself, whatever characters it has. Files that match a pattern are read in the
+          order of their names.
+
+        Files are streamed. All columns of CSV files are text. Columns of JSON files have a type
+        that holds the values of all rows, for which the files are read once before.
     column : str or sequence of two str
         Column of texts, or the two columns of pairs. If the encoder has ``output="words"``, a
         column of lists of words.
@@ -162,9 +167,10 @@ def embed_dataset(
         If a path or pattern matches no file.
     ValueError
         If `dataset` has no rows, lacks `column`, or already has `vector_column`; if a row holds
-        something else than text, which the message names by its position; if the folder holds
-        vectors of another encoder, of other settings or of other texts; or if another call is
-        writing to the folder.
+        something else than text, which the message names by its file and position; if a file
+        cannot be read, or its columns have no common types with those of others; if the folder
+        holds vectors of another encoder, of other settings or of other texts; or if another call
+        is writing to the folder.
 
     Warns
     -----
@@ -194,13 +200,13 @@ def embed_dataset(
     bank = encoder.as_bank()
     columns = [column] if isinstance(column, str) else list(column)
     _check_columns(columns, bank.output)
-    source = open_source(dataset)
+    source = open_source(dataset, TextColumns(columns, bank.output == "words"))
     tables = source.tables(shard_size)
     first = next(tables, None)
     if first is None:
         raise ValueError("dataset has no rows")
     schema = first[1].schema
-    _check_names(schema.names, columns, vector_column)
+    _check_vector_column(schema.names, vector_column)
     representation = bank.representation()
     if len(columns) == 2:
         representation = replace(representation, reading=bank.combination().pairs_reading())
@@ -268,10 +274,7 @@ def _check_columns(columns: list[Any], output: str) -> None:
         raise ValueError(f"column must be one name if output is 'words', got {columns!r}")
 
 
-def _check_names(names: list[str], columns: list[str], vector_column: str) -> None:
-    for name in columns:
-        if name not in names:
-            raise ValueError(f"column must be one of {names}, got {name!r}")
+def _check_vector_column(names: list[str], vector_column: str) -> None:
     if vector_column in names:
         raise ValueError(
             f"vector_column={vector_column!r} must not be a column of the dataset, got {names}"

@@ -125,6 +125,25 @@ def read_facts(path: Path) -> ShardFacts:
     return ShardFacts(**json.loads(schema.metadata[_METADATA_KEY]))
 
 
+def arrow_copy(path: Path) -> Path:
+    """Return the path of an Arrow file, in the cache of the datasets library, of a Parquet file.
+
+    It is written if the cache has none of the file as it is now.
+    """
+    from datasets import config
+
+    facts = path.stat()
+    key = repr((os.path.realpath(path), facts.st_size, facts.st_mtime_ns)).encode()
+    name = hashlib.blake2b(key, digest_size=20).hexdigest()
+    copy = Path(config.HF_DATASETS_CACHE) / "prefixembed" / f"{name}.arrow"
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "rb") as file:  # a path is not left to readers that expand it
+            table = pq.read_table(file)
+        write_atomically(copy, lambda temporary: _write_arrow(table, temporary))
+    return copy
+
+
 def _digest_path(path: Path) -> Path:
     return path.parent / DIGEST_FOLDER / f"{path.name}.sha256"
 

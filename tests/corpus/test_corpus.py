@@ -198,24 +198,27 @@ def test_error_names_the_row_that_is_not_a_text(bank, tmp_path):
         embed_dataset(bank, words, "w", tmp_path / "words", shard_size=1)
 
 
-def test_error_counts_rows_over_all_files(bank, tmp_path):
+def test_error_names_file_and_row(bank, tmp_path):
     # The first file ends within a shard.
     for k, texts in enumerate([TEXTS[:5], [*TEXTS[5:8], None]]):
         Dataset.from_dict({"text": texts}).to_parquet(tmp_path / f"{k}.parquet")
-    with pytest.raises(ValueError, match=r"dataset\['text'\]\[8\] must be a str, got None"):
+    with pytest.raises(ValueError, match=r"1\.parquet'\['text'\]\[3\] must be a str, got None"):
         embed_dataset(bank, str(tmp_path / "*.parquet"), "text", tmp_path / "out", shard_size=4)
 
 
 def test_wrong_arguments_are_named(bank, rows, tmp_path, tiny):
     out = tmp_path / "out"
     for arguments, message in [
-        ((bank, rows, "txt", out), r"column must be one of \['text', 'label', 'n'\], got 'txt'"),
+        (
+            (bank, rows, "txt", out),
+            r"column must be one of \['text', 'label', 'n'\] in dataset, got 'txt'",
+        ),
         ((bank, rows, ["a", "b", "c"], out), "column must be one name, or two names"),
         ((bank, ["missing.csv"], "text", out), "no file matches 'missing.csv'"),
         ((bank, TEXTS[0].encode(), "text", out), "dataset must be .* got bytes"),
         ((bank, {"text": TEXTS}, "text", out), "dataset must be .* got dict"),
         ((bank, rows.select([]), "text", out), "dataset has no rows"),
-        ((bank, tiny(), "text", out), "files of a dataset must have one suffix"),
+        ((bank, tiny(), "text", out), "dataset must not be a folder"),
         (("bank", rows, "text", out), "'encoder' parameter"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
