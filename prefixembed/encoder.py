@@ -126,7 +126,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     history_ : dict of str to list of float
         One entry per evaluation: ``step`` (number of steps so far), ``train_loss`` (weighted mean
         since the entry before), ``learning_rate``, ``seconds`` and, with early stopping,
-        ``valid_loss`` and ``valid_accuracy``, or ``valid_r2`` for regression.
+        ``valid_loss`` and ``valid_accuracy``. For regression, ``valid_r2`` of two texts or more.
     n_features_out_ : int
         Width of the vectors of the kind of texts that `fit` has seen.
 
