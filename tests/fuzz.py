@@ -1,4 +1,4 @@
-"""Fuzz everything that reads input: files of others, and texts.
+"""Fuzz everything that reads input: files of others, texts, and labels.
 
 ``test_fuzz.py`` runs the targets with hypothesis. This script runs them with atheris, guided by
 coverage, for any length of time::
@@ -66,6 +66,9 @@ class Targets:
             return [json.dumps(self._peft_config()).encode()]
         if target == "task":
             return [b'{"text": "a", "label": 1}\n{"text": "b", "text_b": "c", "label": 0}\n']
+        if target == "labels":
+            rng = np.random.default_rng(0)
+            return [rng.bytes(48) for _ in range(40)]
         return ["a text\x00\U0001f600 \u05e9".encode(), b"\xff\xfe", b"[CLS]" * 9]
 
     def prefix(self, data):
@@ -180,6 +183,11 @@ class Targets:
             split = fetch_task("mr", "test", data_dir=self.folder)
             assert len(split.X) == len(split.y)
 
+    def labels(self, data):
+        from label_fuzz import check
+
+        check(data)
+
     def text(self, data):
         from prefixembed import PrefixBank
 
@@ -205,6 +213,7 @@ MODULES = {
     "checkpoint": "prefixembed._fit.checkpoints",
     "peft": "prefixembed.interop",
     "text": "prefixembed.bank",
+    "labels": "prefixembed._fit.examples",
 }
 
 

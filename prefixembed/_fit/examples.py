@@ -76,7 +76,7 @@ def read_rows(
     kept = np.flatnonzero((weights > 0) & (counts > 0))
     ends = _text_ends(kind, counts)
     texts = [texts[k] for k in expand(kept, ends)]
-    counts, weights = counts[kept], weights[kept]
+    counts, weights = counts[kept], relative_weights(weights[kept])
     targets = kind.keep(targets, kept)
     if len(kept):
         targets = kind.scaled(targets, weights)
@@ -85,7 +85,7 @@ def read_rows(
             "y must have two classes or more whose weight is not zero: there is nothing to learn "
             "where every row has the same answer"
         )
-    return LabelledRows(texts, counts, kind, targets, relative_weights(weights))
+    return LabelledRows(texts, counts, kind, targets, weights.astype(np.float32))
 
 
 @dataclass(frozen=True)

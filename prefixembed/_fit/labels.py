@@ -68,8 +68,8 @@ def label_array(y: ArrayLike, where: Where = _OF_Y) -> NDArray[Any]:
     array = column_or_1d(_as_array(y, "y"), warn=True)
     if array.dtype == object:
         array = _narrowed(array.tolist(), where)
-    elif array.dtype.itemsize > 8 and array.dtype.kind == "f":  # longdouble; no file holds it
-        array = _narrowed(array.tolist(), where, array.astype(np.float64))
+    elif _is_too_long(array):
+        array = _narrowed(list(array), where)
     if array.dtype.kind not in "biufU" and len(array):
         raise _no_label(array[0], where(0))
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -109,12 +109,20 @@ def _as_array(values: Any, name: str) -> NDArray[Any]:
         raise ValueError(f"{name} must be a sequence of labels: {error}") from error
 
 
-def _narrowed(labels: list[Any], where: Where, array: NDArray[Any] | None = None) -> NDArray[Any]:
+def _is_too_long(array: NDArray[Any]) -> bool:
+    """Return whether an array is of longdouble, which no file of ours holds."""
+    return array.dtype.kind == "f" and array.dtype.itemsize > 8
+
+
+def _narrowed(labels: list[Any], where: Where) -> NDArray[Any]:
     """Return labels in the array that numpy makes of them, if that keeps them as they are."""
     for position, label in enumerate(labels):
         if _is_missing(label):
             raise ValueError(f"{where(position)} must be a label, got {label!r}")
-    array = _by_numpy(labels) if array is None else array
+    array = _by_numpy(labels)
+    if _is_too_long(array):
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float64)
     if array.dtype.kind not in "biufU":
         is_label = [_by_numpy([label]).dtype.kind in "biufU" for label in labels]
         position = is_label.index(False) if False in is_label else 0
@@ -143,8 +151,10 @@ def _no_label(label: Any, where: str) -> ValueError:
 
 
 def _is_missing(label: Any) -> bool:
+    if label is None or label is np.ma.masked:
+        return True
     try:
-        return label is None or bool(label != label)  # NaN differs from itself
+        return bool(label != label)  # NaN differs from itself
     except TypeError:  # pandas.NA cannot be compared
         return True
     except ValueError:  # an array
@@ -287,11 +297,11 @@ def check_weights(
     masses = np.bincount(labels, weights=weights, minlength=len(classes))
     factors = np.zeros(len(classes))
     occur = np.flatnonzero(masses)
-    if isinstance(class_weight, str):  # "balanced"
-        factors[occur] = masses.sum() / (len(occur) * masses[occur])
-    else:
-        factors[occur] = _class_factors(class_weight, classes[occur].tolist())
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        if isinstance(class_weight, str):  # "balanced"
+            factors[occur] = masses.sum() / (len(occur) * masses[occur])
+        else:
+            factors[occur] = _class_factors(class_weight, classes[occur].tolist())
         products = weights * factors[labels]
     if ((products == 0) & (weights > 0) & (factors[labels] > 0)).any():
         raise _too_far_apart(products)
@@ -315,11 +325,17 @@ def _class_factors(class_weight: Mapping[Any, Any], classes: list[Any]) -> list[
     return [float(class_weight.get(name, 1.0)) for name in classes]
 
 
-def relative_weights(weights: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the weights of rows in the loss, 1 on average; all must be above zero."""
+def relative_weights(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights of rows in the loss, 1 on average; all must be above zero in float32."""
+    if not len(weights):
+        return weights
     mean = _sum(weights) / len(weights)
-    if not np.isfinite(mean) or not (relative := (weights / mean).astype(np.float32)).all():
+    if not np.isfinite(mean):
         raise _too_far_apart(weights)
+    with np.errstate(under="ignore"):
+        relative = weights / mean
+        if not relative.astype(np.float32).all():
+            raise _too_far_apart(weights)
     return relative
 
 

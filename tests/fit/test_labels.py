@@ -155,14 +155,21 @@ def test_weights_of_classes_are_those_of_scikit_learn(kind, picks, known):
 
 def test_weights_that_float32_cannot_hold_together_are_refused():
     labels, classes = check_labels(["a", "b", "b"])
+
+    def relative(sample_weight, class_weight):
+        weights = check_weights(sample_weight, class_weight, labels, classes)
+        return relative_weights(weights[weights > 0])
+
     for sample_weight, class_weight in (
         ([1, 1e-60, 1], None),
         (None, {"a": 1e-60}),
         (None, {"a": 1e308, "b": 1e308}),
         ([1e-200, 1, 1], {"a": 1e-200}),
+        ([1e300, 1, 1], {"a": 1e300, "b": 0}),
+        ([1e-60, 1e300, 0], "balanced"),
     ):
         with pytest.raises(ValueError, match="too large, too small or too far apart"):
-            relative_weights(check_weights(sample_weight, class_weight, labels, classes))
+            relative(sample_weight, class_weight)
     np.testing.assert_allclose(relative_weights(np.array([1e-300, 3e-300])), [0.5, 1.5])
 
 
@@ -211,7 +218,8 @@ def test_arrays_of_no_numbers_are_refused(y):
 
 POOL = [0, 1, 2**53, 2**53 + 1, 2**63, -1, 2**70, 0.0, 2.0, True, False, "a", "a\0", "1", "nan",
         np.int8(1), np.float32(2), np.str_("b"), np.bool_(True), b"a", None, np.nan, pd.NA, pd.NaT,
-        1j, DAYS[0], np.timedelta64(1, "s"), Decimal(1), (1, 2), [1], object()]  # fmt: skip
+        1j, DAYS[0], np.timedelta64(1, "s"), Decimal(1), (1, 2), [1], object(),
+        np.ma.masked, np.longdouble(3)]  # fmt: skip
 
 
 @given(st.lists(st.sampled_from(POOL), min_size=1, max_size=4))
