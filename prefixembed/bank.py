@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator
 from copy import deepcopy
 from html import escape
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from numpy.typing import NDArray
 from sklearn.base import _fit_context
 from sklearn.utils import Tags, estimator_html_repr
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
 from prefixembed._embed.combination import Combination, agree, check_selection, combine_prefixes
 from prefixembed._embed.embedder import CHUNK, Embedder, embed
@@ -24,7 +23,7 @@ from prefixembed._files.bank_folder import MANIFEST, prefix_files, read_folder, 
 from prefixembed._files.cards import backbone_argument, bank_table, model_card
 from prefixembed._files.hub import HubMixin
 from prefixembed._utils.docstrings import substitute
-from prefixembed._utils.parameters import Count, to_json
+from prefixembed._utils.parameters import Count, Number, to_json
 from prefixembed._utils.warnings import warn
 from prefixembed.backbone import Backbone
 from prefixembed.cache import VectorCache, open_cache
@@ -159,7 +158,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         "prefixes": [dict],
         "active": [list, tuple, None],
         "combine": [StrOptions({"concat", "mean"})],
-        "weights": [Interval(Real, 0, None, closed="neither"), dict, None],
+        "weights": [Number(0, None, closed="neither"), dict, None],
         "backbone": [str, os.PathLike, None],
         "pooled_layers": [Count(1), None],
     }
@@ -380,6 +379,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
     def n_features_out_(self) -> int:
         """Length of the vectors of the kind of texts that `fit` has seen."""
         try:
+            self._validate_params()
             combination = self.combination()
             reading = combination.pairs_reading() if self.of_pairs_ else combination.reading
         except (OSError, ValueError) as error:

@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import accuracy_score
-from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from prefixembed._embed.texts import check_choices, choice_pairs
 from prefixembed._fit.objectives import OBJECTIVES
 from prefixembed._utils.docstrings import substitute
+from prefixembed._utils.parameters import Implements
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,8 +66,12 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "encoder": [HasMethods(["fit", "transform"])],
-        "head": [HasMethods(["fit", "predict"]), None],
+        "encoder": [Implements(["fit", "transform"])],
+        "head": [
+            Implements(["fit", "decision_function"]),
+            Implements(["fit", "predict_proba"]),
+            None,
+        ],
     }
 
     def __init__(self, encoder: Any, head: Any = None) -> None:
@@ -145,6 +148,20 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         """
         return softmax(self.decision_function(X), axis=1)
 
+    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        """Predict the logarithm of the probability that each choice is the correct one of its row.
+
+        Parameters
+        ----------
+        $choices
+
+        Returns
+        -------
+        logarithms : ndarray of shape (n_rows, largest number of choices)
+            Of what :meth:`predict_proba` returns; minus infinity if a row has fewer choices.
+        """
+        return log_softmax(self.decision_function(X), axis=1)
+
     def predict(self, X: Any) -> NDArray[np.intp]:
         """Predict the correct choice of each row.
 
@@ -174,7 +191,7 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         score : float
             Accuracy.
         """
-        return float(accuracy_score(y, self.predict(X), sample_weight=sample_weight))
+        return _OBJECTIVE.score(y, self.predict(X), sample_weight)
 
     def _vectors(self, pairs: Any, counts: NDArray[np.intp]) -> NDArray[Any]:
         vectors = np.asarray(self.encoder_.transform(pairs), dtype=np.float32)

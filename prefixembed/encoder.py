@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.base import _fit_context
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._embed.texts import is_pairs
@@ -24,7 +23,7 @@ from prefixembed._fit.predictions import SourceHeadMixin
 from prefixembed._fit.prefix_learner import PrefixLearner
 from prefixembed._fit.transformer import LearningTransformer
 from prefixembed._utils.docstrings import substitute
-from prefixembed._utils.parameters import Count
+from prefixembed._utils.parameters import Count, Number
 from prefixembed.backbone import load_backbone
 from prefixembed.bank import PrefixBank
 from prefixembed.cache import VectorCache
@@ -126,7 +125,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     history_ : dict of str to list of float
         One entry per evaluation: ``step`` (number of steps so far), ``train_loss`` (weighted mean
         since the entry before), ``learning_rate``, ``seconds`` and, with early stopping,
-        ``valid_loss`` and ``valid_accuracy``, or ``valid_r2`` for regression.
+        ``valid_loss`` and ``valid_accuracy``. For regression, ``valid_r2`` of two texts or more.
     n_features_out_ : int
         Width of the vectors of the kind of texts that `fit` has seen.
 
@@ -169,7 +168,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         "init": [StrOptions({"text", "normal"})],
         "reparameterize": [Count(1), None],
         "background": [StrOptions({"auto"}), "array-like", None],
-        "background_weight": [Interval(Real, 0, None, closed="left")],
+        "background_weight": [Number(0, None, closed="left")],
         "learning_rate": [
             *LearningTransformer._parameter_constraints["learning_rate"],
             StrOptions({"auto"}),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -36,11 +39,18 @@ class Head:
         Weight of the head.
     bias : ndarray of shape (n_outputs,)
         Bias of the head.
+    mean : float, default=0.0
+        What is added to the output of a regression, after it was multiplied by `scale`: the mean
+        of the numbers that were learned. It is apart from `bias`, which is in float32, so that
+        numbers far from zero, such as timestamps, keep their digits.
+    scale : float, default=1.0
+        Standard deviation of the numbers that were learned, for a regression.
 
     Raises
     ------
     ValueError
-        If shapes do not fit each other, a number is not finite, or labels are not numbers,
+        If shapes do not fit each other, a number is not finite, `scale` is not above zero, `mean`
+        or `scale` is given for another objective than regression, or labels are not numbers,
         booleans or strings.
 
     Examples
@@ -56,6 +66,8 @@ class Head:
     classes: NDArray[Any] | None  # (class,)
     weight: NDArray[np.float32]  # (output, feature)
     bias: NDArray[np.float32]  # (output,)
+    mean: float = 0.0
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.objective, str):
@@ -77,6 +89,20 @@ class Head:
         shape = None if self.classes is None else self.classes.shape
         if self.objective not in _WITHOUT_CLASSES and shape != (n_outputs,):
             raise ValueError(f"classes must have shape {(n_outputs,)}, got {shape}")
+        for name in ("mean", "scale"):
+            object.__setattr__(self, name, _finite(f"head {name}", getattr(self, name)))
+        if self.scale <= 0:
+            raise ValueError(f"head scale must be above 0, got {self.scale}")
+        if self.is_scaled and self.objective != "regression":
+            raise ValueError(
+                f"mean and scale are for objective='regression', got {self.objective!r} with "
+                f"mean={self.mean} and scale={self.scale}"
+            )
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether `mean` and `scale` change the output."""
+        return (self.mean, self.scale) != (0, 1)
 
     @property
     def width(self) -> int:
@@ -111,11 +137,13 @@ class Head:
                 "binary vectors have lost their scale"
             )
         vectors = np.asarray(vectors, dtype=np.float64)
-        return vectors @ self.weight.astype(np.float64).T + self.bias  # (unit, output)
+        logits = vectors @ self.weight.astype(np.float64).T + self.bias  # (unit, output)
+        return logits * self.scale + self.mean if self.is_scaled else logits
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Rebuild through the constructor, which checks arrays and makes them read-only.
-        return type(self), (self.objective, self.classes, self.weight, self.bias)
+        values = (self.objective, self.classes, self.weight, self.bias, self.mean, self.scale)
+        return type(self), values
 
 
 def read_only(name: str, array: Any) -> NDArray[np.float32]:
@@ -125,6 +153,16 @@ def read_only(name: str, array: Any) -> NDArray[np.float32]:
         raise ValueError(f"{name} has numbers that are not finite")
     copy.flags.writeable = False
     return copy
+
+
+def _finite(name: str, value: Any) -> float:
+    number = math.nan
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return number
 
 
 def encode_classes(classes: NDArray[Any]) -> dict[str, Any]:

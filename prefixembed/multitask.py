@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metadata_routing import UNUSED
@@ -22,11 +22,12 @@ from prefixembed._fit.fine_tuning import FineTuner, pack_backbone, write_backbon
 from prefixembed._fit.learning import check_can_resume
 from prefixembed._fit.objectives import OBJECTIVES
 from prefixembed._fit.optimization import MAX_RATE
-from prefixembed._fit.predictions import read_units, score_units
+from prefixembed._fit.predictions import TaskHeadsMixin
 from prefixembed._fit.temporary_backbone import TemporaryBackbone
 from prefixembed._fit.transformer import LearningTransformer
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._utils.docstrings import substitute
+from prefixembed._utils.parameters import Number
 from prefixembed.backbone import Backbone, load_backbone
 from prefixembed.bank import PrefixBank
 from prefixembed.cache import VectorCache
@@ -39,7 +40,7 @@ TaskHead = Head  # the name that it had before prefixes shared it
 
 
 @substitute
-class MultiTaskEncoder(LearningTransformer):
+class MultiTaskEncoder(TaskHeadsMixin, LearningTransformer):
     """Fine-tune a copy of a whole backbone on several source tasks together, then freeze it.
 
     Prefixes are an alternative to this way to general representations [1]_. Each step is one
@@ -109,8 +110,8 @@ class MultiTaskEncoder(LearningTransformer):
         One entry per evaluation: ``step`` (number of steps so far), ``train_loss`` (weighted mean
         since the entry before), ``learning_rate``, ``seconds`` and, with early stopping,
         ``valid_loss``, the mean over tasks. With several tasks, each has its own
-        ``valid_loss[name]`` and ``valid_accuracy[name]``, or ``valid_r2[name]``; with one task, the
-        name is left out.
+        ``valid_loss[name]`` and ``valid_accuracy[name]``, or ``valid_r2[name]`` of two texts or
+        more; with one task, the name is left out.
     n_features_out_ : int
         Length of the vector of a text.
 
@@ -145,7 +146,7 @@ class MultiTaskEncoder(LearningTransformer):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **LearningTransformer._parameter_constraints,
         "objectives": [dict, None],
-        "temperature": [Interval(Real, 1, None, closed="both")],
+        "temperature": [Number(1, None, closed="both")],
         "head_learning_rate": [Interval(Real, 0, MAX_RATE, closed="right")],
     }
 
@@ -285,81 +286,6 @@ class MultiTaskEncoder(LearningTransformer):
         warn_after_training(outcome.history, data, recipe)
         return self
 
-    def predict(self, X: Any, task: str | None = None) -> Any:
-        """Predict the labels of a source task.
-
-        Parameters
-        ----------
-        $rows
-        $task
-
-        Returns
-        -------
-        labels : ndarray of shape (n_texts,)
-            As :meth:`PrefixEncoder.predict` returns them.
-
-        Raises
-        ------
-        ValueError
-            If there is no such task, or it was learned on the other kind of texts.
-        """
-        head, logits, counts = self._logits(X, task)
-        return OBJECTIVES[head.objective].predict(logits, head.classes, counts)
-
-    def predict_proba(self, X: Any, task: str | None = None) -> Any:
-        """Return the probability of each class of a source task.
-
-        Parameters
-        ----------
-        $rows
-        $task
-
-        Returns
-        -------
-        probabilities : ndarray of shape (n_texts, n_classes)
-            As :meth:`PrefixEncoder.predict_proba` returns them.
-
-        Raises
-        ------
-        ValueError
-            If there is no such task, it is a regression, or it was learned on the other kind of
-            texts.
-        """
-        head, logits, counts = self._logits(X, task)
-        return OBJECTIVES[head.objective].probabilities(logits, counts)
-
-    def score(
-        self,
-        X: Any,
-        y: Any,
-        task: str | None = None,
-        sample_weight: ArrayLike | None = None,
-    ) -> float:
-        """Return the score of the predictions for a source task.
-
-        Parameters
-        ----------
-        $rows
-        y : array-like of shape (n_texts,)
-            Labels.
-        $task
-        $sample_weight
-
-        Returns
-        -------
-        score : float
-            As :meth:`PrefixEncoder.score` returns it.
-
-        Raises
-        ------
-        ValueError
-            If there is no such task, or it was learned on the other kind of texts.
-        """
-        head, logits, counts = self._logits(X, task)
-        objective = OBJECTIVES[head.objective]
-        predicted = objective.predict(logits, head.classes, counts)
-        return objective.score(y, predicted, sample_weight)
-
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the fine-tuned backbone as a folder that :func:`load_backbone` takes.
 
@@ -393,22 +319,10 @@ class MultiTaskEncoder(LearningTransformer):
             self._place = TemporaryBackbone(self._files)
         return PrefixBank({}, backbone=self._place, **self._running_params())
 
-    def _logits(
-        self, X: Any, task: str | None
-    ) -> tuple[Head, NDArray[np.float64], NDArray[np.intp]]:
-        check_is_fitted(self)
-        if task is None and len(self.heads_) == 1:
-            (task,) = self.heads_
-        if task not in self.heads_:
-            raise ValueError(f"task must be one of {list(self.heads_)}, got {task!r}")
-        head, of_pairs = self.heads_[task], self.of_pairs_[task]
-        rows, words, counts = read_units(head, X, of_pairs, f"task {task!r}")
-        return head, *score_units(head, self._vectors(rows, words), counts)
-
     def _objectives(self, tasks: Mapping[str, Any]) -> dict[str, str]:
         chosen = self.objectives or {}
         for name, objective in chosen.items():
-            if name not in tasks or objective not in OBJECTIVES:
+            if name not in tasks or not isinstance(objective, str) or objective not in OBJECTIVES:
                 raise ValueError(
                     f"objectives has {name!r}: {objective!r}; tasks are {list(tasks)}, objectives "
                     f"are {list(OBJECTIVES)}"

@@ -25,11 +25,13 @@ from prefixembed.head import Head, decode_classes, encode_classes, read_only
 from prefixembed.reading import PAIRS, POOLINGS, Reading
 from prefixembed.slots import Slots
 
-FORMAT_VERSION = 5
-_READ_VERSIONS = (4, FORMAT_VERSION)  # files of version 4 have no slots
+FORMAT_VERSION = 6
+# Files of version 4 have no slots, and those of versions 4 and 5 no mean and scale of a regression.
+_READ_VERSIONS = (4, 5, FORMAT_VERSION)
 __all__ = ["FORMAT_VERSION", "PAIRS", "POOLINGS", "Head", "Prefix", "Slots"]
 
 PREFIX_FILE = "prefix.safetensors"
+_SCALING = ("mean", "scale")  # of a head
 _SLOT_TENSORS = ("slot_keys", "slot_biases", "slot_values")
 _TENSORS = ("keys_values", *_SLOT_TENSORS, "head_weight", "head_bias")
 
@@ -318,7 +320,7 @@ class Prefix(HubMixin):
     def _from_header(cls, header: dict[str, Any], tensors: dict[str, Any]) -> Prefix:
         version = header.pop("format_version")
         if version not in _READ_VERSIONS:
-            known = " and ".join(map(str, _READ_VERSIONS))
+            known = " and ".join([", ".join(map(str, _READ_VERSIONS[:-1])), str(FORMAT_VERSION)])
             raise ValueError(
                 f"format version is {version}, this version of prefixembed reads {known}"
             )
@@ -332,7 +334,8 @@ class Prefix(HubMixin):
         if head is not None:
             classes = None if head["classes"] is None else decode_classes(head["classes"])
             weight, bias = tensors["head_weight"], tensors["head_bias"]
-            head = Head(head["objective"], classes, weight, bias)
+            scaling = {name: head[name] for name in _SCALING if name in head}
+            head = Head(head["objective"], classes, weight, bias, **scaling)
         slots = None
         if any(name in tensors for name in _SLOT_TENSORS):
             slots = Slots(*(tensors[name] for name in _SLOT_TENSORS))
@@ -348,6 +351,8 @@ class Prefix(HubMixin):
         if self.head is not None:
             classes = None if self.head.classes is None else encode_classes(self.head.classes)
             head = {"objective": self.head.objective, "classes": classes}
+            if self.head.is_scaled:  # otherwise, digests are those of older versions
+                head |= {name: getattr(self.head, name) for name in _SCALING}
         return {
             "backbone": shared_name(self.backbone),
             "revision": self.revision,

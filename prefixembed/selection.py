@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,9 +12,9 @@ from sklearn.metrics import get_scorer_names
 from sklearn.model_selection import ParameterGrid
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.model_selection._split import _yields_constant_splits
-from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._param_validation import StrOptions
 
-from prefixembed._utils.parameters import Count, checked
+from prefixembed._utils.parameters import Count, Implements, Number, checked
 from prefixembed.bank import PrefixBank
 
 _MAX_SUBSETS = 4096
@@ -187,12 +186,12 @@ class PrefixSelector(BaseSearchCV):
             for name, constraint in BaseSearchCV._parameter_constraints.items()
             if name not in ("refit", "pre_dispatch", "return_train_score")
         },
-        "estimator": [HasMethods(["fit"])],
+        "estimator": [Implements(["fit"])],
         "scoring": [StrOptions(set(get_scorer_names())), callable, None],
         "direction": [StrOptions({"forward", "backward"})],
         "floating": ["boolean"],
         "n_prefixes": [Count(0), None],
-        "tol": [Interval(Real, None, None, closed="neither")],
+        "tol": [Number(None, None, closed="neither")],
         "combine": [list, tuple, None],
         "weights": [list, tuple, None],
     }

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
-from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from prefixembed._embed.texts import Text, check_texts, is_pairs
 from prefixembed._fit.examples import check_tasks
+from prefixembed._fit.target_scores import TargetScoresMixin
 from prefixembed._utils.docstrings import substitute
+from prefixembed._utils.masks import unmasked
+from prefixembed._utils.parameters import Implements
 from prefixembed._utils.warnings import warn
 from prefixembed.bank import PrefixBank
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @substitute
-class TargetHeads(MetaEstimatorMixin, BaseEstimator):
+class TargetHeads(TargetScoresMixin, MetaEstimatorMixin, BaseEstimator):
     """Fit one head per target task on the vectors of a shared bank.
 
     Each text is encoded once, however many target tasks there are [1]_. If target tasks use
@@ -96,7 +98,7 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "bank": [PrefixBank],
-        "head": [HasMethods(["fit", "predict"]), None],
+        "head": [Implements(["fit", "predict"]), None],
         "heads": [dict, None],
         "selections": [dict, None],
     }
@@ -104,7 +106,6 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
     # `targets` holds data or names of targets, which are not metadata to be routed.
     __metadata_request__fit: ClassVar[dict[str, str]] = {"targets": UNUSED}
     __metadata_request__predict: ClassVar[dict[str, str]] = {"targets": UNUSED}
-    __metadata_request__predict_proba: ClassVar[dict[str, str]] = {"targets": UNUSED}
     __metadata_request__score: ClassVar[dict[str, str]] = {"targets": UNUSED}
 
     # Digests that a warning has told of, by target.
@@ -253,30 +254,6 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
             table[:, k] = column if column.ndim == 1 else list(column)
         return table
 
-    def predict_proba(self, X: Any, targets: Iterable[str] | None = None) -> dict[str, Any]:
-        """Predict the probability of each class in each target task.
-
-        Parameters
-        ----------
-        $X
-        $target_names
-
-        Returns
-        -------
-        probabilities : dict of str to ndarray of shape (n_texts, n_classes)
-            Probabilities by target task, with classes in the order of ``heads_[name].classes_``.
-
-        Raises
-        ------
-        ValueError
-            If `X` is invalid, there is no such target task, or a head has no ``predict_proba``.
-        """
-        names = self._check_names(targets)
-        if without := [n for n in names if not hasattr(self.heads_[n], "predict_proba")]:
-            raise ValueError(f"heads of {without} do not predict probabilities")
-        vectors = self._encode(dict.fromkeys(names, check_texts(X)))
-        return {name: self.heads_[name].predict_proba(vectors[name]) for name in names}
-
     def score(self, targets: Mapping[str, tuple[Any, ...]], y: Any = None) -> float:
         """Return the mean over target tasks of the score of each head.
 
@@ -320,7 +297,7 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         vectors = self._encode(_check_all_texts({name: targets[name][0] for name in names}))
         scores = {}
         for name in names:
-            _, y, *weights = targets[name]
+            y, *weights = _labels(name, targets[name])
             weighted = {"sample_weight": weights[0]} if weights else {}
             scores[name] = float(self.heads_[name].score(vectors[name], y, **weighted))
         return scores
@@ -336,14 +313,15 @@ class TargetHeads(MetaEstimatorMixin, BaseEstimator):
         default = LogisticRegression(max_iter=1000) if self.head is None else self.head
         selected = {name: _check_selection(bank, name, selections.get(name)) for name in targets}
         texts = _check_all_texts({name: target[0] for name, target in targets.items()})
-        for name, (_, y, *_) in targets.items():
+        labels = {name: _labels(name, target) for name, target in targets.items()}
+        for name, (y, *_) in labels.items():
             check_consistent_length(texts[name], y)
             head = heads.get(name, default)
-            if not hasattr(head, "fit"):
+            if not hasattr(head, "fit") or isinstance(head, type):
                 raise ValueError(f"heads[{name!r}] must be an estimator, got {head!r}")
         vectors, digests = _encode(bank, texts, selected)
         learned = {}
-        for name, (_, y, *weights) in targets.items():
+        for name, (y, *weights) in labels.items():
             head = clone(heads.get(name, default))
             weighted = {_weight_name(head): weights[0]} if weights else {}
             learned[name] = head.fit(vectors[name], y, **weighted)
@@ -411,9 +389,16 @@ def _check_selection(bank: PrefixBank, name: str, active: Any) -> tuple[str, ...
     known = list(bank)
     if active is None:
         active = known if bank.active is None else bank.active
-    if isinstance(active, str) or any(prefix not in known for prefix in active):
+    is_sequence = isinstance(active, Iterable) and not isinstance(active, (str, bytes))
+    if not is_sequence or any(prefix not in known for prefix in active):
         raise ValueError(f"selections[{name!r}] must be names from {known}, got {active!r}")
     return tuple(active)
+
+
+def _labels(name: str, target: tuple[Any, ...]) -> list[Any]:
+    """Return the labels and, if there are any, the weights of a target task."""
+    parts = zip(("y", "sample_weight"), target[1:], strict=False)
+    return [unmasked(values, f"{part} of targets[{name!r}]") for part, values in parts]
 
 
 def _weight_name(head: Any) -> str:

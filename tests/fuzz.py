@@ -1,4 +1,4 @@
-"""Fuzz everything that reads input: files of others, and texts.
+"""Fuzz everything that reads input: files of others, texts, and labels.
 
 ``test_fuzz.py`` runs the targets with hypothesis. This script runs them with atheris, guided by
 coverage, for any length of time::
@@ -80,6 +80,10 @@ class Targets:
             ]
         if target == "parquet":
             return [self._parquet(compression) for compression in ("none", "snappy")]
+
+        if target == "labels":
+            rng = np.random.default_rng(0)
+            return [rng.bytes(48) for _ in range(40)]
         return ["a text\x00\U0001f600 \u05e9".encode(), b"\xff\xfe", b"[CLS]" * 9]
 
     def prefix(self, data):
@@ -268,6 +272,11 @@ class Targets:
         assert repr(str(path)) in message, message
         return None, message
 
+    def labels(self, data):
+        from label_fuzz import check
+
+        check(data)
+
     def text(self, data):
         from prefixembed import PrefixBank
 
@@ -296,6 +305,7 @@ MODULES = {
     "jsonl": "prefixembed.corpus.files",
     "parquet": "prefixembed.corpus.files",
     "text": "prefixembed.bank",
+    "labels": "prefixembed._fit.examples",
 }
 
 

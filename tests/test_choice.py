@@ -1,15 +1,17 @@
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import choices
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+from sklearn.utils._param_validation import InvalidParameterError
 
 from prefixembed import ChoiceRanker, PrefixBank, PrefixEncoder
 
@@ -42,6 +44,9 @@ def test_scores_are_those_of_the_head_on_centred_vectors(tiny):
         np.testing.assert_allclose(row[: len(some)], expected, atol=1e-4)
         assert (row[len(some) :] == -np.inf).all()
     assert ranker.predict([]).shape == (0,)
+    p, log_p = ranker.predict_proba(rows), ranker.predict_log_proba(rows)
+    np.testing.assert_allclose(np.exp(log_p), p, rtol=1e-12)
+    assert (log_p[-1] == [0, *[-np.inf] * (log_p.shape[1] - 1)]).all()
 
 
 @pytest.mark.parametrize(
@@ -87,5 +92,19 @@ def test_invalid_rows_raise(tiny):
         ranker.fit([("a", ["b"])], [0])
     with pytest.raises(ValueError, match="inconsistent numbers"):
         ranker.fit([("a", ["b", "c"])], [0, 1])
+    with pytest.raises(ValueError, match=r"y\[1\] is masked"):
+        ranker.fit([("a", ["b", "c"])] * 2, np.ma.array([0, 1], mask=[0, 1]))
+    for head in (LinearRegression(), LogisticRegression):
+        with pytest.raises(InvalidParameterError, match="'head' parameter"):
+            ranker.set_params(head=head).fit([("a", ["b", "c"])], [0])
     with pytest.raises(ValueError, match="'encoder' parameter"):
         ChoiceRanker("bank").fit([("a", ["b", "c"])], [0])
+
+
+def test_score_takes_positions_in_each_form(tiny):
+    rows, right = choices(20)
+    ranker = ChoiceRanker(bank_of(tiny())).fit(rows, np.array(right, dtype=object))
+    expected = ranker.score(rows, right)
+    for y in (list(right), pd.Series(right, dtype="Int64"), np.array(right, dtype=object)):
+        assert ranker.score(rows, y) == expected
+        assert ranker.score(rows, y, np.full(20, 2)) == pytest.approx(expected)

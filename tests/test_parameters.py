@@ -10,6 +10,9 @@ import pytest
 from helpers import make_encoder, make_multitask, reviews
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.utils._param_validation import (
     InvalidParameterError,
     generate_invalid_param_val,
@@ -27,6 +30,9 @@ from prefixembed import (
     interop,
     tasks,
 )
+from prefixembed import bank as bank_module
+from prefixembed import encoder as encoder_module
+from prefixembed import multitask as multitask_module
 from prefixembed.cache import open_cache
 from prefixembed.tasks.demo import demo_backbone
 
@@ -173,3 +179,91 @@ def test_any_value_works_or_is_refused_by_name(tiny, make, data):
         message = str(error)
     assert not message or name in message or repr(value) in message, (name, value, message)
     assert np.isfinite(vectors).all()
+
+
+class Foreign:
+    """An object of an unknown kind that equals itself alone, also after a copy."""
+
+
+ODD = [
+    None, True, 0, -7, 3.5, math.nan, math.inf, 10**400, 1j, "", "a", b"a", (), [1], ["a"], {},
+    {1: 2}, {"a": None}, {"a": [1]}, {1}, range(2), np.float32(0.5), np.array([1, 2]), np.zeros(0),
+    np.datetime64("2020"), object, Foreign(), len,
+]  # fmt: skip
+
+
+def made(kind, tiny, **params):
+    bank = PrefixBank({}, backbone=tiny())
+    own = {
+        PrefixBank: {"prefixes": {}, "backbone": tiny()},
+        ChoiceRanker: {"encoder": bank},
+        PrefixSelector: {
+            "estimator": make_pipeline(bank, LogisticRegression()),
+            "cv": 2,
+            "error_score": "raise",
+        },
+        TargetHeads: {"bank": bank},
+    }.get(kind, {"backbone": tiny(), "max_steps": 1})
+    return kind(**{**own, **params})
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_odd_values_are_kept_by_clones_and_refused_by_name_in_fit(tiny, monkeypatch, kind):
+    # Whatever is accepted is not used here.
+    for module in (encoder_module, multitask_module):
+        monkeypatch.setattr(module, "load_backbone", lambda *args: _stop())
+    monkeypatch.setattr(bank_module.PrefixBank, "_embed", lambda *args: _stop())
+    of_sklearn = {"scoring", "cv", "n_jobs", "error_score", "verbose"}
+    for name in inspect.signature(kind).parameters:
+        for value in () if kind is PrefixSelector and name in of_sklearn else ODD:
+            estimator = made(kind, tiny, **{name: value})
+            # An array or an object is copied by clone.
+            copied = clone(estimator).get_params(deep=False)[name]
+            assert type(copied) is type(estimator.get_params(deep=False)[name])
+            repr(estimator)
+            hasattr(estimator, "predict_proba")
+            message = ""
+            try:
+                use(estimator)
+            except StopError:
+                continue
+            except (TypeError, ValueError) as error:
+                message = str(error)
+            if "StopError" not in message:  # scikit-learn reports failed fits
+                assert name in message or not message, (name, value, message)
+
+
+class StopError(Exception):
+    pass
+
+
+def _stop():
+    raise StopError
+
+
+@pytest.mark.parametrize("prefixes", [[1], 1, None, "a", {"a": 1}, {1: 2}])
+def test_banks_of_wrong_prefixes_are_refused_by_whatever_uses_them(tiny, prefixes):
+    bank = PrefixBank(prefixes, backbone=tiny())
+    assert clone(bank).prefixes == prefixes
+    assert not hasattr(bank, "n_features_out_")
+    assert "PrefixBank" in bank._repr_html_()
+    data = (["a", "b"] * 4, [0, 1] * 4)
+    heads = make_pipeline(bank, LogisticRegression())
+    for refuse in (
+        lambda: bank.fit(["a"]),
+        lambda: bank.transform(["a"]),
+        lambda: bank.combination(),
+        lambda: TargetHeads(bank).fit({"a": data}),
+        lambda: ChoiceRanker(bank).fit([("a", ["b", "c"])], [0]),
+        lambda: PrefixSelector(heads, cv=2, error_score="raise").fit(*data),
+    ):
+        with pytest.raises(ValueError, match="prefixes"):
+            refuse()
+    if not isinstance(prefixes, dict):
+        for refuse in (
+            bank.keys, bank.values, bank.items, lambda: len(bank), lambda: list(bank),
+            lambda: "a" in bank, lambda: bank["a"], lambda: bank.remove("a"),
+            lambda: bank.add("a", None), lambda: prefixembed.prefix_subsets(bank),
+        ):  # fmt: skip
+            with pytest.raises(ValueError, match="prefixes must be a dict"):
+                refuse()

@@ -273,13 +273,30 @@ def test_unknown_tensors_and_dtypes_are_refused(tmp_path):
         Prefix.load(path)
 
 
-def test_files_of_format_version_4_are_read():
-    # They have no slots.
+def test_files_of_older_format_versions_are_read():
+    # They have no slots, or no mean and scale of a regression.
     prefix = make()
-    assert FORMAT_VERSION == 5
-    assert Prefix.from_bytes(rewritten(prefix, {"format_version": 4})) == prefix
-    with pytest.raises(ValueError, match="format version is 3, this .* reads 4 and 5"):
+    assert FORMAT_VERSION == 6
+    for version in (4, 5):
+        assert Prefix.from_bytes(rewritten(prefix, {"format_version": version})) == prefix
+    with pytest.raises(ValueError, match="format version is 3, this .* reads 4, 5 and 6"):
         Prefix.from_bytes(rewritten(prefix, {"format_version": 3}))
+
+
+def test_mean_and_scale_of_a_regression_are_part_of_a_file_and_its_digest():
+    head = Head("regression", None, np.ones((1, 24)), np.ones(1))
+    scaled = dataclasses.replace(head, mean=1.7e9 + 0.1, scale=1 / 3)
+    prefix = make(head=scaled)
+    assert prefix != make(head=head)
+    again = Prefix.from_bytes(prefix.to_bytes())
+    assert again == prefix
+    assert (again.head.mean, again.head.scale) == (1.7e9 + 0.1, 1 / 3)
+    # Those of older versions have neither.
+    assert set(make(head=head)._header()["head"]) == {"objective", "classes"}
+    for name, value in (("mean", 0), ("scale", 2), ("mean", "1"), ("scale", 1e999), ("mean", [])):
+        changed = {"head": {**prefix._header()["head"], name: value}}
+        with pytest.raises(ValueError, match=r"digest|head (mean|scale) must be"):
+            Prefix.from_bytes(rewritten(prefix, changed))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from sklearn.linear_model import LogisticRegression, Perceptron, Ridge
+from sklearn.linear_model import LogisticRegression, Perceptron, Ridge, RidgeClassifier
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -152,7 +153,7 @@ def test_invalid_targets_raise(bank, params, given, message):
 
 def test_heads_without_probabilities_raise(many):
     many.fit(targets())
-    with pytest.raises(ValueError, match=r"heads of \['number'\] do not predict probabilities"):
+    with pytest.raises(ValueError, match=r"heads of \['number'\] have no predict_proba"):
         many.predict_proba(TEXTS)
     with pytest.raises(ValueError, match="at least one target task"):
         many.score({})
@@ -253,3 +254,37 @@ def test_a_copy_of_outdated_heads_still_warns(bank):
     many.bank_.set_params(combine="mean")
     with pytest.warns(UserWarning, match=r"heads of \['good'\] were fitted"):
         pickle.loads(pickle.dumps(many)).predict(TEXTS)
+
+
+@pytest.mark.parametrize("method", ["predict_proba", "predict_log_proba", "decision_function"])
+def test_methods_of_classes_are_those_of_the_heads(tiny, method):
+    bank = PrefixBank({}, backbone=tiny(), dtype="float32", device="cpu")
+    targets = {"a": (TEXTS, LARGE)}
+    for head in (None, RidgeClassifier(), GaussianNB(), Ridge(), LogisticRegression()):
+        one = LogisticRegression() if head is None else head
+        many = TargetHeads(bank, head)
+        assert hasattr(many, method) == hasattr(one, method)
+        many.fit(targets)
+        assert hasattr(many, method) == hasattr(one, method)
+        if hasattr(one, method):
+            expected = getattr(many.heads_["a"], method)(bank.transform(TEXTS))
+            np.testing.assert_allclose(getattr(many, method)(TEXTS)["a"], expected, atol=1e-6)
+    # One head that has the method is enough.
+    mixed = TargetHeads(bank, Ridge(), heads={"a": LogisticRegression()})
+    mixed.fit({**targets, "number": targets["a"]})
+    assert set(getattr(mixed, method)(TEXTS, ["a"])) == {"a"}
+    with pytest.raises(ValueError, match=rf"heads of \['number'\] have no {method}"):
+        getattr(mixed, method)(TEXTS)
+
+
+def test_masked_labels_and_weights_are_refused_by_name(tiny):
+    many = TargetHeads(PrefixBank({}, backbone=tiny(), dtype="float32", device="cpu"))
+    y = np.ma.array([0, 1, 0, 1])
+    masked = np.ma.array([0, 1, 0, 1], mask=[0, 0, 0, 1])
+    many.fit({"a": (TEXTS[:4], y, np.ma.array(np.ones(4)))})
+    for target, part in (((masked,), "y"), ((y, masked), "sample_weight")):
+        for call in (many.fit, many.scores):
+            with pytest.raises(ValueError, match=rf"{part} of targets\['a'\]\[3\] is masked"):
+                call({"a": (TEXTS[:4], *target)})
+    with pytest.raises(ValueError, match=r"X\[1\] is masked"):
+        many.predict(np.ma.array(TEXTS[:2], mask=[0, 1]))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Real
 from typing import Any
 
 import torch
@@ -14,10 +12,12 @@ from prefixembed._embed.representation import Representation
 from prefixembed._model.attention import attention_dtype
 from prefixembed._model.extension import Extension, PrefixTensors, combine
 from prefixembed._model.slots import SlotTensors
+from prefixembed._utils.parameters import Number
 from prefixembed.backbone import Backbone, load_backbone, own_facts
 from prefixembed.prefix import Prefix
 from prefixembed.reading import PAIRS, Reading
 
+_WEIGHT = Number(0, None, closed="neither")
 # What all prefixes of a bank have in common, active or not: they come from one backbone.
 _OF_BACKBONE = ("fingerprint", "layout", "n_features")
 
@@ -326,6 +326,6 @@ def _weights(
     for name, weight in weights.items():
         if name not in prefixes:
             raise ValueError(f"weights has {name!r}, which is not one of {list(prefixes)}")
-        if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 < weight < math.inf:
+        if isinstance(weight, bool) or not _WEIGHT.is_satisfied_by(weight):
             raise ValueError(f"weights[{name!r}] must be a number above 0, got {weight!r}")
     return tuple(float(weights.get(name, 1.0)) for name in names)

@@ -35,6 +35,10 @@ class PrefixMapping:
     def prefixes(self, prefixes: Any) -> None:
         self._prefixes = _to_values(prefixes)
 
+    def _named(self) -> Mapping[Any, Any]:
+        # The constructor takes any value, and dict access is refused where it makes no sense.
+        return check_mapping(self._prefixes)
+
     def add(self, name: str, prefix: Any, *, activate: bool = True) -> Self:
         """Add a source task, or replace the one of that name.
 
@@ -59,8 +63,8 @@ class PrefixMapping:
             If the prefix does not fit the others; the bank is then as it was before.
         """
         before = self._prefixes, self.active
-        selection = list(self.prefixes) if self.active is None else list(self.active)
-        self.prefixes = {**self.prefixes, name: prefix}
+        selection = list(self._named()) if self.active is None else list(self.active)
+        self.prefixes = {**self._named(), name: prefix}
         if not activate:
             self.active = [other for other in selection if other != name]
         elif self.active is not None and name not in selection:
@@ -94,7 +98,7 @@ class PrefixMapping:
         """
         for name in names:
             self[name]
-        left = {name: prefix for name, prefix in self.prefixes.items() if name not in names}
+        left = {name: prefix for name, prefix in self._named().items() if name not in names}
         if not left and names and self.backbone is None:
             raise ValueError(
                 f"removing {', '.join(map(repr, names))} leaves no prefix to name the backbone: "
@@ -124,18 +128,18 @@ class PrefixMapping:
 
     def __getitem__(self, name: str) -> Prefix:
         try:
-            return self.prefixes[name]
+            return self._named()[name]
         except KeyError:
-            raise KeyError(f"no prefix {name!r}; there are {list(self.prefixes)}") from None
+            raise KeyError(f"no prefix {name!r}; there are {list(self._named())}") from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self.prefixes
+        return name in self._named()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.prefixes)
+        return iter(self._named())
 
     def __len__(self) -> int:
-        return len(self.prefixes)
+        return len(self._named())
 
     def __bool__(self) -> bool:
         # An empty bank is the bare backbone, not nothing.
@@ -149,7 +153,7 @@ class PrefixMapping:
         names : list of str
             In the order of the bank.
         """
-        return list(self.prefixes)
+        return list(self._named())
 
     def values(self) -> list[Prefix]:
         """Return the prefixes of the source tasks, active or not.
@@ -159,7 +163,7 @@ class PrefixMapping:
         prefixes : list of Prefix
             In the order of the bank.
         """
-        return list(self.prefixes.values())
+        return list(self._named().values())
 
     def items(self) -> list[tuple[str, Prefix]]:
         """Return names and prefixes of the source tasks, active or not.
@@ -169,7 +173,7 @@ class PrefixMapping:
         items : list of (str, Prefix)
             In the order of the bank.
         """
-        return list(self.prefixes.items())
+        return list(self._named().items())
 
 
 def _to_values(prefixes: Any) -> Any:
@@ -192,11 +196,16 @@ def _last_prefix(value: Any) -> Any:
     return None if isinstance(value, Prefix) else getattr(value, "prefix_", None)
 
 
-def check_prefixes(prefixes: Mapping[Any, Any]) -> dict[str, Prefix]:
-    """Check that all names are str and all values are prefixes, and return them."""
+def check_mapping(prefixes: Any) -> Mapping[Any, Any]:
+    """Check that prefixes are a dict; its names and values may be wrong."""
     if not isinstance(prefixes, Mapping):
         raise ValueError(f"prefixes must be a dict of names to prefixes, got {prefixes!r}")
-    for name, value in prefixes.items():
+    return prefixes
+
+
+def check_prefixes(prefixes: Mapping[Any, Any]) -> dict[str, Prefix]:
+    """Check that all names are str and all values are prefixes, and return them."""
+    for name, value in check_mapping(prefixes).items():
         if not isinstance(name, str):
             raise ValueError(f"prefixes must have names that are str, got {name!r}")
         if isinstance(value, Prefix):

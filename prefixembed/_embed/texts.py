@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prefixembed._utils.masks import unmasked
+
 Text = str | tuple[str, ...]  # a text, a pair of texts, or Words
 Choices = tuple[str, tuple[str, ...]]
 
@@ -64,7 +66,7 @@ def iterate_texts(X: Iterator[Any], size: int, words: bool = False) -> Iterator[
 def _rows(X: Iterable[Any], name: str) -> list[Any]:
     if isinstance(X, (list, tuple)) or not hasattr(X, "__array__"):
         return list(X)
-    array = np.asarray(X, dtype=object)
+    array = np.asarray(unmasked(X, name), dtype=object)
     if array.ndim not in (1, 2) or (array.ndim == 2 and array.shape[1] not in (1, 2)):
         raise ValueError(
             f"{name} must have shape (n_texts,), or (n_texts, 2) for pairs, got {array.shape}"
@@ -136,7 +138,7 @@ def split_pairs(pairs: Sequence[Text]) -> list[Text]:
 def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:
     """Convert sequences of words to a list of :class:`Words`; a sequence may be empty."""
     sentences = []
-    for position, row in enumerate(_rows_of(X, name, "sentences, each a sequence of words"), start):
+    for position, row in enumerate(rows_of(X, name, "sentences, each a sequence of words"), start):
         where = f"{name}[{position}]"
         if hasattr(row, "to_list"):  # rows of a polars Series are Series
             row = row.to_list()
@@ -149,7 +151,7 @@ def check_words(X: Any, name: str = "X", start: int = 0) -> list[Words]:
 def check_choices(X: Any) -> list[Choices]:
     """Convert rows of a context and one or more choices to a list."""
     rows: list[Choices] = []
-    for position, row in enumerate(_rows_of(X, "X", "rows of a context and its choices")):
+    for position, row in enumerate(rows_of(X, "X", "rows of a context and its choices")):
         where = f"X[{position}]"
         if not isinstance(row, (list, tuple, np.ndarray)) or len(row) != 2:
             raise ValueError(f"{where} must be a context and its choices, got {show(row)}")
@@ -186,9 +188,11 @@ def clean(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _rows_of(X: Any, name: str, what: str) -> Iterable[Any]:
+def rows_of(X: Any, name: str, what: str) -> Iterable[Any]:
+    """Return the rows of any container; error messages call them `what`."""
     if isinstance(X, (*_NOT_SEQUENCES, Iterator)) or not isinstance(X, Iterable):
         raise ValueError(f"{name} must be a sequence of {what}, got {show(X)}")
+    X = unmasked(X, name)
     if hasattr(X, "to_list"):
         rows: list[Any] = X.to_list()
         return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from prefixembed._embed.batches import expand
 from prefixembed._embed.encoding import check_readable
 from prefixembed._embed.texts import Text, check_rows, show
 from prefixembed._embed.tokens import Tokens, tokenize
-from prefixembed._fit.labels import MIN_VALIDATED, check_weights
+from prefixembed._fit.labels import MIN_VALIDATED, check_weights, relative_weights
 from prefixembed._fit.objectives import OBJECTIVES, Objective, Targets
 from prefixembed._utils.properties import cached_property
 from prefixembed._utils.warnings import warn
@@ -28,7 +28,7 @@ _N_NAMED = 3  # classes that a warning names
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Checked rows and labels of a source task, without rows of weight zero."""
+    """Checked rows and labels of a source task, as if there were no rows of weight zero."""
 
     texts: list[Text]  # one text or pair per row, or one pair per choice
     counts: NDArray[np.intp]  # units of each row that the head scores: texts, choices or words
@@ -76,8 +76,8 @@ def read_rows(
     kept = np.flatnonzero((weights > 0) & (counts > 0))
     ends = _text_ends(kind, counts)
     texts = [texts[k] for k in expand(kept, ends)]
-    counts, weights = counts[kept], weights[kept]
-    targets = replace(targets, values=kind.take(targets.values, kept))
+    counts, weights = counts[kept], relative_weights(weights[kept])
+    targets = kind.keep(targets, kept)
     if len(kept):
         targets = kind.scaled(targets, weights)
     if not len(kept) or kind.chance(targets.values, counts, weights) <= 0:
@@ -85,7 +85,7 @@ def read_rows(
             "y must have two classes or more whose weight is not zero: there is nothing to learn "
             "where every row has the same answer"
         )
-    return LabelledRows(texts, counts, kind, targets, (weights / weights.mean()).astype(np.float32))
+    return LabelledRows(texts, counts, kind, targets, weights.astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def _report_unvalidated(targets: Targets, valid: NDArray[np.intp]) -> None:
     n_classes = len(targets.classes)
     sizes = np.bincount(targets.values, minlength=n_classes)
     n_valid = np.bincount(targets.values[valid], minlength=n_classes)
-    left_out = np.flatnonzero((sizes > 0) & (n_valid == 0))
+    left_out = np.flatnonzero(n_valid == 0)
     if not len(left_out):
         return
     smallest = left_out[np.argsort(sizes[left_out], kind="stable")][:_N_NAMED]

@@ -33,10 +33,10 @@ def initial_head(examples: Examples, n_features: int) -> nn.Linear:
 
 
 def learned_head(head: nn.Linear, examples: Examples) -> Head:
-    """Return a trained head, with mean and scale of numeric labels folded into it."""
+    """Return a trained head, with the mean and scale of numeric labels."""
     weight, bias = (tensor.detach().cpu().numpy() for tensor in (head.weight, head.bias))
-    weight, bias = examples.objective.finish(weight, bias, examples.targets)
-    return Head(examples.objective.name, examples.targets.classes, weight, bias)
+    targets = examples.targets
+    return Head(examples.objective.name, targets.classes, weight, bias, targets.mean, targets.scale)
 
 
 def refit_head(

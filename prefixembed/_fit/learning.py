@@ -179,13 +179,14 @@ class _Supervised(Problem):
         with torch.no_grad():
             logits = head(vectors.to(head.weight.device)).cpu()  # (unit, output)
         weights, counts = data.weights[rows], data.counts[rows]
-        outputs = np.arange(data.targets.n_outputs)
-        predicted = data.objective.predict(logits.double().numpy(), outputs, counts)
-        truth = data.objective.take(data.targets.values, rows)
-        return {
-            "valid_loss": float(data.losses(logits, rows).sum() / weights.sum()),
-            f"valid_{data.objective.metric}": data.objective.score(truth, predicted, weights),
-        }
+        figures = {"valid_loss": float(data.losses(logits, rows).sum() / weights.sum())}
+        objective = data.objective
+        if len(rows) >= objective.min_scored:
+            outputs = np.arange(data.targets.n_outputs)
+            predicted = objective.predict(logits.double().numpy(), outputs, counts)
+            truth = objective.take(data.targets.values, rows)
+            figures[f"valid_{objective.metric}"] = objective.score(truth, predicted, weights)
+        return figures
 
     def state(self) -> State:
         device = self.learner.draws_on

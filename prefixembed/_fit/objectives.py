@@ -7,18 +7,29 @@ number of units of each row.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, softmax, xlogy
+from scipy.special import expit, log_expit, log_softmax, softmax, xlogy
 from sklearn.metrics import accuracy_score, r2_score
 from torch import Tensor
 from torch.nn import functional
 
-from prefixembed._fit.labels import check_labels, check_numbers, check_sequences, stratified_split
+from prefixembed._fit.labels import (
+    check_indicators,
+    check_labels,
+    check_numbers,
+    check_positions,
+    check_sample_weight,
+    check_sequences,
+    label_array,
+    shortest,
+    stratified_split,
+)
 
 Array = NDArray[Any]
 
@@ -40,10 +51,20 @@ class Objective(ABC):
     name: ClassVar[str]
     row: ClassVar[str] = "text"  # or "choices" or "words"; see check_rows
     metric: ClassVar[str] = "accuracy"
+    measure: ClassVar[Callable[..., float]] = staticmethod(accuracy_score)
+    min_scored: ClassVar[int] = 1  # rows below which there is no metric
 
     @abstractmethod
     def read(self, y: ArrayLike, counts: Array) -> Targets:
         """Check labels and encode them."""
+
+    def truth(self, y: ArrayLike) -> Any:
+        """Check labels that are compared with predictions, and return them in the same form."""
+        return label_array(y)
+
+    def keep(self, targets: Targets, rows: Array) -> Targets:
+        """Return the targets of some rows, as if there were no others."""
+        return replace(targets, values=self.take(targets.values, rows))
 
     def scaled(self, targets: Targets, weights: Array) -> Targets:
         """Return targets on the scale that they are learned on."""
@@ -83,13 +104,16 @@ class Objective(ABC):
         """Return the scores that ``decision_function`` returns."""
         return logits
 
-    def finish(self, weight: Array, bias: Array, targets: Targets) -> tuple[Array, Array]:
-        """Return weight and bias of a head that predicts on the scale of y."""
-        return weight, bias
+    def log_probabilities(self, logits: Array, counts: Array) -> Any:
+        """Return the logarithms of probabilities, also of those that round to zero."""
+        return log_softmax(logits, axis=1)
 
     def score(self, y: Any, predicted: Any, sample_weight: ArrayLike | None) -> float:
         """Return the score of predictions; higher is better."""
-        return float(accuracy_score(y, predicted, sample_weight=sample_weight))
+        weights = None
+        if sample_weight is not None:
+            weights = check_sample_weight(sample_weight, len(predicted))
+        return float(self.measure(self.truth(y), predicted, sample_weight=weights))
 
 
 class Classification(Objective):
@@ -98,8 +122,11 @@ class Classification(Objective):
     name = "classification"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
-        labels, classes = _check_classes(y)
-        return Targets(labels, classes, len(classes))
+        labels, classes = check_labels(y)
+        return Targets(labels, _several(classes), len(classes))
+
+    def keep(self, targets: Targets, rows: Array) -> Targets:
+        return _without_absent_classes(targets, targets.values[rows])
 
     def split(
         self, values: Any, fraction: float, rng: np.random.Generator
@@ -128,19 +155,31 @@ class Regression(Objective):
 
     name = "regression"
     metric = "r2"
+    measure = staticmethod(r2_score)
+    min_scored = 2
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
         return Targets(check_numbers(y), None, 1)
 
+    def truth(self, y: ArrayLike) -> Any:
+        return check_numbers(y)
+
     def scaled(self, targets: Targets, weights: Array) -> Targets:
-        mean = float(np.average(targets.values, weights=weights))
-        scale = float(np.average((targets.values - mean) ** 2, weights=weights)) ** 0.5
-        if scale == 0:
+        values = targets.values
+        if values.min() == values.max():
             raise ValueError(
                 "y must have two different numbers or more, "
-                f"all of n_samples={len(weights)} are {mean:g}"
+                f"all of n_samples={len(weights)} are {values[0]:g}"
             )
-        values = ((targets.values - mean) / scale).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = float(np.average(values, weights=weights))
+            scale = float(np.average((values - mean) ** 2, weights=weights)) ** 0.5
+        if not 0 < scale < np.inf:
+            raise ValueError(
+                "y must hold numbers whose variance is neither zero nor infinite in float64, got "
+                f"numbers between {values.min():g} and {values.max():g}"
+            )
+        values = ((values - mean) / scale).astype(np.float32)
         return replace(targets, values=values, mean=mean, scale=scale)
 
     def losses(self, logits: Tensor, values: Tensor, counts: Array) -> Tensor:
@@ -154,13 +193,9 @@ class Regression(Objective):
         return logits[:, 0]
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        raise ValueError("a regression has no probabilities: call predict")
+        raise ValueError("a regression has no probabilities and no classes: call predict")
 
-    def finish(self, weight: Array, bias: Array, targets: Targets) -> tuple[Array, Array]:
-        return weight * targets.scale, bias * targets.scale + targets.mean
-
-    def score(self, y: Any, predicted: Any, sample_weight: ArrayLike | None) -> float:
-        return float(r2_score(y, predicted, sample_weight=sample_weight))
+    decision = log_probabilities = probabilities
 
 
 class MultiLabel(Objective):
@@ -169,13 +204,11 @@ class MultiLabel(Objective):
     name = "multilabel"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
-        array = np.asarray(y.toarray() if hasattr(y, "toarray") else y)
-        if array.ndim != 2 or array.dtype.kind not in "biuf" or not np.isin(array, (0, 1)).all():
-            raise ValueError(
-                "y must be an indicator matrix of zeros and ones of shape (n_texts, n_labels), as "
-                f"MultiLabelBinarizer returns it, got {array.dtype} of shape {array.shape}"
-            )
-        return Targets(array.astype(np.float32), np.arange(array.shape[1]), array.shape[1])
+        array = check_indicators(y)
+        return Targets(array, np.arange(array.shape[1]), array.shape[1])
+
+    def truth(self, y: ArrayLike) -> Any:
+        return check_indicators(y).astype(np.int64)
 
     def losses(self, logits: Tensor, values: Tensor, counts: Array) -> Tensor:
         losses = functional.binary_cross_entropy_with_logits(logits, values, reduction="none")
@@ -191,6 +224,9 @@ class MultiLabel(Objective):
     def probabilities(self, logits: Array, counts: Array) -> Any:
         return expit(logits)
 
+    def log_probabilities(self, logits: Array, counts: Array) -> Any:
+        return log_expit(logits)
+
 
 class MultipleChoice(Objective):
     """The right choice of each row: one score per choice, and softmax over the choices of a row."""
@@ -199,19 +235,17 @@ class MultipleChoice(Objective):
     row = "choices"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
-        labels = np.asarray(y)
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise ValueError(
-                "y must hold the position of the right choice of each row, got "
-                f"{labels.dtype} of shape {labels.shape}"
-            )
+        labels = check_positions(y)
         if len(labels) == len(counts) and not ((labels >= 0) & (labels < counts)).all():
             position = int(np.flatnonzero((labels < 0) | (labels >= counts))[0])
             raise ValueError(
                 f"y[{position}] must be the position of one of {counts[position]} choices, got "
                 f"{labels[position]}"
             )
-        return Targets(labels.astype(np.int64), None, 1)
+        return Targets(labels, None, 1)
+
+    def truth(self, y: ArrayLike) -> Any:
+        return check_positions(y)
 
     def losses(self, logits: Tensor, values: Tensor, counts: Array) -> Tensor:
         rows = torch.nn.utils.rnn.pad_sequence(
@@ -228,6 +262,9 @@ class MultipleChoice(Objective):
     def probabilities(self, logits: Array, counts: Array) -> Any:
         return softmax(self.decision(logits, counts), axis=1)
 
+    def log_probabilities(self, logits: Array, counts: Array) -> Any:
+        return log_softmax(self.decision(logits, counts), axis=1)
+
     def decision(self, logits: Array, counts: Array) -> Any:
         scores = np.full((len(counts), max(counts, default=1)), -np.inf)
         scores[np.arange(scores.shape[1]) < counts[:, None]] = logits[:, 0]
@@ -241,8 +278,14 @@ class TokenClassification(Objective):
     row = "words"
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
-        labels, classes = _check_classes(check_sequences(y, counts))
-        return Targets(np.split(labels, np.cumsum(counts)[:-1]), classes, len(classes))
+        labels, classes = check_labels(*check_sequences(y, counts))
+        return Targets(_by_row(labels, counts), _several(classes), len(classes))
+
+    def keep(self, targets: Targets, rows: Array) -> Targets:
+        values = self.take(targets.values, rows)
+        counts = np.array([len(row) for row in values], dtype=np.intp)
+        kept = _without_absent_classes(targets, self.flat(values))
+        return replace(kept, values=_by_row(kept.values, counts))
 
     def take(self, values: Any, rows: Array) -> Any:
         return [values[k] for k in rows]
@@ -269,26 +312,37 @@ class TokenClassification(Objective):
     def probabilities(self, logits: Array, counts: Array) -> Any:
         return _by_row(softmax(logits, axis=1), counts)
 
+    def log_probabilities(self, logits: Array, counts: Array) -> Any:
+        return _by_row(log_softmax(logits, axis=1), counts)
+
     def decision(self, logits: Array, counts: Array) -> Any:
         return _by_row(logits, counts)
 
     def score(self, y: Any, predicted: Any, sample_weight: ArrayLike | None) -> float:
         counts = np.array([len(row) for row in predicted], dtype=np.intp)
-        weights = None if sample_weight is None else np.repeat(sample_weight, counts)
+        weights = np.repeat(check_sample_weight(sample_weight, len(counts)), counts)
         if not counts.sum():
             return float("nan")
-        return super().score(check_sequences(y, counts), np.concatenate(predicted), weights)
+        truth = label_array(*check_sequences(y, counts))
+        return float(self.measure(truth, np.concatenate(predicted), sample_weight=weights))
 
 
 _ALL = (Classification(), Regression(), MultiLabel(), MultipleChoice(), TokenClassification())
 OBJECTIVES: dict[str, Objective] = {objective.name: objective for objective in _ALL}
 
 
-def _check_classes(y: Any) -> tuple[NDArray[np.int64], Array]:
-    labels, classes = check_labels(y)
+def _several(classes: Array) -> Array:
     if len(classes) < 2:
         raise ValueError(f"y must have two classes or more, got {len(classes)} class")
-    return labels, classes
+    return classes
+
+
+def _without_absent_classes(targets: Targets, labels: Array) -> Targets:
+    """Return targets of labels, with those classes only that occur among them."""
+    assert targets.classes is not None
+    present, labels = np.unique(labels, return_inverse=True)
+    classes = shortest(targets.classes[present])
+    return Targets(labels.astype(np.int64), classes, len(classes))
 
 
 def _entropy(mass: Array) -> float:

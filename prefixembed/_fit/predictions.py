@@ -60,8 +60,14 @@ def score_units(
     return head.decision_function(vectors), counts
 
 
-def _is_not_regression(encoder: Any) -> bool:
-    return bool(encoder.objective != "regression")
+def _has_classes(encoder: Any) -> bool:
+    # A wrong value is for `fit` to refuse: looking for a method must not fail.
+    return not (isinstance(encoder.objective, str) and encoder.objective == "regression")
+
+
+def _may_have_classes(encoder: Any) -> bool:
+    heads = getattr(encoder, "heads_", {}).values()
+    return not heads or any(head.objective != "regression" for head in heads)
 
 
 @substitute
@@ -73,7 +79,7 @@ class SourceHeadMixin(ClassifierMixin):
     #: Returns the float32 vectors of rows; the class that this is mixed into provides it.
     _vectors: Callable[..., NDArray[np.float32]]
 
-    @available_if(_is_not_regression)
+    @available_if(_has_classes)
     def decision_function(self, X: Any) -> Any:
         """Return the scores of the classes of the source task.
 
@@ -95,7 +101,7 @@ class SourceHeadMixin(ClassifierMixin):
         head, logits, counts = self._logits(X)
         return OBJECTIVES[head.objective].decision(logits, counts)
 
-    @available_if(_is_not_regression)
+    @available_if(_has_classes)
     def predict_proba(self, X: Any) -> Any:
         """Return the probabilities of the classes of the source task.
 
@@ -112,6 +118,22 @@ class SourceHeadMixin(ClassifierMixin):
         """
         head, logits, counts = self._logits(X)
         return OBJECTIVES[head.objective].probabilities(logits, counts)
+
+    @available_if(_has_classes)
+    def predict_log_proba(self, X: Any) -> Any:
+        """Return the logarithms of the probabilities of the classes of the source task.
+
+        Parameters
+        ----------
+        $rows
+
+        Returns
+        -------
+        logarithms : ndarray of shape (n_texts, n_classes)
+            Of what :meth:`predict_proba` returns; finite also where a probability rounds to zero.
+        """
+        head, logits, counts = self._logits(X)
+        return OBJECTIVES[head.objective].log_probabilities(logits, counts)
 
     def predict(self, X: Any) -> Any:
         """Predict the labels of the source task.
@@ -163,12 +185,158 @@ class SourceHeadMixin(ClassifierMixin):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        if self.objective == "regression":
+        if not _has_classes(self):
             tags.estimator_type = "regressor"
             tags.classifier_tags, tags.regressor_tags = None, RegressorTags()
+        elif not isinstance(self.objective, str):
+            pass  # `fit` refuses it
         elif self.objective in ("multiple_choice", "token_classification"):
             # Rows have no label that folds could be stratified by.
             tags.estimator_type, tags.classifier_tags = None, None
         elif self.objective == "multilabel":
             tags.classifier_tags = ClassifierTags(multi_class=False, multi_label=True)
         return tags
+
+
+@substitute
+class TaskHeadsMixin:
+    """Predictions of an encoder for each of its source tasks, by their heads."""
+
+    heads_: dict[str, Head]
+    of_pairs_: dict[str, bool]
+    #: Returns the float32 vectors of rows; the class that this is mixed into provides it.
+    _vectors: Callable[..., NDArray[np.float32]]
+
+    def predict(self, X: Any, task: str | None = None) -> Any:
+        """Predict the labels of a source task.
+
+        Parameters
+        ----------
+        $rows
+        $task
+
+        Returns
+        -------
+        labels : ndarray of shape (n_texts,)
+            As :meth:`PrefixEncoder.predict` returns them.
+
+        Raises
+        ------
+        ValueError
+            If there is no such task, or it was learned on the other kind of texts.
+        """
+        head, logits, counts = self._logits(X, task)
+        return OBJECTIVES[head.objective].predict(logits, head.classes, counts)
+
+    @available_if(_may_have_classes)
+    def predict_proba(self, X: Any, task: str | None = None) -> Any:
+        """Return the probability of each class of a source task.
+
+        Parameters
+        ----------
+        $rows
+        $task
+
+        Returns
+        -------
+        probabilities : ndarray of shape (n_texts, n_classes)
+            As :meth:`PrefixEncoder.predict_proba` returns them.
+
+        Raises
+        ------
+        ValueError
+            If there is no such task, it is a regression, or it was learned on the other kind of
+            texts.
+        """
+        head, logits, counts = self._logits(X, task)
+        return OBJECTIVES[head.objective].probabilities(logits, counts)
+
+    @available_if(_may_have_classes)
+    def predict_log_proba(self, X: Any, task: str | None = None) -> Any:
+        """Return the logarithm of the probability of each class of a source task.
+
+        Parameters
+        ----------
+        $rows
+        $task
+
+        Returns
+        -------
+        logarithms : ndarray of shape (n_texts, n_classes)
+            As :meth:`PrefixEncoder.predict_log_proba` returns them.
+
+        Raises
+        ------
+        ValueError
+            If there is no such task, it is a regression, or it was learned on the other kind of
+            texts.
+        """
+        head, logits, counts = self._logits(X, task)
+        return OBJECTIVES[head.objective].log_probabilities(logits, counts)
+
+    @available_if(_may_have_classes)
+    def decision_function(self, X: Any, task: str | None = None) -> Any:
+        """Return the scores of the classes of a source task.
+
+        Parameters
+        ----------
+        $rows
+        $task
+
+        Returns
+        -------
+        scores : ndarray of shape (n_texts,) or (n_texts, n_classes)
+            As :meth:`PrefixEncoder.decision_function` returns them.
+
+        Raises
+        ------
+        ValueError
+            If there is no such task, it is a regression, or it was learned on the other kind of
+            texts.
+        """
+        head, logits, counts = self._logits(X, task)
+        return OBJECTIVES[head.objective].decision(logits, counts)
+
+    def score(
+        self,
+        X: Any,
+        y: Any,
+        task: str | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
+        """Return the score of the predictions for a source task.
+
+        Parameters
+        ----------
+        $rows
+        y : array-like of shape (n_texts,)
+            Labels.
+        $task
+        $sample_weight
+
+        Returns
+        -------
+        score : float
+            As :meth:`PrefixEncoder.score` returns it.
+
+        Raises
+        ------
+        ValueError
+            If there is no such task, or it was learned on the other kind of texts.
+        """
+        head, logits, counts = self._logits(X, task)
+        objective = OBJECTIVES[head.objective]
+        predicted = objective.predict(logits, head.classes, counts)
+        return objective.score(y, predicted, sample_weight)
+
+    def _logits(
+        self, X: Any, task: str | None
+    ) -> tuple[Head, NDArray[np.float64], NDArray[np.intp]]:
+        check_is_fitted(self)
+        if task is None and len(self.heads_) == 1:
+            (task,) = self.heads_
+        if task not in self.heads_:
+            raise ValueError(f"task must be one of {list(self.heads_)}, got {task!r}")
+        head, of_pairs = self.heads_[task], self.of_pairs_[task]
+        rows, words, counts = read_units(head, X, of_pairs, f"task {task!r}")
+        return head, *score_units(head, self._vectors(rows, words), counts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from sklearn.utils._param_validation import Interval, validate_params
+from sklearn.utils._param_validation import HasMethods, Interval, validate_params
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -30,6 +31,36 @@ class Count(Interval):
     def is_satisfied_by(self, val: Any) -> bool:
         """Return whether a value is accepted."""
         return not isinstance(val, bool) and super().is_satisfied_by(val)
+
+
+class Number(Interval):
+    """Accept a real number in an interval that a float can hold.
+
+    Parameters
+    ----------
+    low, high : float or None
+        Limits; None for none.
+    closed : {"left", "right", "both", "neither"}
+        Which limits belong to the interval.
+    """
+
+    def __init__(self, low: float | None, high: float | None, *, closed: str) -> None:
+        super().__init__(Real, low, high, closed=closed)
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        """Return whether a value is accepted."""
+        try:
+            return super().is_satisfied_by(val) and not math.isnan(float(val))
+        except OverflowError:  # a large int
+            return False
+
+
+class Implements(HasMethods):
+    """Accept an object that has some methods; a class is no such object."""
+
+    def is_satisfied_by(self, val: Any) -> bool:
+        """Return whether a value is accepted."""
+        return not isinstance(val, type) and super().is_satisfied_by(val)
 
 
 def checked(**constraints: Any) -> Callable[[Function], Function]:

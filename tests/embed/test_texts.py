@@ -168,3 +168,22 @@ def test_each_character_belongs_to_its_word():
     assert Words(["ab", "", "c"]).of_characters().tolist() == [0, 0, -1, -1, 2]
     assert Words([]).of_characters().tolist() == []
     assert len(Words(["ab", "", "c"]).text) == 5
+
+
+def test_masked_texts_are_refused_by_position():
+    texts = np.array(["a", "b", "c"], dtype=object)
+    pairs = np.array([["a", "b"], ["c", "d"]])
+    for X, position in (
+        (np.ma.array(texts, mask=[0, 1, 0]), "1"),
+        (np.ma.array(texts.astype(str), mask=[0, 0, 1]), "2"),
+        (np.ma.array(pairs, mask=[[0, 0], [0, 1]]), "1, 1"),
+    ):
+        with pytest.raises(ValueError, match=rf"X\[{position}\] is masked"):
+            check_texts(X)
+        assert check_texts(np.ma.array(X.data)) == check_texts(X.data)
+    with pytest.raises(ValueError, match=r"X\[1\]\[0\] must be a str, got masked"):
+        check_texts([["a", "b"], np.ma.array(["c", "d"], mask=[1, 0])])
+    with pytest.raises(ValueError, match=r"X\[1\] is masked"):
+        check_words(np.ma.array(texts, mask=[0, 1, 0]))
+    with pytest.raises(ValueError, match=r"X\[0, 1\] is masked"):
+        check_choices(np.ma.array(pairs, mask=[[0, 1], [0, 0]]))

@@ -1,15 +1,17 @@
 """Heads of source tasks, which are fitted again on the vectors that were learned."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from conftest import TEXTS
-from helpers import choices, labels, make_encoder, ratings, reviews, tags
+from helpers import choices, labels, make_encoder, make_multitask, ratings, reviews, tags
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from prefixembed import load_backbone
+from prefixembed import Prefix, PrefixEncoder, load_backbone
 from prefixembed._fit.examples import prepare, read_rows
 from prefixembed._fit.heads import initial_head, learned_head, refit_head
 from prefixembed.reading import Reading
@@ -127,3 +129,55 @@ def test_learned_head_keeps_weight_and_bias(tiny):
     found = learned_head(head, examples)
     np.testing.assert_array_equal(found.weight, head.weight.detach().numpy())
     assert found.classes.tolist() == ["bad", "good"]
+
+
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
+@pytest.mark.parametrize(("offset", "scale"), [(1.7e9, 1.0), (-3e12, 10.0), (0.0, 1e-30)])
+def test_numbers_far_from_zero_keep_their_score(tiny, offset, scale):
+    texts, y = ratings(60)
+    params = {"objective": "regression", "max_steps": 40, "early_stopping": False}
+    plain = make_encoder(tiny(), **params).fit(texts, y)
+    y_far = offset + scale * (y - y.mean()) / y.std()
+    far = make_encoder(tiny(), **params).fit(texts, y_far)
+    assert plain.score(texts, y) > 0.5
+    assert far.score(texts, y_far) > 0.5
+    tasks = {"far": (texts, y_far)}
+    both = make_multitask(tiny(), objectives={"far": "regression"}, max_steps=3).fit(tasks)
+    assert abs(both.heads_["far"].mean - y_far.mean()) <= 1e-12 * abs(y_far).max()
+    assert pickle.loads(pickle.dumps(both)).score(texts, y_far) == both.score(texts, y_far)
+    prefix = Prefix.from_bytes(far.prefix_.to_bytes())
+    again = PrefixEncoder.from_prefix(prefix, device="cpu", dtype="float32")
+    np.testing.assert_array_equal(again.predict(texts[:5]), far.predict(texts[:5]))
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        ([0.1] * 10, "two different numbers or more, all of n_samples=10 are 0.1"),
+        (
+            [1e308, -1e308] * 5,
+            "variance is neither zero nor infinite .* between -1e.308 and 1e.308",
+        ),
+        ([0.0, 1e-200] * 5, "variance is neither zero nor infinite"),
+    ],
+)
+def test_numbers_without_a_scale_are_refused(y, message):
+    with pytest.raises(ValueError, match=message):
+        read_rows("regression", list("abcdefghij"), y)
+
+
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
+@pytest.mark.parametrize(("n", "names"), [(10, {"valid_loss"}), (20, {"valid_loss", "valid_r2"})])
+def test_one_row_has_no_coefficient_of_determination(tiny, n, names):
+    texts, y = ratings(n)
+    params = {"objective": "regression", "max_steps": 3}
+    encoder = make_encoder(tiny(), **params).fit(texts, y)
+    assert encoder.prefix_.training["n_validation_texts"] == n // 10
+    assert {name for name in encoder.history_ if name.startswith("valid")} == names
+    assert {name for name in encoder.prefix_.training if name.startswith("valid")} == names
+    assert np.isfinite(list(encoder.history_.values())).all()
+    tasks = {"a": (texts, y), "b": (texts, y)}
+    kinds = dict.fromkeys(tasks, "regression")
+    history = make_multitask(tiny(), objectives=kinds, max_steps=3).fit(tasks).history_
+    assert np.isfinite(list(history.values())).all()
+    assert ("valid_r2[b]" in history) == ("valid_r2" in names)

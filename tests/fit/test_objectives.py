@@ -9,6 +9,7 @@ from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 
 from prefixembed._fit.objectives import OBJECTIVES, Targets
+from prefixembed.head import Head
 
 ONE_EACH = np.ones(4, dtype=np.intp)
 
@@ -33,9 +34,9 @@ def test_regression_is_squared_error_and_its_head_predicts_on_the_scale_of_y():
     np.testing.assert_allclose([targets.values.mean(), targets.values.std()], [0, 1], atol=1e-6)
     logits = targets.values[:, None] + [[0.0], [1.0], [0.0], [-2.0]]
     np.testing.assert_allclose(losses("regression", logits, targets, ONE_EACH), [0, 1, 0, 4], 1e-5)
-    # A head that returns standardized numbers, once finished, returns y.
-    weight, bias = objective.finish(np.ones((1, 1)), np.zeros(1), targets)
-    np.testing.assert_allclose(targets.values[:, None] @ weight.T + bias, y[:, None], rtol=1e-6)
+    # A head that returns standardized numbers returns y with their mean and scale.
+    head = Head("regression", None, np.ones((1, 1)), np.zeros(1), targets.mean, targets.scale)
+    np.testing.assert_allclose(head.decision_function(targets.values[:, None]), y[:, None], 1e-6)
 
 
 def test_multilabel_is_a_sigmoid_per_label():
@@ -143,9 +144,9 @@ def test_chance_is_the_lowest_loss_of_a_constant_prediction(case):
         ("classification", [0, 0, 0, 0], ONE_EACH, "two classes or more, got 1 class"),
         ("regression", [1.0, np.nan, 2, 3], ONE_EACH, r"y\[1\] must be a finite number, got nan"),
         ("regression", [1.0, np.inf, 2, 3], ONE_EACH, r"y\[1\] must be a finite number, got inf"),
-        ("regression", ["a", "b", "c", "d"], ONE_EACH, "y must hold numbers"),
+        ("regression", ["a", "b", "c", "d"], ONE_EACH, r"y\[0\] must be a finite number, got 'a'"),
         ("regression", None, ONE_EACH, "requires y to be passed"),
-        ("multilabel", [0, 1, 0, 1], ONE_EACH, r"indicator matrix .* int64 of shape \(4,\)"),
+        ("multilabel", [0, 1, 0, 1], ONE_EACH, r"indicator matrix .* got .* at y\[0\]"),
         ("multilabel", [[0, 2]] * 4, ONE_EACH, "indicator matrix of zeros and ones"),
         ("multiple_choice", [0, 3, 0], np.array([3, 3, 1]), r"y\[1\] must be .* of 3 choices, got"),
         ("multiple_choice", [0, -1, 0], np.array([3, 3, 1]), r"y\[1\] must be the position"),
@@ -158,7 +159,12 @@ def test_chance_is_the_lowest_loss_of_a_constant_prediction(case):
             np.array([2, 1]),
             "one row of labels per sentence: 2",
         ),
-        ("token_classification", [["a", None]], np.array([2]), r"y\[1\] must be a label, got None"),
+        (
+            "token_classification",
+            [["a", None]],
+            np.array([2]),
+            r"y\[0\]\[1\] must be a label, .* None",
+        ),
         ("token_classification", None, np.array([2]), "requires y to be passed"),
     ],
 )

@@ -3,9 +3,12 @@
 import re
 import warnings
 
+import joblib
 import numpy as np
 import pytest
-from helpers import choices, labels, ratings, reviews, tags
+from helpers import choices, labels, make_encoder, ratings, reviews, tags
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from prefixembed import load_backbone
 from prefixembed._fit.examples import prepare, read_rows
@@ -108,3 +111,85 @@ def test_reading_that_does_not_fit_is_refused(tiny, changes, objective, X, y, me
     reading = Reading(**({"pooling": "mean", "max_length": 64} | changes))
     with pytest.raises(ValueError, match=message):
         prepare_rows(tiny, reading, objective, X, y)
+
+
+DATA = {
+    "classification": reviews,
+    "regression": ratings,
+    "multilabel": labels,
+    "multiple_choice": choices,
+    "token_classification": tags,
+}
+
+
+def contents(rows):
+    """Return everything that training sees of rows, to the last bit."""
+    targets = rows.targets
+    return joblib.hash(
+        (rows.texts, rows.counts, rows.objective.name, targets.values, targets.classes,
+         targets.n_outputs, targets.mean, targets.scale, rows.weights)
+    )  # fmt: skip
+
+
+@given(
+    st.sampled_from(sorted(DATA)),
+    st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=5),
+    st.sampled_from([None, "balanced", {"good": 3.0}, {"good": 2, "a class of its own": 5}]),
+    st.booleans(),
+)
+@settings(max_examples=80, deadline=None)
+def test_rows_of_weight_zero_are_as_if_they_were_absent(objective, others, class_weight, weighted):
+    X, y = DATA[objective](20)
+    X, y = list(X), [np.asarray(label).tolist() for label in y]
+    weights = np.random.default_rng(0).uniform(0.5, 2, 20) if weighted else np.ones(20)
+    weights = weights.tolist()
+    if objective != "classification":
+        class_weight = None
+    expected = contents(read_rows(objective, X, y, weights, class_weight))
+    more, more_y, more_weights = list(X), list(y), list(weights)
+    for position, is_new in others:
+        label = y[position % 20]
+        if is_new:  # what no other row has
+            label = {
+                "classification": "a class of its own", "regression": -1e12, "multilabel": [1, 1],
+                "multiple_choice": 0, "token_classification": ["a class of its own"],
+            }[objective]  # fmt: skip
+        row = X[position % 20]
+        row = ["word"] if is_new and objective == "token_classification" else row
+        more.insert(position, row)
+        more_y.insert(position, label)
+        more_weights.insert(position, 0)
+    assert contents(read_rows(objective, more, more_y, more_weights, class_weight)) == expected
+
+
+def test_rows_of_classes_of_weight_zero_are_as_if_they_were_absent():
+    X, y = reviews(20)
+    X, y = [*X, "more"], [*y, "other"]
+    without = read_rows("classification", X[:20], y[:20])
+    assert contents(read_rows("classification", X, y, None, {"other": 0})) == contents(without)
+    with pytest.raises(ValueError, match="two classes or more whose weight is not zero"):
+        read_rows("classification", X, y, None, {"other": 0, "good": 0})
+
+
+@pytest.mark.filterwarnings("ignore:the training loss is stuck")
+@pytest.mark.parametrize("class_weight", [None, "balanced"])
+def test_texts_of_weight_zero_do_not_change_a_bit_of_what_is_learned(tiny, class_weight):
+    X, y = reviews(24)
+    params = {"class_weight": class_weight, "max_steps": 3, "background": ["about it"]}
+    params |= {"ffn_length": 2, "prefix_length": 1}
+    without = make_encoder(tiny(), **params).fit(X, y)
+    # A class and a length of their own, and many more texts of one class.
+    more, more_y = [*X, "a longer text " * 5, *X[:9]], [*y, "neither", *["good"] * 9]
+    with_zeros = make_encoder(tiny(), **params).fit(more, more_y, [1] * 24 + [0] * 10)
+    assert with_zeros.prefix_ == without.prefix_
+    assert with_zeros.classes_.tolist() == ["bad", "good"]
+    for encoder in (with_zeros, without):
+        encoder.history_.pop("seconds")
+    assert with_zeros.history_ == without.history_
+
+
+def test_classes_of_weight_zero_are_not_warned_of(tiny):
+    backbone = load_backbone(tiny(), dtype="float32", device="cpu")
+    X, y = reviews(40)
+    rows = read_rows("classification", [*X, "text"], [*y, "rare"], [1] * 40 + [0])
+    prepare(rows, backbone, Reading("mean", 64), 0.2, np.random.default_rng(0))  # no warning
