@@ -340,10 +340,10 @@ class Prefix(HubMixin):
         if any(name in tensors for name in _SLOT_TENSORS):
             slots = Slots(*(tensors[name] for name in _SLOT_TENSORS))
         reading = Reading(**header.pop("reading"))
-        header["backbone"] = located(header["backbone"], header["fingerprint"])
         prefix = cls(tensors["keys_values"], reading=reading, head=head, slots=slots, **header)
         if prefix.digest != digest:
             raise ValueError(f"content has digest {prefix.digest}, its header says {digest}")
+        object.__setattr__(prefix, "backbone", located(prefix.backbone, prefix.fingerprint))
         return prefix
 
     def _header(self) -> dict[str, Any]:
