@@ -19,7 +19,7 @@ from prefixembed._embed.prefix_mapping import PrefixMapping, check_prefixes
 from prefixembed._embed.representation import Representation
 from prefixembed._embed.texts import check_sentences, is_pairs, iterate_texts
 from prefixembed._embed.transformer import TextTransformer
-from prefixembed._files.bank_folder import MANIFEST, prefix_files, read_folder, write_folder
+from prefixembed._files import bank_folder
 from prefixembed._files.cards import backbone_argument, bank_table, model_card
 from prefixembed._files.hub import HubMixin
 from prefixembed._utils.docstrings import substitute
@@ -163,7 +163,11 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         "pooled_layers": [Count(1), None],
     }
 
-    _MAIN_FILE, _SAVED_AS, _other_files = MANIFEST, "", staticmethod(prefix_files)
+    _MAIN_FILE, _SAVED_AS, _other_files = (
+        bank_folder.MANIFEST,
+        "",
+        staticmethod(bank_folder.prefix_files),
+    )
     of_pairs_ = False
     # What decided the vectors when the bank was fitted.
     _fitted_on: Any = None
@@ -319,7 +323,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         """
         self._check()
         params = self.get_params(deep=False)
-        write_folder(
+        bank_folder.write_folder(
             folder,
             {name: prefix.to_bytes() for name, prefix in self.prefixes.items()},
             {name: to_json(value) for name, value in params.items() if name not in _NOT_SAVED},
@@ -349,7 +353,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         ValueError
             If a file is damaged or has another format version, or a parameter is wrong.
         """
-        saved = read_folder(folder)
+        saved = bank_folder.read_folder(folder)
         where = repr(os.fspath(folder))
         if unknown := saved.parameters.keys() - (set(cls._get_param_names()) - _NOT_SAVED):
             raise ValueError(f"the bank in {where} has unknown parameters {sorted(unknown)}")
@@ -357,7 +361,11 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
             name: Prefix.from_bytes(content, f"prefix {name!r} in {where}")
             for name, content in saved.prefixes.items()
         }
-        bank = cls(prefixes, **{**saved.parameters, **params})
+        # A folder that is not here: the backbone is the one that prefixes name.
+        given = bank_folder.find_backbone(
+            saved.parameters, [prefix.fingerprint for prefix in prefixes.values()]
+        )
+        bank = cls(prefixes, **{**given, **params})
         bank._check()
         return bank
 

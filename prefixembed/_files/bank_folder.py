@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prefixembed._files.atomic import file_lock, make_folder, write_atomically
-from prefixembed._files.places import shared_name
+from prefixembed._files.places import located, shared_name
 from prefixembed._version import __version__
 
 FORMAT_VERSION = 3
@@ -55,7 +55,7 @@ def write_folder(
             "format_version": FORMAT_VERSION,
             "library_version": __version__,
             "prefixes": digests,
-            "parameters": _portable(parameters, bool(prefixes)),
+            "parameters": _portable(parameters),
         }
         manifest["digest"] = _digest(manifest)
         _write(target / MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
@@ -78,6 +78,20 @@ def read_folder(folder: str | os.PathLike[str]) -> BankFolder:
         with suppress(FileNotFoundError):
             return _read(path, path.read_bytes())
     return _read(path, path.read_bytes())
+
+
+def find_backbone(
+    parameters: Mapping[str, Any], fingerprints: Sequence[str | None]
+) -> dict[str, Any]:
+    """Return saved parameters with the backbone's folder on this machine.
+
+    If it is not found, it is None, so that prefixes decide, or stays as it is without prefixes.
+    """
+    name = parameters.get("backbone")
+    if not isinstance(name, str) or not name.startswith("./") or os.path.isdir(name):
+        return dict(parameters)
+    folder = located(name, (fingerprints or [None])[0])
+    return {**parameters, "backbone": None if folder == name and fingerprints else folder}
 
 
 def prefix_files(content: bytes) -> list[str]:
@@ -108,14 +122,12 @@ def _files_of_old(manifest: Path) -> list[str]:
         ) from error
 
 
-def _portable(parameters: Mapping[str, Any], has_prefixes: bool) -> dict[str, Any]:
-    """Leave out where a backbone lies on this machine; prefixes name it, too."""
+def _portable(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out where a backbone lies on this machine."""
     backbone = parameters.get("backbone")
     if not isinstance(backbone, str) or (name := shared_name(backbone)) == backbone:
         return dict(parameters)
-    if has_prefixes:
-        return {**parameters, "backbone": None, "revision": None}
-    return {**parameters, "backbone": name}
+    return {**parameters, "backbone": name, "revision": None}
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -15,7 +15,7 @@ from helpers import make_multitask, reviews
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefixembed import Prefix, PrefixBank, PrefixEncoder, load_backbone
+from prefixembed import Prefix, PrefixBank, PrefixEncoder, load_backbone, tasks
 from prefixembed._files import places
 from prefixembed._files.cards import model_card
 from prefixembed._files.places import located, remember, shared_name
@@ -78,6 +78,31 @@ def test_folder_is_found_by_fingerprint_and_preferably_by_name():
     assert located("./renamed", "f") == os.path.abspath("/b/copy")
     assert located("./bert", "g") == "./bert"
     assert located("bert", "f") == "bert"  # may be a name on the Hub
+
+
+@pytest.mark.parametrize("packages", ["site-packages", "dist-packages"])
+def test_folder_of_an_installed_package_is_found_in_any_process(packages, tmp_path, monkeypatch):
+    folder = tmp_path / SECRET / packages / "some_model" / "weights"
+    name = shared_name(str(folder))
+    assert name == "./some_model/weights" == shared_name(name)
+    monkeypatch.syspath_prepend(tmp_path / SECRET / packages)
+    assert located(name, "f") == name  # it is not installed
+    folder.mkdir(parents=True)
+    assert located(name, "f") == str(folder)
+    remember("/a/bert", "f")
+    assert located(name, "f") == os.path.abspath("/a/bert")
+
+
+def test_bank_on_the_demo_backbone_is_loaded_in_a_new_process(tmp_path):
+    bank = tasks.demo_bank()
+    bank.save(tmp_path / "bank")
+    code = (
+        "import numpy as np, sys; from prefixembed import PrefixBank;"
+        "np.save(sys.argv[2], PrefixBank.load(sys.argv[1]).transform(['a film']))"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "bank", tmp_path / "vectors.npy"]
+    subprocess.run(command, check=True, timeout=300)
+    np.testing.assert_array_equal(np.load(tmp_path / "vectors.npy"), bank.transform(["a film"]))
 
 
 def files_below(folder):
