@@ -163,11 +163,8 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         "pooled_layers": [Count(1), None],
     }
 
-    _MAIN_FILE, _SAVED_AS, _other_files = (
-        bank_folder.MANIFEST,
-        "",
-        staticmethod(bank_folder.prefix_files),
-    )
+    _MAIN_FILE, _SAVED_AS = bank_folder.MANIFEST, ""
+    _other_files = staticmethod(bank_folder.prefix_files)
     of_pairs_ = False
     # What decided the vectors when the bank was fitted.
     _fitted_on: Any = None
@@ -362,9 +359,8 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
             for name, content in saved.prefixes.items()
         }
         # A folder that is not here: the backbone is the one that prefixes name.
-        given = bank_folder.find_backbone(
-            saved.parameters, [prefix.fingerprint for prefix in prefixes.values()]
-        )
+        fingerprints = [prefix.fingerprint for prefix in prefixes.values()]
+        given = bank_folder.find_backbone(saved.parameters, fingerprints)
         bank = cls(prefixes, **{**given, **params})
         bank._check()
         return bank
