@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
@@ -14,7 +13,7 @@ from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from prefixembed._embed.texts import check_choices, choice_pairs
-from prefixembed._fit.objectives import OBJECTIVES
+from prefixembed._fit.objectives import OBJECTIVES, to_probabilities
 from prefixembed._utils.docstrings import substitute
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         probabilities : ndarray of shape (n_rows, largest number of choices)
             Softmax of the scores of each row; 0 if a row has fewer choices.
         """
-        return softmax(self.decision_function(X), axis=1)
+        return to_probabilities(self.decision_function(X))
 
     def predict(self, X: Any) -> NDArray[np.intp]:
         """Predict the correct choice of each row.

@@ -117,7 +117,7 @@ class Classification(Objective):
         return classes[logits.argmax(axis=1)]
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        return softmax(logits, axis=1)
+        return to_probabilities(logits)
 
     def decision(self, logits: Array, counts: Array) -> Any:
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
@@ -189,7 +189,8 @@ class MultiLabel(Objective):
         return (logits > 0).astype(np.int64)
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        return expit(logits)
+        with np.errstate(under="ignore"):
+            return expit(logits)
 
 
 class MultipleChoice(Objective):
@@ -226,7 +227,7 @@ class MultipleChoice(Objective):
         return self.decision(logits, counts).argmax(axis=1)
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        return softmax(self.decision(logits, counts), axis=1)
+        return to_probabilities(self.decision(logits, counts))
 
     def decision(self, logits: Array, counts: Array) -> Any:
         scores = np.full((len(counts), max(counts, default=1)), -np.inf)
@@ -267,7 +268,7 @@ class TokenClassification(Objective):
         return _by_row(classes[logits.argmax(axis=1)], counts)
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        return _by_row(softmax(logits, axis=1), counts)
+        return _by_row(to_probabilities(logits), counts)
 
     def decision(self, logits: Array, counts: Array) -> Any:
         return _by_row(logits, counts)
@@ -289,6 +290,12 @@ def _check_classes(y: Any) -> tuple[NDArray[np.int64], Array]:
     if len(classes) < 2:
         raise ValueError(f"y must have two classes or more, got {len(classes)} class")
     return labels, classes
+
+
+def to_probabilities(scores: Array) -> Any:
+    """Return the softmax of each row."""
+    with np.errstate(under="ignore"):  # what rounds to zero is no error
+        return softmax(scores, axis=1)
 
 
 def _entropy(mass: Array) -> float:

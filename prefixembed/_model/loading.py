@@ -16,8 +16,10 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from prefixembed._model.devices import seeded
 from prefixembed._model.families import SUPPORTED, default_pooling, longest_text
 from prefixembed._model.hook import ATTENTION, hook_feed_forward, register
+from prefixembed._model.modes import own_modes
 from prefixembed._model.own_reading import own_reading
 from prefixembed._model.relative import RELATIVE, patch_relative_attention
 from prefixembed.reading import Reading
@@ -42,7 +44,7 @@ class BackboneFiles:
     fingerprint: str  # hexadecimal SHA-256 of weights, configuration and tokenizer
 
 
-@torch.inference_mode(False)  # so that prefixes can be trained whatever mode the caller is in
+@own_modes(gradients=False)  # so that prefixes can be trained whatever mode the caller is in
 def load_files(
     name: str, revision: str | None, dtype: torch.dtype, device: torch.device
 ) -> BackboneFiles:
@@ -57,7 +59,8 @@ def load_files(
             f"families {', '.join(SUPPORTED)}"
         )
     register()
-    with naming(name), quiet_transformers():
+    # Seeded, since a pooler that the checkpoint does not have is drawn at random.
+    with naming(name), quiet_transformers(), seeded(torch.device("cpu"), 0):
         model, report = AutoModel.from_pretrained(
             name,
             revision=revision,

@@ -7,8 +7,8 @@ import warnings
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
-# Libraries that call this package on behalf of the user.
-_CALLERS = {"sentence_transformers", "sklearn", "torch"}
+# Libraries that call this package on behalf of the user, and what decorates its functions.
+_CALLERS = {"contextlib.py", "sentence_transformers", "sklearn", "torch"}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
