@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from prefixembed._embed.texts import check_choices, choice_pairs
-from prefixembed._fit.objectives import OBJECTIVES
+from prefixembed._fit.objectives import OBJECTIVES, to_probabilities
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import Implements
 
@@ -146,7 +146,7 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         probabilities : ndarray of shape (n_rows, largest number of choices)
             Softmax of the scores of each row; 0 if a row has fewer choices.
         """
-        return softmax(self.decision_function(X), axis=1)
+        return to_probabilities(self.decision_function(X))
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
         """Predict the logarithm of the probability that each choice is the correct one of its row.

@@ -87,7 +87,7 @@ def our_half(folder, backbone, theirs):
     (folder / "given.json").write_text(json.dumps(given), encoding="utf-8")
     command = [theirs, __file__, theirs, "--their-half", str(folder)]
     alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run(command, check=True, env=alone)
+    subprocess.run(command, check=True, env=alone, timeout=600)
     bank = PrefixBank(
         {}, backbone=backbone, pooling="mean", max_length=longest, dtype="float32", device="cpu",
         cache=None, on_truncate="ignore",

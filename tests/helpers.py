@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 
@@ -91,34 +92,38 @@ def three_tasks():
     return {"good": (texts, present[:, 0]), "stars": ratings(80), "words": tags(80)}
 
 
-@contextlib.contextmanager
-def python(code, *args, options=(), timeout=120, **popen):
-    """Start Python code in a process; at the end, or after a time, it ends with its children.
+def start_python(code, *args, options=(), timeout=300, **popen):
+    """Start Python code in a process, which is killed with its own children after a time.
 
-    Its own children would survive it, for example if one of them waits for a lock for ever.
+    Without that, a child that waits for ever would also keep who waits for its output.
     """
     command = [sys.executable, *options, "-c", code, *map(str, args)]
     kinds = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, start_new_session=True, **(kinds | popen))
-    timer = threading.Timer(timeout, end, [process])
+    timer = threading.Timer(timeout, kill, [process])
+    timer.daemon = True
     timer.start()
-    try:
-        yield process
-    finally:
-        timer.cancel()
-        end(process)
-        process.communicate()
+    return process
 
 
-def end(process):
-    """Kill a process that :func:`python` started, and its children."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+def kill(process):
+    """Kill a process of :func:`start_python`, and its children, if it has not ended."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_python(code, *args, **params):
     """Run Python code in a process that ends, and return its output and errors if it succeeds."""
-    with python(code, *args, **params) as process:
-        out, err = process.communicate()
+    process = start_python(code, *args, **params)
+    out, err = process.communicate()
     assert process.returncode == 0, (process.returncode, out, err)
     return out, err
+
+
+def wait_until(condition, timeout=120):
+    """Wait for what another thread or process does, but not for ever."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"nothing happened in {timeout} s"
+        time.sleep(0.001)

@@ -5,9 +5,6 @@ import json
 import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, TEXTS, make_backbone
+from helpers import run_python, wait_until
 from joblib.externals.loky import ProcessPoolExecutor
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, BertConfig
@@ -119,10 +117,8 @@ def test_fingerprint_is_the_same_in_another_process(tiny):
         "import sys; from prefixembed import load_backbone;"
         "print(load_backbone(sys.argv[1], device='cpu').fingerprint)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, tiny("roberta")], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == load(tiny("roberta")).fingerprint
+    out, _ = run_python(code, tiny("roberta"))
+    assert out.strip() == load(tiny("roberta")).fingerprint
 
 
 def test_checkpoint_with_another_head_loads_its_encoder(tiny, tmp_path, fresh_backbones):
@@ -285,8 +281,7 @@ def test_auto_prefers_cuda_to_mps_and_mps_to_the_cpu(monkeypatch, has_cuda, has_
 def _device_of_a_worker(folder, current=0):
     # Runs in a worker, as if there were two devices. Workers wait until both have started.
     Path(folder, str(os.getpid())).touch()
-    while len(list(Path(folder).iterdir())) < 2:
-        time.sleep(0.01)
+    wait_until(lambda: len(list(Path(folder).iterdir())) >= 2)
     torch.cuda.is_available = lambda: True
     torch.cuda.device_count = lambda: 2
     torch.cuda.current_device = lambda: current

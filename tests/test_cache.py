@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import pickle
-import subprocess
-import sys
 
 import joblib
 import numpy as np
 import pytest
 from conftest import PAIRS, TEXTS
+from helpers import run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -260,10 +259,7 @@ def test_another_process_uses_the_vectors_on_disk(bank, tmp_path):
     bank.set_params(cache=str(tmp_path / "c.db"))
     vectors = bank.transform(TEXTS)
     joblib.dump((bank, TEXTS), tmp_path / "bank.joblib")
-    done = subprocess.run(
-        [sys.executable, "-c", OTHER_PROCESS, str(tmp_path / "bank.joblib")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    n_encoded, n_loaded, total = json.loads(done.stdout.splitlines()[-1])
+    out, _ = run_python(OTHER_PROCESS, tmp_path / "bank.joblib")
+    n_encoded, n_loaded, total = json.loads(out.splitlines()[-1])
     assert (n_encoded, n_loaded) == (0, 0)
     assert total == pytest.approx(float(vectors.sum()), rel=1e-6)

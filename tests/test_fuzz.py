@@ -143,5 +143,7 @@ def test_fuzzing_guided_by_coverage_finds_nothing(tmp_path, name):
     # This takes half a minute in total; fuzz.py can also run for hours, by hand.
     options = ["-max_total_time=2", f"-artifact_prefix={tmp_path}/"]
     command = [sys.executable, importlib.util.find_spec("fuzz").origin, name, *options]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]

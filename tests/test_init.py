@@ -1,7 +1,5 @@
-import subprocess
-import sys
-
 import pytest
+from helpers import run_python
 
 import prefixembed
 
@@ -9,8 +7,8 @@ import prefixembed
 def test_import_does_not_load_heavy_packages():
     heavy = ("torch", "transformers", "sklearn", "datasets")
     code = f"import prefixembed, sys; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    out, _ = run_python(code)
+    assert out.strip() == "[]"
 
 
 def test_public_names_are_importable():

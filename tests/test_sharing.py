@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import skops.io
 import torch
+from helpers import run_python
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -149,16 +150,14 @@ def test_a_process_can_be_forked_while_a_backbone_is_loaded(tiny, fresh_backbone
         thread.join()
         assert os.waitstatus_to_exitcode(status) == 7
     """
-    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, tiny()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(code, tiny(), options=["-W", "ignore::DeprecationWarning"])
 
 
 def test_memory_and_open_files_stay_flat(tiny):
     # soak.py can also run for an hour, by hand.
     soak = Path(__file__).with_name("soak.py")
     command = [sys.executable, str(soak), tiny(), "--rounds", "15"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     rss, objects, files, threads = (

@@ -1,14 +1,11 @@
 """Estimators in pipelines, searches and other tools of scikit-learn."""
 
-import subprocess
-import sys
-
 import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import sklearn
-from helpers import make_encoder
+from helpers import make_encoder, run_python
 from sklearn.compose import ColumnTransformer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -155,11 +152,7 @@ def test_a_saved_pipeline_predicts_in_another_process(bank, target, tmp_path):
         "from prefixembed import release_backbones as loaded; print(loaded());"
         "print(*pipe.predict(X))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "model.joblib")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    n_loaded, predicted = done.stdout.splitlines()
+    n_loaded, predicted = run_python(code, tmp_path / "model.joblib")[0].splitlines()
     assert n_loaded == "0"
     assert predicted.split() == list(pipe.predict(X))
 

@@ -24,6 +24,7 @@ from prefixembed._embed.truncation import report_truncated
 from prefixembed._files.vector_store import Store
 from prefixembed._model.devices import resolve_device, resolve_dtype
 from prefixembed._model.extension import Extension
+from prefixembed._model.modes import own_modes
 from prefixembed._model.pooling import pair_vectors, pool_windows
 from prefixembed._utils.properties import cached_property
 from prefixembed.backbone import Backbone
@@ -68,6 +69,7 @@ class Embedder:
         """How texts are read."""
         return self.combination.reading
 
+    @own_modes(gradients=False)
     def embed_texts(
         self, texts: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
     ) -> NDArray[np.bool_]:
@@ -95,6 +97,7 @@ class Embedder:
             bar.update(len(some))
         return truncated[first]
 
+    @own_modes(gradients=False)
     def embed_pairs(
         self, pairs: Sequence[Text], vectors: NDArray[Any], bar: tqdm[Any]
     ) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from sklearn.exceptions import ConvergenceWarning
 from prefixembed._fit.examples import Examples
 from prefixembed._fit.learning import count_batches
 from prefixembed._fit.optimization import History, Recipe
+from prefixembed._model.modes import own_modes
 from prefixembed._utils.warnings import warn
 
 _AT_CHANCE = 0.98  # a loss above this share of that at chance means that nothing was learned
@@ -22,6 +23,7 @@ _MIN_GAIN = 0.01  # in the last third of the steps, relative to the loss before
 _STEADY = 0.5
 
 
+@own_modes(gradients=False)
 def warn_after_training(history: History, tasks: Mapping[str, Examples], recipe: Recipe) -> None:
     """Warn about what a history shows. There is at most one warning per task, or one about all.
 

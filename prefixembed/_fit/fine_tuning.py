@@ -24,6 +24,7 @@ from prefixembed._fit.heads import initial_head, learned_head
 from prefixembed._fit.learning import Learner
 from prefixembed._model.devices import seeded
 from prefixembed._model.loading import quiet_transformers
+from prefixembed._model.modes import own_modes
 from prefixembed._model.own_reading import reading_files
 from prefixembed.backbone import Backbone, release_backbones
 from prefixembed.head import Head
@@ -37,6 +38,7 @@ class FineTuner(Learner):
     fingerprint of the original, which stays in float32 and unchanged.
     """
 
+    @own_modes(gradients=True)
     def __init__(
         self,
         original: Backbone,
@@ -91,10 +93,14 @@ class FineTuner(Learner):
         return {name: learned_head(head, examples) for (name, examples), head in heads}
 
     def _autocast(self) -> torch.autocast:
+        # Where the caller is in autocast, torch keeps converted weights until the caller leaves it,
+        # and would take those of earlier steps.
+        torch.clear_autocast_cache()
         device = self.backbone.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.mixed_precision)
 
 
+@own_modes(gradients=False)
 def pack_backbone(backbone: Backbone, reading: Reading) -> dict[str, bytes]:
     """Return the files of a folder that :func:`~prefixembed.load_backbone` can load, by path."""
     with tempfile.TemporaryDirectory() as folder, quiet_transformers():

@@ -26,7 +26,7 @@ def initial_head(examples: Examples, n_features: int) -> nn.Linear:
     The global random state of torch, which other threads may use, does not change.
     """
     width = examples.tokens.vector_width(n_features)
-    head = nn.utils.skip_init(nn.Linear, width, examples.targets.n_outputs)
+    head = nn.utils.skip_init(nn.Linear, width, examples.targets.n_outputs, dtype=torch.float32)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

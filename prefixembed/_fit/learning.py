@@ -32,6 +32,7 @@ from prefixembed._fit.optimization import (
     optimize,
 )
 from prefixembed._model.devices import random_state, set_random_state
+from prefixembed._model.modes import own_modes
 from prefixembed._version import __version__
 
 _BACKGROUND_TEXTS = 8  # per step; more would cost as much as the texts of the task
@@ -66,6 +67,7 @@ class Learner(ABC):
         return nullcontext()
 
 
+@own_modes(gradients=True)
 def train(
     tasks: Mapping[str, Examples],
     learner: Learner,

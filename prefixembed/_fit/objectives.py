@@ -144,7 +144,7 @@ class Classification(Objective):
         return classes[logits.argmax(axis=1)]
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        return softmax(logits, axis=1)
+        return to_probabilities(logits)
 
     def decision(self, logits: Array, counts: Array) -> Any:
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
@@ -222,7 +222,8 @@ class MultiLabel(Objective):
         return (logits > 0).astype(np.int64)
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        return expit(logits)
+        with np.errstate(under="ignore"):
+            return expit(logits)
 
     def log_probabilities(self, logits: Array, counts: Array) -> Any:
         return log_expit(logits)
@@ -260,7 +261,7 @@ class MultipleChoice(Objective):
         return self.decision(logits, counts).argmax(axis=1)
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        return softmax(self.decision(logits, counts), axis=1)
+        return to_probabilities(self.decision(logits, counts))
 
     def log_probabilities(self, logits: Array, counts: Array) -> Any:
         return log_softmax(self.decision(logits, counts), axis=1)
@@ -310,7 +311,7 @@ class TokenClassification(Objective):
         return _by_row(classes[logits.argmax(axis=1)], counts)
 
     def probabilities(self, logits: Array, counts: Array) -> Any:
-        return _by_row(softmax(logits, axis=1), counts)
+        return _by_row(to_probabilities(logits), counts)
 
     def log_probabilities(self, logits: Array, counts: Array) -> Any:
         return _by_row(log_softmax(logits, axis=1), counts)
@@ -343,6 +344,12 @@ def _without_absent_classes(targets: Targets, labels: Array) -> Targets:
     present, labels = np.unique(labels, return_inverse=True)
     classes = shortest(targets.classes[present])
     return Targets(labels.astype(np.int64), classes, len(classes))
+
+
+def to_probabilities(scores: Array) -> Any:
+    """Return the softmax of each row."""
+    with np.errstate(under="ignore"):  # what rounds to zero is no error
+        return softmax(scores, axis=1)
 
 
 def _entropy(mass: Array) -> float:

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from prefixembed._embed.texts import Text, check_rows, check_texts, is_pairs
 from prefixembed._fit.objectives import OBJECTIVES
+from prefixembed._model.modes import own_modes
 from prefixembed._utils.docstrings import substitute
 from prefixembed.head import Head
 
@@ -50,6 +51,7 @@ def read_units(
     return texts, row == "words", counts
 
 
+@own_modes(gradients=False)
 def score_units(
     head: Head, vectors: NDArray[np.float32], counts: NDArray[np.intp] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.intp]]:

@@ -19,6 +19,7 @@ from prefixembed._fit.heads import initial_head, learned_head
 from prefixembed._fit.learning import Learner
 from prefixembed._model.attention import RecordedAttention
 from prefixembed._model.extension import Extension, PrefixTensors, combine
+from prefixembed._model.modes import own_modes
 from prefixembed._model.slots import AddedSlots, MeasuredSlots, SlotTensors
 from prefixembed.backbone import Backbone
 from prefixembed.reading import Reading
@@ -38,6 +39,7 @@ class PrefixLearner(Learner):
     slots; there may be none.
     """
 
+    @own_modes(gradients=True)
     def __init__(
         self,
         backbone: Backbone,
@@ -92,10 +94,10 @@ class PrefixLearner(Learner):
             extension = self._extension()
         return embed_tokens(self.backbone, tokens, extension, self.reading, batch_tokens)
 
+    @own_modes(gradients=False)
     def learned(self) -> dict[str, Any]:
         """Return the fields of `Prefix` that were learned, and those that the backbone decides."""
-        with torch.no_grad():
-            tensors = self.model.tensors()
+        tensors = self.model.tensors()
         slots = None
         if tensors.slots is not None:
             slots = Slots(*(tensor.detach().cpu().numpy() for tensor in tensors.slots))
@@ -142,9 +144,10 @@ class PrefixModel(nn.Module):
         self.register_buffer("start", start)
         features = start.shape[2] * start.shape[4]
         # skip_init: other threads may use the global random state of torch.
-        embedding = nn.utils.skip_init(nn.Embedding, length, features)
-        first = nn.utils.skip_init(nn.Linear, features, hidden_size)
-        last = nn.utils.skip_init(nn.Linear, hidden_size, start.numel() // length)
+        kind = {"dtype": torch.float32}
+        embedding = nn.utils.skip_init(nn.Embedding, length, features, **kind)
+        first = nn.utils.skip_init(nn.Linear, features, hidden_size, **kind)
+        last = nn.utils.skip_init(nn.Linear, hidden_size, start.numel() // length, **kind)
         nn.init.normal_(embedding.weight, generator=generator)
         nn.init.normal_(first.weight, std=features**-0.5, generator=generator)
         # Small, so that training begins near `start`.
@@ -176,8 +179,9 @@ class PrefixModel(nn.Module):
 
 def initial_slots(shape: tuple[int, int, int], generator: torch.Generator) -> SlotTensors:
     """Return slots of (layer, slot, feature) whose values are zero: they add nothing yet."""
-    keys = torch.randn(shape, generator=generator) * shape[2] ** -0.5
-    return SlotTensors(keys, torch.zeros(shape[:2]), torch.zeros(shape))
+    kind = {"dtype": torch.float32}
+    keys = torch.randn(shape, generator=generator, **kind) * shape[2] ** -0.5
+    return SlotTensors(keys, torch.zeros(shape[:2], **kind), torch.zeros(shape, **kind))
 
 
 def initial_keys_values(
@@ -195,7 +199,8 @@ def initial_keys_values(
     """
     n_layers, n_heads, head_dim = backbone.layout
     if not length:
-        return torch.zeros(n_layers, 2, n_heads, 0, head_dim, device=backbone.device)
+        shape = n_layers, 2, n_heads, 0, head_dim
+        return torch.zeros(shape, dtype=torch.float32, device=backbone.device)
     if init == "normal":
         noise = _NORMAL_SCALE * rng.standard_normal((n_layers, 2, n_heads, length, head_dim))
         return torch.from_numpy(noise.astype(np.float32)).to(backbone.device)

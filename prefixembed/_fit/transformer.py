@@ -19,6 +19,7 @@ from prefixembed._embed.truncation import report_truncated
 from prefixembed._fit.examples import Examples, LabelledRows, prepare
 from prefixembed._fit.learning import Learner, count_batches, count_steps, train
 from prefixembed._fit.optimization import MAX_RATE, Outcome, Recipe
+from prefixembed._model.modes import own_modes
 from prefixembed._utils.parameters import Count
 from prefixembed.backbone import Backbone
 from prefixembed.reading import Reading
@@ -54,6 +55,7 @@ class LearningTransformer(TextTransformer):
         random = check_random_state(self.random_state)
         return np.random.default_rng(random.randint(np.iinfo(np.int32).max, size=4))
 
+    @own_modes(gradients=False)
     def _prepare(
         self, rows: Mapping[str, LabelledRows], backbone: Backbone, rng: np.random.Generator
     ) -> tuple[dict[str, Examples], Reading]:

@@ -276,7 +276,7 @@ def combined_attention(
     if all(weight == 1 for weight in weights):
         return ConcatAttention(keys_values)
     log_weights = [
-        torch.full((part.shape[3],), math.log(weight), device=part.device)
+        torch.full((part.shape[3],), math.log(weight), dtype=torch.float32, device=part.device)
         for part, weight in zip(parts, weights, strict=True)
     ]
     return ConcatAttention(keys_values, torch.cat(log_weights))
@@ -286,7 +286,8 @@ def _stacked(parts: Sequence[Tensor], weights: Sequence[float]) -> tuple[Tensor,
     longest = max(part.shape[3] for part in parts)
     layer, two, head, _, head_dim = parts[0].shape
     keys_values = parts[0].new_zeros(layer, two, head, len(parts), longest, head_dim)
-    log_weights = torch.full((len(parts), longest), -torch.inf, device=parts[0].device)
+    shape = len(parts), longest
+    log_weights = torch.full(shape, -torch.inf, dtype=torch.float32, device=parts[0].device)
     for k, (part, weight) in enumerate(zip(parts, weights, strict=True)):
         keys_values[:, :, :, k, : part.shape[3]] = part
         log_weights[k, : part.shape[3]] = math.log(weight)

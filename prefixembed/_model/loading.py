@@ -25,9 +25,11 @@ from transformers.utils import (
 )
 from transformers.utils.hub import get_checkpoint_shard_files
 
+from prefixembed._model.devices import seeded
 from prefixembed._model.families import SUPPORTED, default_pooling, longest_text
 from prefixembed._model.folder import naming
 from prefixembed._model.hook import ATTENTION, hook_feed_forward, register
+from prefixembed._model.modes import own_modes
 from prefixembed._model.own_reading import own_reading
 from prefixembed._model.relative import RELATIVE, patch_relative_attention
 from prefixembed.reading import Reading
@@ -57,7 +59,7 @@ class BackboneFiles:
     fingerprint: str  # hexadecimal SHA-256 of weights, configuration and tokenizer
 
 
-@torch.inference_mode(False)  # so that prefixes can be trained whatever mode the caller is in
+@own_modes(gradients=False)  # so that prefixes can be trained whatever mode the caller is in
 def load_files(
     name: str, revision: str | None, dtype: torch.dtype, device: torch.device
 ) -> BackboneFiles:
@@ -75,7 +77,8 @@ def load_files(
     with naming(name, revision), quiet_transformers():
         wrapper = AutoTokenizer.from_pretrained(name, revision=revision)
         _fetch_weights(name, revision)
-        with _one_model_at_a_time:
+        # Seeded, since a pooler that the checkpoint does not have is drawn at random.
+        with _one_model_at_a_time, seeded(torch.device("cpu"), 0):
             model, report = AutoModel.from_pretrained(
                 name,
                 revision=revision,

@@ -6,9 +6,11 @@ import sys
 import warnings
 from types import FrameType
 
-# This package, and libraries that call it on behalf of the user. Modules are told by their names:
-# a folder of the user's may be called as a library is.
-_CALLERS = {__name__.partition(".")[0], "sentence_transformers", "sklearn", "torch"}
+# This package, libraries that call it on behalf of the user, and what decorates its functions.
+# Modules are told by their names: a folder of the user's may be called as a library is.
+_CALLERS = {
+    __name__.partition(".")[0], "contextlib", "sentence_transformers", "sklearn", "torch",
+}  # fmt: skip
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:

@@ -14,6 +14,7 @@ from prefixembed._embed.texts import Text
 from prefixembed._embed.tokens import tokenize
 from prefixembed._embed.truncation import report_truncated
 from prefixembed._model.extension import Extension
+from prefixembed._model.modes import own_modes
 from prefixembed.bank import PrefixBank
 from prefixembed.inspection.arguments import reading_of
 
@@ -33,6 +34,7 @@ class LayerSums:
         self.sums[layer] = self.sums.get(layer, torch.zeros_like(total)) + total
 
 
+@own_modes(gradients=False)
 def mean_over_texts(
     bank: PrefixBank, texts: list[Text], extension: Extension, sums: LayerSums
 ) -> NDArray[np.float64]:

@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 
 import joblib
 import numpy as np
@@ -19,6 +18,7 @@ from backend_checks import (
     read_vectors,
 )
 from datasets import Dataset
+from helpers import wait_until
 
 from prefixembed import PrefixBank, embed_dataset
 
@@ -56,8 +56,7 @@ def test_no_row_is_lost_with_a_worker(client, bank, tmp_path):
     n_when_killed = []
 
     def kill_one():
-        while not list(out.glob("part-*")):
-            time.sleep(0.001)
+        wait_until(lambda: list(out.glob("part-*")))
         os.kill(pid, signal.SIGKILL)
         n_when_killed.append(len(list(out.glob("part-*"))))
 

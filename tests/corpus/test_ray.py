@@ -4,7 +4,6 @@ import os
 import runpy
 import signal
 import threading
-import time
 from pathlib import Path
 
 import joblib
@@ -22,6 +21,7 @@ from backend_checks import (
     read_vectors,
 )
 from datasets import Dataset
+from helpers import wait_until
 
 from prefixembed import PrefixBank, embed_dataset
 
@@ -76,8 +76,7 @@ def test_same_call_makes_the_rest_after_a_worker_died(bank, tmp_path):
     n_when_killed = []
 
     def kill_one():
-        while not list(out.glob("part-*")):
-            time.sleep(0.001)
+        wait_until(lambda: list(out.glob("part-*")))
         workers = psutil.Process().children(recursive=True)
         (one, *_) = [process for process in workers if "PoolActor" in " ".join(process.cmdline())]
         os.kill(one.pid, signal.SIGKILL)

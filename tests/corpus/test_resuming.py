@@ -2,10 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
 from dataclasses import make_dataclass
 
@@ -13,6 +9,7 @@ import numpy as np
 import pytest
 from backend_checks import CPU, read_vectors
 from datasets import Dataset
+from helpers import kill, start_python, wait_until
 
 from prefixembed import PrefixBank, __version__, embed_dataset
 from prefixembed.cache import Representation
@@ -200,12 +197,12 @@ def test_kill_at_any_moment_loses_no_finished_file(tiny, random_prefix, tmp_path
     prefix.save(tmp_path / "a.safetensors")
     out = tmp_path / "out"
     for n_wanted in (1, 20, 50):
-        words = [str(tmp_path / "a.safetensors"), str(out), tiny()]
-        process = subprocess.Popen([sys.executable, "-c", WRITER, *words])
-        while process.poll() is None and len(list(out.glob("part-*"))) < n_wanted:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        quiet = {"stdout": None, "stderr": None}
+        words = [tmp_path / "a.safetensors", out, tiny()]
+        process = start_python(WRITER, *words, **quiet)
+        wait_until(lambda n=n_wanted: len(list(out.glob("part-*"))) >= n)
+        kill(process)
+        process.wait(60)
     n_before = len(list(out.glob("part-*")))
     assert 50 <= n_before < 100, "the process was killed before it was done"
     bank = PrefixBank({"a": prefix}, device="cpu", dtype="float32")

@@ -7,13 +7,11 @@ import inspect
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from helpers import kill, start_python
 
 from prefixembed import Prefix, PrefixBank
 from prefixembed._files import bank_folder
@@ -195,13 +193,13 @@ for k in itertools.count():
 
 
 def start_writer(folder):
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE)
-    assert writer.stdout.readline() == b"ready\n"
+    writer = start_python(WRITER, folder)
+    assert writer.stdout.readline() == "ready\n"
     return writer
 
 
-def kill(writer):
-    writer.send_signal(signal.SIGKILL)
+def end(writer):
+    kill(writer)
     writer.communicate()
 
 
@@ -212,7 +210,7 @@ def test_kill_at_any_moment_leaves_a_whole_bank(tmp_path):
     for _ in range(4):
         writer = start_writer(tmp_path)
         time.sleep(moments.uniform(0.0, 0.1))
-        kill(writer)
+        end(writer)
         assert any(holds(tmp_path, bank) for bank in either)
     write_folder(tmp_path, *either[0])  # the lock of a killed process does not block
 
@@ -232,7 +230,7 @@ def test_readers_see_whole_banks_while_two_processes_write(tmp_path):
         assert all(writer.poll() is None for writer in writers)
     finally:
         for writer in writers:
-            kill(writer)
+            end(writer)
     assert seen == {0, 1}
 
 

@@ -5,12 +5,9 @@ import multiprocessing
 import os
 import pickle
 import re
-import signal
 import socket
 import sqlite3
 import stat
-import subprocess
-import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from conftest import TEXTS
-from helpers import run_python
+from helpers import kill, run_python, start_python
 from sklearn.base import clone
 
 from prefixembed import PrefixBank, VectorCache
@@ -377,17 +374,14 @@ print(cache.stats().hits)
 
 
 def start(path, seed, n_rounds):
-    return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", WRITER, path, str(seed), str(n_rounds)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    return start_python(WRITER, path, seed, n_rounds, options=["-W", "error"])
 
 
 def test_processes_share_a_file(tmp_path):
     path = str(tmp_path / "c.db")
     processes = [start(path, seed, 40) for seed in range(4)]
     for process in processes:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate()
         assert process.returncode == 0, err
         assert int(out.split()[-1]) > 0
     assert os.path.getsize(path) < 4_500_000
@@ -400,7 +394,7 @@ def test_kill_at_any_moment_leaves_an_intact_file(tmp_path):
         process = start(path, seed, 10**6)
         assert process.stdout.readline() == "ready\n"
         time.sleep(rng.uniform(0.02, 0.4))
-        process.send_signal(signal.SIGKILL)
+        kill(process)
         process.communicate()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -443,16 +437,10 @@ def test_processes_with_several_threads_lose_no_vector(tmp_path):
     # itself, beside SQLite, one of these processes would delete the other's write-ahead log.
     path = tmp_path / "c.db"
     VectorCache(path).put(*rows_of(3))
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", TWO_THREADS, str(path), str(k)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for k in (1, 2)
-    ]  # fmt: skip
+    processes = [start_python(TWO_THREADS, path, k, options=["-W", "error"]) for k in (1, 2)]
     written = 0
     for process in processes:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate()
         assert process.returncode == 0 and not err, err
         written += int(out)
     with sqlite3.connect(path) as db:

@@ -7,7 +7,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -16,7 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import OBJECTIVES, make_encoder, make_multitask, reviews, three_tasks
+from helpers import (
+    OBJECTIVES,
+    kill,
+    make_encoder,
+    make_multitask,
+    reviews,
+    start_python,
+    three_tasks,
+    wait_until,
+)
 
 from prefixembed import PrefixEncoder, fit_prefixes
 from prefixembed._fit import checkpoints, learning, optimization, prefix_learner
@@ -364,18 +372,15 @@ def newest(folder):
 
 
 def wait_for_checkpoint(folder, after=""):
-    end = time.monotonic() + 120
-    while newest(folder) <= after:
-        assert time.monotonic() < end, "no step was taken"
-        time.sleep(0.01)
+    wait_until(lambda: newest(folder) > after)
 
 
 def start_trainer(backbone, folder):
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [tests, tests.parent]))}
-    command = [sys.executable, "-W", "ignore", "-c", TRAINER, backbone, str(folder)]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    pipes = {"stdin": subprocess.PIPE, "stderr": None}
+    return start_python(
+        TRAINER, backbone, folder, options=["-W", "ignore"], env=environment, **pipes
     )
 
 
@@ -395,7 +400,7 @@ def test_killed_processes_continue(tiny, tmp_path):
         wait_for_checkpoint(tmp_path, after=reached[-1])
         for trainer in trainers:
             time.sleep(moments.uniform(0.0, 0.3))
-            trainer.send_signal(signal.SIGKILL)
+            kill(trainer)
             trainer.communicate()
             assert trainer.returncode == -signal.SIGKILL
         reached.append(newest(tmp_path))
@@ -410,18 +415,22 @@ def test_signal_at_any_moment_leaves_an_encoder_that_works(tiny, tmp_path):
     encoder = make(tiny(), max_steps=60_000, early_stopping=False, checkpoint_dir=tmp_path)
 
     def interrupt():
-        wait_for_checkpoint(tmp_path)
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            wait_for_checkpoint(tmp_path)
+            time.sleep(0.1)
+        finally:  # in any case: nothing else ends the test
+            os.kill(os.getpid(), signal.SIGINT)
 
     # A process that a shell has started in the background ignores SIGINT.
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Thread(target=interrupt)
-    timer.start()
-    with pytest.warns(UserWarning, match="KeyboardInterrupt"), pytest.raises(KeyboardInterrupt):
-        encoder.fit(texts, labels)
-    timer.join()
-    signal.signal(signal.SIGINT, handler)
+    try:
+        timer = threading.Thread(target=interrupt)
+        timer.start()
+        with pytest.warns(UserWarning, match="KeyboardInterrupt"), pytest.raises(KeyboardInterrupt):
+            encoder.fit(texts, labels)
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert np.isfinite(encoder.transform(texts)).all()
 
 

@@ -1,7 +1,6 @@
 """The public names of ``prefixembed.interop`` and what importing them needs."""
 
-import subprocess
-import sys
+from helpers import run_python
 
 from prefixembed import interop
 
@@ -12,4 +11,4 @@ def test_import_needs_no_optional_library():
         "sys.modules.update(dict.fromkeys(['adapters', 'mteb', 'peft', 'sentence_transformers']))\n"
         f"from prefixembed.interop import {', '.join(interop.__all__)}\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_python(code)

@@ -1,9 +1,8 @@
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from helpers import run_python
 
 from prefixembed import load_backbone
 from prefixembed._embed.texts import check_texts
@@ -36,10 +35,10 @@ def test_splits_are_equal_in_another_process():
         "from prefixembed.tasks import load_docstring_task as load;"
         "t = load('package'); print(t.X_train[0], len(t.X_train), t.X_test[-1], sep='|')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    out, _ = run_python(code)
     task = load_docstring_task("package")
     expected = f"{task.X_train[0]}|{len(task.X_train)}|{task.X_test[-1]}"
-    assert done.stdout.strip() == expected
+    assert out.strip() == expected
 
 
 def test_labels_of_pairs_say_whether_the_summary_describes_the_name():
