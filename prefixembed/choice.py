@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from prefixembed._embed.texts import check_choices, choice_pairs
-from prefixembed._fit.objectives import OBJECTIVES, to_probabilities
+from prefixembed._fit.objectives import OBJECTIVES, to_log_probabilities, to_probabilities
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import Implements
 
@@ -160,7 +159,7 @@ class ChoiceRanker(MetaEstimatorMixin, BaseEstimator):
         logarithms : ndarray of shape (n_rows, largest number of choices)
             Of what :meth:`predict_proba` returns; minus infinity if a row has fewer choices.
         """
-        return log_softmax(self.decision_function(X), axis=1)
+        return to_log_probabilities(self.decision_function(X))
 
     def predict(self, X: Any) -> NDArray[np.intp]:
         """Predict the correct choice of each row.

@@ -23,6 +23,7 @@ from prefixembed._utils.warnings import warn
 from prefixembed.backbone import Backbone
 from prefixembed.reading import Reading
 
+_SCALES = tuple(np.logspace(-2, 1, 37).tolist())  # of logits; one of them is 1
 _N_NAMED = 3  # classes that a warning names
 
 
@@ -125,6 +126,16 @@ class Examples:
         truth = torch.from_numpy(values).to(logits.device)
         weights = torch.from_numpy(self.weights[rows]).to(logits.device)
         return self.objective.losses(logits, truth, self.counts[rows]) * weights  # (row,)
+
+    def best_scale(self, logits: Tensor, rows: NDArray[np.intp]) -> float:
+        """Return the factor on logits with the lowest loss on some rows; 1 for numbers.
+
+        A head that is trained on few texts is much too sure of itself. That says nothing about the
+        vectors it reads, on which other heads are fitted.
+        """
+        if not self.objective.has_scale:
+            return 1.0
+        return min(_SCALES, key=lambda scale: float(self.losses(scale * logits, rows).sum()))
 
     def chance(self, rows: NDArray[np.intp]) -> float:
         """Return the loss on some rows of the best prediction that does not depend on the text."""

@@ -44,7 +44,7 @@ def refit_head(
     examples: Examples,
     embed: Callable[[NDArray[np.intp]], NDArray[np.float32]],
 ) -> None:
-    """Fit a trained head again, in place, if that lowers the validation loss.
+    """Rescale a trained head, or fit it again, in place: whatever lowers the validation loss most.
 
     `embed` returns the vectors of the units of some rows. They no longer change, so that the best
     head for them is a convex problem: training, whose rate falls to zero while vectors move,
@@ -62,7 +62,9 @@ def refit_head(
     def validation_loss(weight: Tensor, bias: Tensor) -> float:
         return float(examples.losses(others @ weight.T + bias, held_out).sum())
 
-    best, lowest = start, validation_loss(*start)
+    sureness = examples.best_scale(others @ start[0].T + start[1], held_out)
+    best = start[0] * sureness, start[1] * sureness
+    lowest = validation_loss(*best)
     weight, bias = start[0] * scale, start[1] + start[0] @ center
     for penalty in _PENALTIES:
         weight, bias = _minimize(examples, rows, (vectors - center) / scale, weight, bias, penalty)

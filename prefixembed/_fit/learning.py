@@ -28,6 +28,7 @@ from prefixembed._fit.optimization import (
     Problem,
     Recipe,
     Step,
+    Validation,
     kept_entry,
     optimize,
 )
@@ -84,7 +85,8 @@ def train(
     Tasks come in the order of the heads. A step takes as many forward passes of at most
     `batch_tokens` tokens as it needs, and half as many tokens if the device runs out of memory.
 
-    In the history, ``valid_loss`` is the mean over tasks. Several tasks also have figures of their
+    In the history, ``valid_loss`` is the loss at the best scale of the logits, averaged over tasks.
+    Several tasks also have figures of their
     own, with the name of the task in brackets. If `checkpoint_dir` has a checkpoint of the same
     run, training continues from there.
     """
@@ -155,17 +157,22 @@ class _Supervised(Problem):
             n_tokens = int(longest.max() * n_texts.sum())
             self.batch_tokens = max(1, min(self.batch_tokens, n_tokens) // 2)
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> Validation:
         by_task = {
             name: self._validate_task(data, head)
             for name, data, head in zip(self.names, self.tasks, self.learner.heads, strict=True)
             if len(data.valid)
         }
         if len(self.tasks) == 1 or not by_task:
-            return next(iter(by_task.values()), {})
-        mean = float(np.mean([figures["valid_loss"] for figures in by_task.values()]))
-        own = {f"{k}[{name}]": v for name, some in by_task.items() for k, v in some.items()}
-        return {"valid_loss": mean, **own}
+            return next(iter(by_task.values()), Validation())
+        mean = float(np.mean([found.figures["valid_loss"] for found in by_task.values()]))
+        own = {
+            f"{key}[{name}]": value
+            for name, found in by_task.items()
+            for key, value in found.figures.items()
+        }
+        losses = [found.losses[0] / len(by_task) for found in by_task.values()]
+        return Validation({"valid_loss": mean, **own}, losses)
 
     def refit_heads(self) -> None:
         """Fit each head again on the vectors that were learned, if that is better."""
@@ -175,20 +182,22 @@ class _Supervised(Problem):
     def _vectors(self, data: Examples, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         return self.learner.embed(data.tokens.take(data.texts(rows)), self.batch_tokens)
 
-    def _validate_task(self, data: Examples, head: nn.Linear) -> dict[str, float]:
+    def _validate_task(self, data: Examples, head: nn.Linear) -> Validation:
         rows = data.valid
         vectors = torch.from_numpy(self._vectors(data, rows))
         with torch.no_grad():
             logits = head(vectors.to(head.weight.device)).cpu()  # (unit, output)
         weights, counts = data.weights[rows], data.counts[rows]
-        figures = {"valid_loss": float(data.losses(logits, rows).sum() / weights.sum())}
+        scale = data.best_scale(logits, rows)
+        losses = data.losses(scale * logits, rows).double().numpy() / weights.sum(dtype=float)
+        figures = {"valid_loss": float(losses.sum())}
         objective = data.objective
         if len(rows) >= objective.min_scored:
             outputs = np.arange(data.targets.n_outputs)
             predicted = objective.predict(logits.double().numpy(), outputs, counts)
             truth = objective.take(data.targets.values, rows)
             figures[f"valid_{objective.metric}"] = objective.score(truth, predicted, weights)
-        return figures
+        return Validation(figures, [losses])
 
     def state(self) -> State:
         device = self.learner.draws_on

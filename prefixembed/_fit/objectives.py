@@ -53,6 +53,7 @@ class Objective(ABC):
     metric: ClassVar[str] = "accuracy"
     measure: ClassVar[Callable[..., float]] = staticmethod(accuracy_score)
     min_scored: ClassVar[int] = 1  # rows below which there is no metric
+    has_scale: ClassVar[bool] = True  # whether the scale of logits says how sure a head is
 
     @abstractmethod
     def read(self, y: ArrayLike, counts: Array) -> Targets:
@@ -106,7 +107,7 @@ class Objective(ABC):
 
     def log_probabilities(self, logits: Array, counts: Array) -> Any:
         """Return the logarithms of probabilities, also of those that round to zero."""
-        return log_softmax(logits, axis=1)
+        return to_log_probabilities(logits)
 
     def score(self, y: Any, predicted: Any, sample_weight: ArrayLike | None) -> float:
         """Return the score of predictions; higher is better."""
@@ -157,6 +158,7 @@ class Regression(Objective):
     metric = "r2"
     measure = staticmethod(r2_score)
     min_scored = 2
+    has_scale = False
 
     def read(self, y: ArrayLike, counts: Array) -> Targets:
         return Targets(check_numbers(y), None, 1)
@@ -226,7 +228,8 @@ class MultiLabel(Objective):
             return expit(logits)
 
     def log_probabilities(self, logits: Array, counts: Array) -> Any:
-        return log_expit(logits)
+        with np.errstate(under="ignore"):
+            return log_expit(logits)
 
 
 class MultipleChoice(Objective):
@@ -264,7 +267,7 @@ class MultipleChoice(Objective):
         return to_probabilities(self.decision(logits, counts))
 
     def log_probabilities(self, logits: Array, counts: Array) -> Any:
-        return log_softmax(self.decision(logits, counts), axis=1)
+        return to_log_probabilities(self.decision(logits, counts))
 
     def decision(self, logits: Array, counts: Array) -> Any:
         scores = np.full((len(counts), max(counts, default=1)), -np.inf)
@@ -314,7 +317,7 @@ class TokenClassification(Objective):
         return _by_row(to_probabilities(logits), counts)
 
     def log_probabilities(self, logits: Array, counts: Array) -> Any:
-        return _by_row(log_softmax(logits, axis=1), counts)
+        return _by_row(to_log_probabilities(logits), counts)
 
     def decision(self, logits: Array, counts: Array) -> Any:
         return _by_row(logits, counts)
@@ -350,6 +353,12 @@ def to_probabilities(scores: Array) -> Any:
     """Return the softmax of each row."""
     with np.errstate(under="ignore"):  # what rounds to zero is no error
         return softmax(scores, axis=1)
+
+
+def to_log_probabilities(scores: Array) -> Any:
+    """Return the logarithm of the softmax of each row."""
+    with np.errstate(under="ignore"):
+        return log_softmax(scores, axis=1)
 
 
 def _entropy(mass: Array) -> float:
