@@ -144,10 +144,10 @@ class PrefixModel(nn.Module):
         self.register_buffer("start", start)
         features = start.shape[2] * start.shape[4]
         # skip_init: other threads may use the global random state of torch.
-        kind = {"dtype": torch.float32}
-        embedding = nn.utils.skip_init(nn.Embedding, length, features, **kind)
-        first = nn.utils.skip_init(nn.Linear, features, hidden_size, **kind)
-        last = nn.utils.skip_init(nn.Linear, hidden_size, start.numel() // length, **kind)
+        dtype = torch.float32
+        embedding = nn.utils.skip_init(nn.Embedding, length, features, dtype=dtype)
+        first = nn.utils.skip_init(nn.Linear, features, hidden_size, dtype=dtype)
+        last = nn.utils.skip_init(nn.Linear, hidden_size, start.numel() // length, dtype=dtype)
         nn.init.normal_(embedding.weight, generator=generator)
         nn.init.normal_(first.weight, std=features**-0.5, generator=generator)
         # Small, so that training begins near `start`.
@@ -179,9 +179,8 @@ class PrefixModel(nn.Module):
 
 def initial_slots(shape: tuple[int, int, int], generator: torch.Generator) -> SlotTensors:
     """Return slots of (layer, slot, feature) whose values are zero: they add nothing yet."""
-    kind = {"dtype": torch.float32}
-    keys = torch.randn(shape, generator=generator, **kind) * shape[2] ** -0.5
-    return SlotTensors(keys, torch.zeros(shape[:2], **kind), torch.zeros(shape, **kind))
+    keys = torch.randn(shape, generator=generator, dtype=torch.float32) * shape[2] ** -0.5
+    return SlotTensors(keys, torch.zeros_like(keys[..., 0]), torch.zeros_like(keys))
 
 
 def initial_keys_values(

@@ -158,18 +158,17 @@ def prefix_ablation(
     without = [score([other for other in names if other != name]) for name in names]
     test_to_train = float(np.mean([len(test) / len(train) for train, test in folds]))
 
-    def intervals(pairs: Sequence[tuple[NDArray[np.float64], ...]]) -> NDArray[np.float64]:
-        rows = [_interval(*pair, test_to_train, confidence_level) for pair in pairs]
-        return np.array(rows)
+    def interval(after: NDArray[np.float64], before: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _interval(after, before, test_to_train, confidence_level)
 
-    contribution = intervals([(whole[0], scores) for scores, _ in without])
+    contribution = np.array([interval(whole[0], scores) for scores, _ in without])
     return Bunch(
         names=names,
         all=whole[0],
         none=none[0],
         alone=np.array([scores for scores, _ in alone]),
         without=np.array([scores for scores, _ in without]),
-        gain=intervals([(scores, none[0]) for scores, _ in alone]),
+        gain=np.array([interval(scores, none[0]) for scores, _ in alone]),
         contribution=contribution,
         harmful=contribution[:, 2] < 0,
         seconds={
