@@ -77,7 +77,8 @@ def contain(choose, values):
     if kind < 8:
         return pd.Series(object_array(values), index=[7] * len(values)).astype(choose.of(PANDAS))
     if kind == 8:
-        return pa.array(values)
+        # pyarrow 26 ends the process where one of numpy's dates stands beside another scalar.
+        return pa.array([v for v in values if not isinstance(v, (np.datetime64, np.timedelta64))])
     if kind == 9:
         mask = [choose.below(8) == 7 for _ in values]
         return np.ma.array(object_array(values).astype(choose.of(NUMPY)), mask=mask)
@@ -111,9 +112,10 @@ def labels_of(y):
     """Return the labels in a container as objects."""
     if isinstance(y, pd.DataFrame):
         y = y["y"]
-    if isinstance(y, pa.Array):
-        return y.to_pylist()
-    return list(y)
+    labels = y.to_pylist() if isinstance(y, pa.Array) else list(y)
+    if all(isinstance(row, (list, tuple, np.ndarray)) and np.shape(row) == (1,) for row in labels):
+        return [label for (label,) in labels]  # a column
+    return labels
 
 
 def attempt(call):
@@ -152,15 +154,14 @@ def check(data):
     if found is not None:
         labels, classes = found
         given = labels_of(y)
-        if isinstance(given[0], (list, tuple, np.ndarray)) and np.ndim(given[0]):  # a column
-            given = [label for (label,) in given]
         for value, kept in zip(given, classes[labels].tolist(), strict=True):
             assert kept == value and isinstance(kept, str) == isinstance(value, str), (value, kept)
         assert len(set(classes.tolist())) == len(classes)
         assert sorted(classes.tolist()) == classes.tolist()
         encoded = json.loads(json.dumps(encode_classes(classes)))
         np.testing.assert_array_equal(decode_classes(encoded), classes)
-        assert OBJECTIVES["classification"].score(y, classes[labels], None) == 1
+        if given:
+            assert OBJECTIVES["classification"].score(y, classes[labels], None) == 1
         if own is not None:
             # To scikit-learn, nullable integers are floats, and neighbours may become one.
             same = classes if own.dtype.kind != "f" else np.unique(classes.astype(own.dtype))

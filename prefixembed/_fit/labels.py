@@ -316,8 +316,9 @@ def _class_factors(class_weight: Mapping[Any, Any], classes: list[Any]) -> list[
             raise ValueError(
                 f"class_weight[{name!r}] must be a finite number of at least 0, got {weight!r}"
             )
+    known = set(classes)  # by hash: not all names can be compared
     without = [name for name in classes if name not in class_weight]
-    unknown = [name for name in class_weight if name not in classes]
+    unknown = [name for name in class_weight if name not in known]
     if without and unknown:  # most likely names of another type or spelling
         raise ValueError(
             f"class_weight has {unknown}, which are no classes of y, but not the classes {without}"

@@ -79,6 +79,9 @@ def test_weights_of_texts_and_classes_are_multiplied():
     )
     np.testing.assert_allclose(check_weights(None, "balanced", labels, classes), [1.5, 0.75, 0.75])
     np.testing.assert_array_equal(check_weights(2, None, labels, classes), [2, 2, 2])
+    # Names that cannot be compared do not occur either.
+    unknown = {pd.NA: 2, "a": 1, "b": 1}
+    np.testing.assert_array_equal(check_weights(None, unknown, labels, classes), [1, 1, 1])
 
 
 DAYS = np.array(["2020-01-01", "NaT", "2020-01-03"], dtype="M8[D]")
