@@ -124,7 +124,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         have none.
     history_ : dict of str to list of float
         One entry per evaluation: ``step`` (number of steps so far), ``train_loss`` (weighted mean
-        since the entry before), ``learning_rate``, ``seconds`` and, with early stopping, ``kept``,
+        since the entry before), ``learning_rate``, ``seconds`` and, with early stopping,
         ``valid_loss`` and ``valid_accuracy``. For regression, ``valid_r2`` of two texts or more.
     n_features_out_ : int
         Width of the vectors of the kind of texts that `fit` has seen.

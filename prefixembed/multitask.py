@@ -108,8 +108,8 @@ class MultiTaskEncoder(TaskHeadsMixin, LearningTransformer):
         Whether each source task has pairs of texts.
     history_ : dict of str to list of float
         One entry per evaluation: ``step`` (number of steps so far), ``train_loss`` (weighted mean
-        since the entry before), ``learning_rate``, ``seconds`` and, with early stopping, ``kept``
-        and ``valid_loss``, the mean over tasks. With several tasks, each has its own
+        since the entry before), ``learning_rate``, ``seconds`` and, with early stopping,
+        ``valid_loss``, the mean over tasks. With several tasks, each has its own
         ``valid_loss[name]`` and ``valid_accuracy[name]``, or ``valid_r2[name]`` of two texts or
         more; with one task, the name is left out.
     n_features_out_ : int

@@ -215,7 +215,7 @@ def test_backbone_may_be_a_path(tiny, prefixes, tmp_path):
     expected = PrefixBank(prefixes, **CPU).transform(TEXTS)
     bank.save(tmp_path / "bank")
     loaded = PrefixBank.load(tmp_path / "bank", **CPU)
-    assert loaded.backbone is None  # the path is of this machine: prefixes name the backbone
+    assert loaded.backbone == tiny()  # found by its fingerprint
     moved = PrefixBank.load(tmp_path / "bank", backbone=Path(tiny()), **CPU)
     pickled = pickle.loads(pickle.dumps(bank))
     assert bank.backbone == moved.backbone == pickled.backbone == Path(tiny())

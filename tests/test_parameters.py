@@ -150,7 +150,7 @@ odd = st.one_of(
 )
 
 # Any positive value of these is valid, but a very large one takes too much time or memory.
-UNBOUNDED = ("max_steps", "prefix_length", "reparameterize")
+UNBOUNDED = ("ffn_length", "max_steps", "prefix_length", "reparameterize")
 
 
 @pytest.mark.filterwarnings("ignore")

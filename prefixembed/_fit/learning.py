@@ -28,7 +28,6 @@ from prefixembed._fit.optimization import (
     Problem,
     Recipe,
     Step,
-    Validation,
     kept_entry,
     optimize,
 )
@@ -157,22 +156,17 @@ class _Supervised(Problem):
             n_tokens = int(longest.max() * n_texts.sum())
             self.batch_tokens = max(1, min(self.batch_tokens, n_tokens) // 2)
 
-    def validate(self) -> Validation:
+    def validate(self) -> dict[str, float]:
         by_task = {
             name: self._validate_task(data, head)
             for name, data, head in zip(self.names, self.tasks, self.learner.heads, strict=True)
             if len(data.valid)
         }
         if len(self.tasks) == 1 or not by_task:
-            return next(iter(by_task.values()), Validation())
-        mean = float(np.mean([found.figures["valid_loss"] for found in by_task.values()]))
-        own = {
-            f"{key}[{name}]": value
-            for name, found in by_task.items()
-            for key, value in found.figures.items()
-        }
-        losses = [found.losses[0] / len(by_task) for found in by_task.values()]
-        return Validation({"valid_loss": mean, **own}, losses)
+            return next(iter(by_task.values()), {})
+        mean = float(np.mean([figures["valid_loss"] for figures in by_task.values()]))
+        own = {f"{k}[{name}]": v for name, some in by_task.items() for k, v in some.items()}
+        return {"valid_loss": mean, **own}
 
     def refit_heads(self) -> None:
         """Fit each head again on the vectors that were learned, if that is better."""
@@ -182,22 +176,21 @@ class _Supervised(Problem):
     def _vectors(self, data: Examples, rows: NDArray[np.intp]) -> NDArray[np.float32]:
         return self.learner.embed(data.tokens.take(data.texts(rows)), self.batch_tokens)
 
-    def _validate_task(self, data: Examples, head: nn.Linear) -> Validation:
+    def _validate_task(self, data: Examples, head: nn.Linear) -> dict[str, float]:
         rows = data.valid
         vectors = torch.from_numpy(self._vectors(data, rows))
         with torch.no_grad():
             logits = head(vectors.to(head.weight.device)).cpu()  # (unit, output)
         weights, counts = data.weights[rows], data.counts[rows]
-        scale = data.best_scale(logits, rows)
-        losses = data.losses(scale * logits, rows).double().numpy() / weights.sum(dtype=float)
-        figures = {"valid_loss": float(losses.sum())}
+        losses = data.losses(data.best_scale(logits, rows) * logits, rows)
+        figures = {"valid_loss": float(losses.sum() / weights.sum())}
         objective = data.objective
         if len(rows) >= objective.min_scored:
             outputs = np.arange(data.targets.n_outputs)
             predicted = objective.predict(logits.double().numpy(), outputs, counts)
             truth = objective.take(data.targets.values, rows)
             figures[f"valid_{objective.metric}"] = objective.score(truth, predicted, weights)
-        return Validation(figures, [losses])
+        return figures
 
     def state(self) -> State:
         device = self.learner.draws_on

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -58,24 +58,6 @@ class Step:
     background: NDArray[np.intp] | None = None  # positions of background texts
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The figures of a state on the validation set; both fields are empty if there is none."""
-
-    figures: Mapping[str, float] = field(default_factory=dict)  # ``"valid_loss"`` among them
-    # Per task, one number per row. All of them add up to ``valid_loss``.
-    losses: Sequence[NDArray[np.float64]] = ()
-
-    def is_worse(self, losses: Sequence[NDArray[np.float64]]) -> bool:
-        """Return whether the loss exceeds another one by more than its standard error.
-
-        Rows are compared in pairs. With few rows, a difference must be large to mean anything.
-        """
-        differences = [own - other for own, other in zip(self.losses, losses, strict=True)]
-        variance = sum(len(some) * some.var(ddof=1) for some in differences if len(some) > 1)
-        return _total(differences) > math.sqrt(variance)
-
-
 class Problem(ABC):
     """What the loop optimizes."""
 
@@ -92,9 +74,9 @@ class Problem(ABC):
         The loss is the sum of the weighted losses of the rows, divided by their number.
         """
 
-    def validate(self) -> Validation:
-        """Return what is found on the validation set, if there is one."""
-        return Validation()
+    def validate(self) -> dict[str, float]:
+        """Return figures that include ``"valid_loss"``, or none if there is no validation set."""
+        return {}
 
     def state(self) -> State:
         """Return what steps depend on besides the parameters, such as random states."""
@@ -110,9 +92,9 @@ class Outcome:
     """The result of a training run.
 
     The history has one entry per evaluation: ``step`` (number of steps taken so far),
-    ``train_loss`` (weighted mean since the entry before), ``learning_rate``, ``seconds`` and, with
-    validation, its figures and ``kept``, 1 if the state was kept for the time being, else 0. If
-    Ctrl-C stops training before any validation, there is also an entry for the last steps.
+    ``train_loss`` (weighted mean since the entry before), ``learning_rate``, ``seconds`` and the
+    figures of validation. If Ctrl-C stops training before any validation, there is also an entry
+    for the last steps.
     """
 
     history: History
@@ -138,7 +120,7 @@ class Outcome:
             return
         parts = []
         if self.is_usable:
-            which = "best" if "kept" in self.history else "last"
+            which = "best" if "valid_loss" in self.history else "last"
             step = self.history["step"][kept_entry(self.history)]
             parts.append(f"the estimator holds the {which} state (after step {step})")
         if checkpoint_dir is not None:
@@ -159,9 +141,8 @@ class Outcome:
 
 
 def kept_entry(history: History) -> int:
-    """Return the position of the entry whose state is kept: the last one that was, or the last."""
-    kept = np.flatnonzero(history.get("kept", []))
-    return int(kept[-1]) if len(kept) else len(history["step"]) - 1
+    """Return the position of the entry whose state is kept: the best one, or else the last."""
+    return int(np.argmin(history["valid_loss"])) if "valid_loss" in history else -1
 
 
 def optimize(
@@ -173,10 +154,6 @@ def optimize(
     checkpoints: Checkpoints | None = None,
 ) -> Outcome:
     """Train parameters in place, and leave the best state that validation has seen in them.
-
-    That is the last state whose loss was not worse than the lowest one so far by more than the
-    standard error of the difference: a schedule that comes to its end finds better states than one
-    that is cut short by the noise of a small validation set.
 
     The best state is also left if an error or Ctrl-C stops training. Without validation, the last
     state stays. If `checkpoints` has a state of the same run, training continues from there and
@@ -204,8 +181,8 @@ class _Run:
 
     # The history comes last: a run that has one has something to keep.
     _FACTS = (
-        "taken", "finished", "position", "loss", "weight", "rate", "n_since_kept", "drawn_from",
-        "seconds", "history",
+        "taken", "finished", "position", "loss", "weight", "rate", "best_loss", "n_since_best",
+        "drawn_from", "seconds", "history",
     )  # fmt: skip
 
     def __init__(self, problem: Problem, recipe: Recipe, rng: np.random.Generator) -> None:
@@ -223,9 +200,8 @@ class _Run:
         # Since the last entry of the history: sums of the weighted losses and of the weights.
         self.loss, self.weight = 0.0, 0.0
         self.rate = 0.0
-        self.n_since_kept = 0
-        self.kept: list[Tensor] | None = None  # the state
-        self.lowest: Sequence[NDArray[np.float64]] = ()  # losses of the best evaluation
+        self.best_loss, self.n_since_best = math.inf, 0
+        self.best: list[Tensor] | None = None
         self.seconds, self.started = 0.0, time.perf_counter()
 
     def take_steps(self, progress: bool, checkpoints: Checkpoints | None) -> None:
@@ -278,27 +254,22 @@ class _Run:
         # After another step, the loss would show it.
         if not all(bool(parameter.isfinite().all()) for parameter in self.parameters):
             self._give_up("a parameter became infinite or NaN", self.taken)
-        found = self.problem.validate()
-        is_kept = math.isfinite(_total(found.losses)) and not (
-            self.lowest and found.is_worse(self.lowest)
-        )
-        kept = [p.detach().clone() for p in self.parameters] if is_kept else self.kept
-        entry = self.record(found.figures, is_kept)
-        self.n_since_kept += 1
-        if is_kept:
-            self.n_since_kept, self.kept = 0, kept
-            if not self.lowest or _total(found.losses) < _total(self.lowest):
-                self.lowest = found.losses
-        patience = self.recipe.patience if found.figures else None
-        has_stalled = patience is not None and self.n_since_kept >= patience
+        figures = self.problem.validate()
+        valid_loss = figures.get("valid_loss")
+        is_best = valid_loss is not None and valid_loss < self.best_loss
+        best = [p.detach().clone() for p in self.parameters] if is_best else self.best
+        entry = self.record(figures)
+        self.n_since_best += 1
+        if valid_loss is not None and is_best:
+            self.best_loss, self.n_since_best, self.best = valid_loss, 0, best
+        patience = None if valid_loss is None else self.recipe.patience
+        has_stalled = patience is not None and self.n_since_best >= patience
         self.finished = has_stalled or self.taken == self.recipe.max_steps
         return entry
 
-    def record(self, figures: Mapping[str, float], is_kept: bool = False) -> Mapping[str, float]:
+    def record(self, figures: Mapping[str, float]) -> Mapping[str, float]:
         """Append an entry with figures of validation to the history, and return it."""
         entry = {"step": self.taken, "train_loss": self.loss / self.weight, **figures}
-        if figures:
-            entry["kept"] = float(is_kept)
         entry |= {"learning_rate": self.rate, "seconds": self._elapsed()}
         # Replaced as a whole, so that Ctrl-C cannot leave it half written.
         self.history = {k: [*self.history.get(k, []), value] for k, value in entry.items()}
@@ -307,22 +278,21 @@ class _Run:
 
     def leave_best(self) -> None:
         """Put the best state that validation has seen into the parameters."""
-        if self.kept is not None:
+        if self.best is not None:
             with torch.no_grad():
-                for parameter, kept in zip(self.parameters, self.kept, strict=True):
-                    parameter.copy_(kept)
+                for parameter, best in zip(self.parameters, self.best, strict=True):
+                    parameter.copy_(best)
 
     def state(self) -> State:
         """Return everything that changes."""
         own = self.problem.state()
         facts = {name: getattr(self, name) for name in self._FACTS}
         facts |= {"seconds": self._elapsed(), "problem": dict(own.facts)}
-        lowest = {f"lowest.{k}": torch.from_numpy(some) for k, some in enumerate(self.lowest)}
-        tensors = lowest | {f"problem.{name}": value for name, value in own.tensors.items()}
+        tensors = {f"problem.{name}": value for name, value in own.tensors.items()}
         for k, parameter in enumerate(self.parameters):
             tensors[f"parameter.{k}"] = parameter.detach()
-            if self.kept is not None:
-                tensors[f"kept.{k}"] = self.kept[k]
+            if self.best is not None:
+                tensors[f"best.{k}"] = self.best[k]
             for name, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{k}.{name}"] = value
         return State(facts, tensors)
@@ -333,14 +303,12 @@ class _Run:
         for name, value in state.tensors.items():
             kind, _, rest = name.partition(".")
             parts.setdefault(kind, {})[rest] = value
-        kept = parts.get("kept")
-        lowest = parts.get("lowest", {})
-        self.lowest = [lowest[str(k)].numpy() for k in range(len(lowest))]
+        best = parts.get("best")
         with torch.no_grad():
             for k, parameter in enumerate(self.parameters):
                 parameter.copy_(parts["parameter"][str(k)])
-        if kept is not None:
-            self.kept = [kept[str(k)].to(p.device) for k, p in enumerate(self.parameters)]
+        if best is not None:
+            self.best = [best[str(k)].to(p.device) for k, p in enumerate(self.parameters)]
         for name, value in parts.get("optimizer", {}).items():
             position, _, field = name.partition(".")
             parameter = self.parameters[int(position)]
@@ -355,10 +323,6 @@ class _Run:
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self.started
-
-
-def _total(losses: Sequence[NDArray[np.float64]]) -> float:
-    return float(sum(some.sum() for some in losses)) if losses else math.nan
 
 
 def _rate(step: int, n_steps: int) -> float:

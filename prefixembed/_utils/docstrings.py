@@ -98,14 +98,12 @@ max_steps : int or "auto", default="auto"
 """,
     "early_stopping": """
 early_stopping : bool, default=True
-    Whether to set `validation_fraction` of the training texts aside, to stop when the loss on them
-    has been worse than its lowest value for `n_iter_no_change` evaluations, and to keep the last
-    state before. A loss counts as worse if it is higher by more than the standard error of the
-    difference, row by row: on few texts, the lowest loss is mostly luck, and a run that comes to
-    its end learns more. Logits are compared at their best scale, since how sure a head is of
-    itself says nothing about vectors. There are up to 20 evaluations, at regular intervals. At the
-    end, the head is rescaled, or fitted again on the final vectors, if that lowers the loss on 20
-    or more of these texts.
+    Whether to set `validation_fraction` of the training texts aside, to stop when their loss has
+    not improved for `n_iter_no_change` evaluations, and to keep the state with the lowest loss.
+    The loss is that at the best scale of the logits: how sure a head is of itself says nothing
+    about vectors. There are up to 20 evaluations, at regular intervals. At the end, the head is
+    rescaled, or fitted again on the final vectors, if that lowers the loss on 20 or more of these
+    texts.
 """,
     "validation_fraction": """
 validation_fraction : float, default=0.1
@@ -114,7 +112,7 @@ validation_fraction : float, default=0.1
 """,
     "n_iter_no_change": """
 n_iter_no_change : int, default=5
-    Number of evaluations in a row with a worse loss after which training stops.
+    Number of evaluations without improvement after which training stops.
 """,
     "batch_tokens": """
 batch_tokens : int or "auto", default="auto"

@@ -87,10 +87,9 @@ class TrainingCurveDisplay(Display):
             task = name.removeprefix("valid_loss[").removesuffix("]")
             (line,) = ax.plot(steps, self.history[name], linewidth=1, linestyle="--", color=color)
             line.set_label(plain_labels([task])[0])
-        if any(kept := self.history.get("kept", [])):
-            ax.axvline(
-                steps[int(np.flatnonzero(kept)[-1])], color="0.7", linestyle=":", label="kept"
-            )
+        if "valid_loss" in self.history:
+            kept = steps[int(np.argmin(self.history["valid_loss"]))]
+            ax.axvline(kept, color="0.7", linestyle=":", label="kept")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel="step", ylabel="loss")
         ax.grid(alpha=0.3)

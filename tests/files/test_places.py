@@ -198,7 +198,9 @@ def test_dumped_estimator_keeps_the_path_so_that_it_works_on_this_machine(folder
         f"assert (loaded.transform({TEXTS!r}) == np.load(sys.argv[2])).all()"
     )
     command = [sys.executable, "-c", code, tmp_path / "dumped", tmp_path / "expected.npy"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd="/", timeout=300
+    )
     assert done.returncode == 0, done.stderr
 
 

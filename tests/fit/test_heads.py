@@ -66,6 +66,42 @@ def test_validation_loss_never_rises(tiny, objective):
         assert validation_loss(head, examples, embed) <= before * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("objective", TASKS)
+def test_best_scale_undoes_any_other(tiny, objective):
+    examples = make_examples(tiny(), objective)
+    rows = examples.valid
+    n_units = int(examples.counts[rows].sum())
+    logits = torch.randn(n_units, examples.targets.n_outputs, generator=torch.manual_seed(0))
+    if objective == "regression":
+        assert examples.best_scale(logits, rows) == 1  # numbers are right or wrong
+        return
+    lowest = min(float(examples.losses(s * logits, rows).sum()) for s in np.logspace(-2, 1, 200))
+    for factor in (0.1, 1.0, 10.0):
+        scale = examples.best_scale(factor * logits, rows)
+        loss = float(examples.losses(scale * factor * logits, rows).sum())
+        assert loss <= 1.02 * lowest
+        assert loss <= float(examples.losses(factor * logits, rows).sum())
+
+
+def test_head_that_is_too_sure_is_rescaled_and_decides_alike(tiny):
+    examples = make_examples(tiny(), "classification", n=300)
+    # Validation texts are told apart by these vectors, mostly; training texts are not.
+    vectors = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+    valid = examples.valid
+    vectors[valid, 0] = np.where(examples.targets.values[valid] == 1, 2, -2) + vectors[valid, 1]
+    head = torch.nn.Linear(6, 2)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[1, 0] = 50.0
+        head.bias.zero_()
+    before = validation_loss(head, examples, lambda rows: vectors[rows])
+    refit_head(head, examples, lambda rows: vectors[rows])
+    ratio = head.weight[1, 0] / 50
+    assert 0 < ratio < 0.5
+    torch.testing.assert_close(head.weight[1], torch.tensor([50.0, 0, 0, 0, 0, 0]) * ratio)
+    assert validation_loss(head, examples, lambda rows: vectors[rows]) < before
+
+
 def test_classes_are_separated_as_by_a_logistic_regression(tiny):
     examples = make_examples(tiny(), "classification", n=300)
     y = examples.targets.values

@@ -169,17 +169,16 @@ def test_training_curve_marks_the_step_that_was_kept(tiny):
     lines = {line.get_label(): line for line in ax.lines}
     assert list(lines) == ["training", "validation", "kept"]
     np.testing.assert_allclose(lines["training"].get_ydata(), encoder.history_["train_loss"])
-    kept = [s for s, k in zip(encoder.history_["step"], encoder.history_["kept"], strict=True) if k]
-    assert lines["kept"].get_xdata()[0] == kept[-1]
+    best = int(np.argmin(encoder.history_["valid_loss"]))
+    assert lines["kept"].get_xdata()[0] == encoder.history_["step"][best]
     np.testing.assert_array_equal(lines["validation"].get_xdata(), encoder.history_["step"])
 
 
 def test_training_curve_shows_each_task():
-    history = {"step": [1, 2], "train_loss": [2, 1], "valid_loss": [3, 2], "kept": [1, 0]}
+    history = {"step": [1, 2], "train_loss": [2, 1], "valid_loss": [3, 2]}
     history |= {"valid_loss[a]": [3, 1], "valid_loss[b]": [3, 3], "valid_accuracy[a]": [0, 1]}
     ax = TrainingCurveDisplay(history).plot().ax_
     assert [line.get_label() for line in ax.lines][1:4] == ["validation, mean", "a", "b"]
-    assert ax.lines[4].get_xdata()[0] == 1
 
 
 def test_training_curve_without_validation_marks_no_step():
