@@ -220,8 +220,10 @@ def test_readers_see_whole_banks_while_two_processes_write(tmp_path):
     write_folder(tmp_path, *either[0])
     writers = [start_writer(tmp_path) for _ in range(2)]
     try:
-        seen = set()
-        for _ in range(150):
+        seen, n_reads, end_of_wait = set(), 0, time.monotonic() + 60
+        # At least 150 reads, and as many more as it takes until the writers have had their turn.
+        while n_reads < 150 or (seen != {0, 1} and time.monotonic() < end_of_wait):
+            n_reads += 1
             found = read_folder(tmp_path)
             (k,) = (
                 k for k, bank in enumerate(either) if bank == (found.prefixes, found.parameters)
