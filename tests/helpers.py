@@ -86,6 +86,16 @@ def tags(n=60, seed=0):
     return sentences, [["good" if word in GOOD else "bad" for word in s] for s in sentences]
 
 
+# Rows and labels of each kind of source task, by objective.
+TASKS = {
+    "classification": reviews,
+    "regression": ratings,
+    "multilabel": labels,
+    "multiple_choice": choices,
+    "token_classification": tags,
+}
+
+
 def three_tasks():
     """Return a classification, a regression and a task of words for `MultiTaskEncoder`."""
     texts, present = labels(80)

@@ -49,6 +49,9 @@ def located(name: str, fingerprint: str | None) -> str:
         known = _places.get((fingerprint, name)) or _places.get((fingerprint, None))
         if known is not None:
             return known
+    parts = PurePosixPath(name).parts
+    if ".." in parts:  # a file must not lead out of a package
+        return name
     roots = [root for root in sys.path if os.path.basename(root) in _PACKAGES]
-    folders = [os.path.join(root, *PurePosixPath(name).parts) for root in roots]
+    folders = [os.path.join(root, *parts) for root in roots]
     return next((folder for folder in folders if os.path.isdir(folder)), name)

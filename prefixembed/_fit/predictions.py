@@ -246,9 +246,7 @@ class TaskHeadsMixin:
 
         Raises
         ------
-        ValueError
-            If there is no such task, it is a regression, or it was learned on the other kind of
-            texts.
+        $errors_of_classes
         """
         head, logits, counts = self._logits(X, task)
         return OBJECTIVES[head.objective].probabilities(logits, counts)
@@ -269,9 +267,7 @@ class TaskHeadsMixin:
 
         Raises
         ------
-        ValueError
-            If there is no such task, it is a regression, or it was learned on the other kind of
-            texts.
+        $errors_of_classes
         """
         head, logits, counts = self._logits(X, task)
         return OBJECTIVES[head.objective].log_probabilities(logits, counts)
@@ -292,9 +288,7 @@ class TaskHeadsMixin:
 
         Raises
         ------
-        ValueError
-            If there is no such task, it is a regression, or it was learned on the other kind of
-            texts.
+        $errors_of_classes
         """
         head, logits, counts = self._logits(X, task)
         return OBJECTIVES[head.objective].decision(logits, counts)

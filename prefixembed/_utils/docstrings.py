@@ -197,6 +197,10 @@ X : array-like of str of shape (n_texts,) or (n_texts, 2)
 task : str, default=None
     Name of the source task. None if there is only one.
 """,
+    "errors_of_classes": """
+ValueError
+    If there is no such task, it is a regression, or it was learned on the other kind of texts.
+""",
     "sample_weight": """
 sample_weight : array-like of shape (n_texts,), default=None
     Weights of texts. None for equal weights.

@@ -89,6 +89,8 @@ def test_folder_of_an_installed_package_is_found_in_any_process(packages, tmp_pa
     assert located(name, "f") == name  # it is not installed
     folder.mkdir(parents=True)
     assert located(name, "f") == str(folder)
+    outside = "./some_model/../../.."
+    assert located(outside, "f") == outside
     remember("/a/bert", "f")
     assert located(name, "f") == os.path.abspath("/a/bert")
 

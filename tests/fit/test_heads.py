@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TEXTS
-from helpers import choices, labels, make_encoder, make_multitask, ratings, reviews, tags
+from helpers import TASKS, make_encoder, make_multitask, ratings, reviews
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -15,14 +15,6 @@ from prefixembed import Prefix, PrefixEncoder, load_backbone
 from prefixembed._fit.examples import prepare, read_rows
 from prefixembed._fit.heads import initial_head, learned_head, refit_head
 from prefixembed.reading import Reading
-
-TASKS = {
-    "classification": reviews,
-    "regression": ratings,
-    "multilabel": labels,
-    "multiple_choice": choices,
-    "token_classification": tags,
-}
 
 
 def make_examples(folder, objective, n=160, fraction=0.25):

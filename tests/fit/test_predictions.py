@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import choices, labels, make_encoder, make_multitask, ratings, reviews, tags
+from helpers import TASKS, choices, make_encoder, make_multitask, reviews, tags
 from sklearn.model_selection import cross_val_predict
 
 from prefixembed import PrefixEncoder
@@ -13,14 +13,6 @@ from prefixembed._fit.predictions import check_same_kind
 from prefixembed.head import Head
 
 pytestmark = pytest.mark.filterwarnings("ignore:the training loss is stuck at chance")
-
-TASKS = {
-    "classification": reviews,
-    "regression": ratings,
-    "multilabel": labels,
-    "multiple_choice": choices,
-    "token_classification": tags,
-}
 
 SINGLE = ["a joy", "a bore"]
 PAIRS = [("a film", "of joy"), ("a film", "a bore")]
