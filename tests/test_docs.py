@@ -1,3 +1,5 @@
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -11,16 +13,23 @@ PAGES = [f"{folder}/{path.name}" for folder in FOLDERS for path in (ROOT / folde
 PAGES = ["README.md", *sorted(PAGES)]
 
 
+# A block of Python, and the block of text after it, if any: what the Python block prints.
+BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", flags=re.S | re.M)
+
+
 def snippets(page):
-    """Return the Python blocks of a page."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    """Return the Python blocks of a page, each with the output that the page shows, or None."""
+    return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
 
 
 def run_snippets(page, names):
-    """Run the Python blocks of a page in order."""
-    for snippet in snippets(page):
-        exec(compile(snippet, page, "exec"), names)
+    """Run the Python blocks of a page in order, and compare what they print."""
+    for snippet, shown in snippets(page):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(snippet, page, "exec"), names)
+        if shown:
+            assert printed.getvalue() == shown
 
 
 # The fits on these pages are small, so the loss may stay at chance. PEFT reads an attribute that
