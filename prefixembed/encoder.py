@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 from prefixembed._embed.texts import is_pairs
 from prefixembed._fit.background import resolve_background
 from prefixembed._fit.convergence import warn_after_training
+from prefixembed._fit.encoder_params import PRESETS, learning_rates, recorded_params
 from prefixembed._fit.examples import read_rows
 from prefixembed._fit.learning import check_can_resume, training_facts
 from prefixembed._fit.objectives import OBJECTIVES
@@ -28,19 +29,11 @@ from prefixembed.backbone import load_backbone
 from prefixembed.bank import PrefixBank
 from prefixembed.cache import VectorCache
 from prefixembed.prefix import Prefix
-from prefixembed.reading import Reading
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 _REMEMBERED_FITS = 256
-_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "prefix_length": 5, "ffn_length": 0, "init": "normal", "background": None, "pairs": "joint",
-    },
-}  # fmt: skip
-# learning_rate="auto": the peak rates of keys, values and head, and of slots.
-_RATE, _SLOT_RATE = 1e-2, 2e-3
 
 
 @substitute
@@ -85,6 +78,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     reparameterize : int, default=None
         Hidden width of an MLP that computes the prefix during training, as in P-Tuning v2. It is
         not needed afterwards. None for no MLP.
+    $dropout
     $background
     $background_weight
     $pooling
@@ -137,9 +131,8 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     Notes
     -----
     With queries Q, keys K and values V of the tokens, and keys P_K and values P_V of the prefix,
-    attention of one layer and head is ``softmax(Q [P_K; K]^T / sqrt(d)) [P_V; V]`` [1]_. The
-    positions of tokens do not change. The weights, gradients and modes of the backbone do not
-    change either, so that its dropout is off during training.
+    attention of one layer and head is ``softmax(Q [P_K; K]^T / sqrt(d)) [P_V; V]`` [1]_. Nothing of
+    the backbone changes, and its own dropout is off.
 
     References
     ----------
@@ -167,6 +160,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         "ffn_length": [Count(0)],
         "init": [StrOptions({"text", "normal"})],
         "reparameterize": [Count(1), None],
+        "dropout": [Number(0, 1, closed="left")],
         "background": [StrOptions({"auto"}), "array-like", None],
         "background_weight": [Number(0, None, closed="left")],
         "learning_rate": [
@@ -186,6 +180,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         ffn_length: int = 16,
         init: str = "text",
         reparameterize: int | None = None,
+        dropout: float = 0.0,
         background: Sequence[str] | str | None = "auto",
         background_weight: float = 10.0,
         pooling: str = "auto",
@@ -219,6 +214,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         self.ffn_length = ffn_length
         self.init = init
         self.reparameterize = reparameterize
+        self.dropout = dropout
         self.background = background
         self.background_weight = background_weight
         self.pooling = pooling
@@ -301,8 +297,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         backbone = load_backbone(self.backbone, self.revision, dtype, self.device)
         tasks, reading = self._prepare({"": rows}, backbone, rng)
         data = tasks[""]
-        is_auto = isinstance(self.learning_rate, str)
-        rate, slot_rate = (_RATE, _SLOT_RATE / _RATE) if is_auto else (self.learning_rate, 1.0)
+        rate, slot_rate = learning_rates(self.learning_rate)
         learner = PrefixLearner(
             backbone,
             data,
@@ -312,11 +307,12 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
             init=self.init,
             reparameterize=self.reparameterize,
             slot_rate=slot_rate,
+            dropout=float(self.dropout),
             background=background,
             background_weight=float(self.background_weight),
             rng=rng,
         )
-        recipe = self._recipe(tasks, float(rate))
+        recipe = self._recipe(tasks, rate)
         outcome = self._train(tasks, learner, recipe, backbone, rng)
         if outcome.is_usable:
             prefix = Prefix(
@@ -364,9 +360,9 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         >>> PrefixEncoder.preset("paper", max_length=128).ffn_length
         0
         """
-        if name not in _PRESETS:
-            raise ValueError(f"name must be one of {sorted(_PRESETS)}, got {name!r}")
-        return cls(backbone, **{**_PRESETS[name], **params})
+        if name not in PRESETS:
+            raise ValueError(f"name must be one of {sorted(PRESETS)}, got {name!r}")
+        return cls(backbone, **{**PRESETS[name], **params})
 
     @classmethod
     def from_prefix(cls, prefix: Prefix, **params: Any) -> Self:
@@ -395,18 +391,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         >>> from prefixembed import Prefix, PrefixEncoder
         >>> encoder = PrefixEncoder.from_prefix(Prefix.load("sst2.safetensors"))  # doctest: +SKIP
         """
-        known: dict[str, Any] = {"prefix_length": prefix.length, "ffn_length": prefix.ffn_length}
-        known |= {field.name: getattr(prefix.reading, field.name) for field in fields(Reading)}
-        recorded = {
-            name: value
-            for name, value in known.items()
-            if name in cls._get_param_names() and value is not None
-        }
-        if prefix.objective is not None:
-            recorded["objective"] = prefix.objective
-        for name, value in recorded.items():
-            if params.get(name, value) != value:
-                raise ValueError(f"{name} is {value!r} in the prefix, got {name}={params[name]!r}")
+        recorded = recorded_params(prefix, cls._get_param_names(), params)
         where = {"backbone": prefix.backbone, "revision": prefix.revision}
         encoder = cls(**{**where, **recorded, **params})
         encoder._validate_params()

@@ -18,7 +18,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$(?:\n+^```text\n(.*?)^```$)?", flags=
 
 
 def snippets(page):
-    """Return the Python blocks of a page, each with the output that the page shows, or None."""
+    """Return the Python blocks of a page, each with the output that the page shows, or ""."""
     return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
 
 

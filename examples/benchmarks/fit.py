@@ -96,7 +96,7 @@ def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
     backbone = load_backbone(folder, dtype=dtype, device="cpu")
     learner = PrefixLearner(
         backbone, data, READING, prefix_length=0, ffn_length=16, init="text", reparameterize=None,
-        slot_rate=1.0, background=background_texts(), background_weight=10.0,
+        slot_rate=1.0, dropout=0.0, background=background_texts(), background_weight=10.0,
         rng=np.random.default_rng(0),
     )  # fmt: skip
     n_steps = count_batches(len(data.train), BATCH)

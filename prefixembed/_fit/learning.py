@@ -45,6 +45,7 @@ class Learner(ABC):
     groups: Sequence[tuple[Sequence[nn.Parameter], float]]  # with shares of the learning rate
     identity: tuple[Any, ...]  # what vectors depend on besides texts and parameters
     draws_on: torch.device | None = None  # whose random generators `encode` draws from, if any
+    generator: torch.Generator | None = None  # that `encode` draws from besides, if any
     n_background = 0  # number of background texts; each step reads some of them
 
     @abstractmethod
@@ -130,10 +131,27 @@ class _Supervised(Problem):
         loss = self._backward_rows(step)
         if step.background is not None:
             # The recorded loss is that of the rows alone, which is compared with that at chance.
-            penalty = self.learner.penalty(step.background)
-            if penalty is not None:
-                torch.autograd.backward(penalty)
+            self._backward_penalty(step.background)
         return loss
+
+    def _backward_penalty(self, background: NDArray[np.intp]) -> None:
+        """Add the gradient of the penalty, for half as many texts if memory runs out."""
+        parameters = [parameter for some, _ in self.groups for parameter in some]
+        while True:
+            try:
+                penalty = self.learner.penalty(background)
+                if penalty is None:
+                    return
+                # Gradients of an attempt that fails must not stay beside those of the rows.
+                gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if len(background) == 1 or not is_out_of_memory(error):
+                    raise
+            background = background[: len(background) // 2]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     def _backward_rows(self, step: Step) -> float:
         data, head = self.tasks[step.task], self.learner.heads[step.task]
@@ -195,6 +213,8 @@ class _Supervised(Problem):
     def state(self) -> State:
         device = self.learner.draws_on
         tensors = {} if device is None else random_state(device)
+        if self.learner.generator is not None:
+            tensors["generator"] = self.learner.generator.get_state()
         return State({"batch_tokens": self.batch_tokens}, tensors)
 
     def restore(self, state: State) -> None:
@@ -203,6 +223,8 @@ class _Supervised(Problem):
         self.batch_tokens = min(self.batch_tokens, state.facts["batch_tokens"])
         if self.learner.draws_on is not None:
             set_random_state(self.learner.draws_on, state.tensors)
+        if self.learner.generator is not None:
+            self.learner.generator.set_state(state.tensors["generator"])
 
 
 def _sum_backward(

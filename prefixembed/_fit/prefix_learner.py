@@ -35,8 +35,9 @@ class PrefixLearner(Learner):
     """Learn a prefix and its head; the backbone does not change.
 
     `reparameterize` is the hidden width of the MLP that computes the prefix, or None for no MLP.
-    `slot_rate` is the share of the learning rate for slots. Background texts are for prefixes with
-    slots; there may be none.
+    `slot_rate` is the share of the learning rate for slots. `dropout` is a share of keys and values
+    and of the activations of slots. Background texts are for prefixes with slots; there may be
+    none.
     """
 
     @own_modes(gradients=True)
@@ -51,6 +52,7 @@ class PrefixLearner(Learner):
         init: str,
         reparameterize: int | None,
         slot_rate: float,
+        dropout: float,
         background: Sequence[str],
         background_weight: float,
         rng: np.random.Generator,
@@ -68,15 +70,21 @@ class PrefixLearner(Learner):
         self.model = model.to(backbone.device)
         self.heads = [self.model.head]
         self.groups = self.model.groups(slot_rate)
+        if dropout:
+            self.generator = torch.Generator(backbone.device)
+            self.generator.manual_seed(int(rng.integers(2**31)))
+        self.dropout = dropout
         self.background = tokenize(backbone, background, replace(reading, pairs=None))
         self.n_background = len(background)
         self.background_weight = background_weight
         self.identity = (
             backbone.fingerprint, str(backbone.dtype), reading, list(background), background_weight,
+            dropout,
         )  # fmt: skip
 
     def encode(self, tokens: Tokens, positions: NDArray[np.intp]) -> Tensor:
-        return encode_batch(self.backbone, tokens, positions, self._extension(), self.reading)
+        extension = self._extension(dropped=bool(self.dropout))
+        return encode_batch(self.backbone, tokens, positions, extension, self.reading)
 
     def penalty(self, background: NDArray[np.intp]) -> Tensor:
         extension = self._extension()
@@ -109,11 +117,21 @@ class PrefixLearner(Learner):
             "n_features": self.backbone.n_features,
         }
 
-    def _extension(self) -> Extension | None:
-        """Return what the prefix adds to the layers, with gradients."""
-        backbone = self.backbone
-        tensors = [self.model.tensors()]
-        return combine(tensors, [1.0], "concat", backbone.activation, backbone.dtype)
+    def _extension(self, dropped: bool = False) -> Extension | None:
+        """Return what the prefix adds to the layers, with gradients, and with dropout if asked."""
+        backbone, tensors = self.backbone, self.model.tensors()
+        if dropped:
+            tensors = replace(tensors, keys_values=self._drop(tensors.keys_values))
+        extension = combine([tensors], [1.0], "concat", backbone.activation, backbone.dtype)
+        if dropped and extension is not None and isinstance(extension.add_slots, AddedSlots):
+            slots = replace(extension.add_slots, dropout=self._drop)
+            extension = replace(extension, add_slots=slots)
+        return extension
+
+    def _drop(self, states: Tensor) -> Tensor:
+        """Set random entries to zero and scale the others up; threads share no generator."""
+        kept = torch.rand(states.shape, generator=self.generator, device=states.device)
+        return states * (kept >= self.dropout) / (1 - self.dropout)
 
 
 class PrefixModel(nn.Module):

@@ -40,6 +40,7 @@ class AddedSlots:
 
     slots: SlotTensors
     activation: Callable[[Tensor], Tensor]  # that of the backbone
+    dropout: Callable[[Tensor], Tensor] | None = None  # of activations, in training
 
     def __call__(self, layer: FeedForwardOutput) -> Tensor:
         """Return the output of a layer with slots."""
@@ -51,7 +52,8 @@ class AddedSlots:
         """Return the activation of each slot, (token, slot), and values, (slot, feature)."""
         inputs = layer.inputs.flatten(0, -2)  # (token, feature)
         keys, biases, values = (tensor[layer.layer] for tensor in self.slots)
-        return self.activation(linear(inputs, keys, biases)), values
+        hidden = self.activation(linear(inputs, keys, biases))
+        return hidden if self.dropout is None else self.dropout(hidden), values
 
 
 @dataclass

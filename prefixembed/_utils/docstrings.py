@@ -66,6 +66,11 @@ checkpoint_dir : str or path-like, default=None
     device. Many runs may share a folder. It is not needed after training. None for no
     checkpoints.
 """,
+    "dropout": """
+dropout : float, default=0.0
+    Share of the prefix's keys and values, and of the activations of its slots, that each
+    training step sets to zero at random; at least 0 and less than 1.
+""",
     "background": """
 background : "auto", array-like of str or None, default="auto"
     Texts that have nothing to do with the source task. Training penalizes what slots do to

@@ -8,6 +8,8 @@ from test_prefix_learner import READING, learn, make_learner
 
 from prefixembed import Prefix, PrefixEncoder, load_backbone
 from prefixembed._fit.background import background_texts, resolve_background
+from prefixembed._fit.learning import _Supervised
+from prefixembed._fit.optimization import Step
 from prefixembed.slots import Slots
 
 BACKGROUND = ["it rained all day", "a", "who sold the boat to them", "nine days later"]
@@ -112,6 +114,44 @@ def test_penalty_makes_slots_quieter_and_leaves_the_recorded_loss_alone(backbone
     assert 0 < effects[1] < 0.5 * effects[0]
     # The first steps start at chance whatever the penalty is.
     assert histories[1]["train_loss"][0] < 2 * histories[0]["train_loss"][0]
+
+
+@pytest.mark.parametrize("n_failures", [1, 2])
+def test_penalty_reads_fewer_texts_when_the_device_runs_out_of_memory(backbone, n_failures):
+    def gradients(step, failures=0):
+        learner = make_learner(backbone, lengths=(0, 3), background=BACKGROUND)
+        with torch.no_grad():
+            learner.model.slots[2].fill_(0.1)
+        real, read = learner.penalty, []
+
+        def penalty(background):
+            read.append(len(background))
+            if len(read) > failures:
+                return real(background)
+            return SmallDevice.apply(real(background))
+
+        learner.penalty = penalty
+        _Supervised({"": learner.examples}, learner, 4, 1.0, 10_000).backward(step)
+        return [p.grad for p in learner.model.parameters() if p.grad is not None], read
+
+    rows = np.arange(4)
+    found, read = gradients(Step(0, rows, 4.0, np.arange(4)), n_failures)
+    assert read == [4, 2, 1][: n_failures + 1]
+    expected, _ = gradients(Step(0, rows, 4.0, np.arange(read[-1])))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+class SmallDevice(torch.autograd.Function):
+    """Return a tensor, and run out of memory in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, penalty):
+        return penalty.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_paper_preset_has_no_slots_and_no_background():

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,7 +40,13 @@ def make_examples(backbone, validation_fraction=None):
 
 
 def make_learner(
-    backbone, hidden_size=None, init="normal", examples=None, lengths=(4, 3), background=()
+    backbone,
+    hidden_size=None,
+    init="normal",
+    examples=None,
+    lengths=(4, 3),
+    background=(),
+    **params,
 ):
     prefix_length, ffn_length = lengths
     return PrefixLearner(
@@ -54,6 +61,7 @@ def make_learner(
         background=background,
         background_weight=3.0,
         rng=np.random.default_rng(0),
+        **({"dropout": 0.0} | params),
     )
 
 
@@ -302,17 +310,79 @@ def test_global_random_state_does_not_change(backbone):
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.parametrize("kind", ["both", "both, mlp", "slots", "slots, mlp"])
+def filled_learner(backbone, lengths, dropout):
+    """Return a learner whose slots have values and whose head has weights."""
+    learner = make_learner(backbone, lengths=lengths, dropout=dropout)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in [*(learner.model.slots or ()), learner.model.head.weight]:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return learner
+
+
+@pytest.mark.parametrize("lengths", [(4, 0), (0, 3), (4, 3)])
+def test_dropout_is_for_steps_alone(backbone, lengths):
+    learner, without = (filled_learner(backbone, lengths, rate) for rate in (0.5, 0.0))
+    tokens = learner.examples.tokens
+    positions = np.arange(4)
+
+    def vectors(some):
+        with torch.no_grad():
+            return some.encode(tokens, positions).numpy()
+
+    one, other = vectors(learner), vectors(learner)
+    assert np.abs(one - other).max() > 1e-3
+    assert np.abs(one - vectors(without)).max() > 1e-3
+    np.testing.assert_array_equal(learner.embed(tokens, 1000), without.embed(tokens, 1000))
+
+
+def test_penalty_has_no_dropout(backbone):
+    background = ["one thing", "another thing"]
+    learner, without = (
+        make_learner(backbone, background=background, dropout=rate) for rate in (0.5, 0.0)
+    )
+    with torch.no_grad():
+        for some in (learner, without):
+            some.model.slots[2].fill_(0.1)
+        penalties = [float(some.penalty(np.arange(2))) for some in (learner, learner, without)]
+    assert penalties[0] == penalties[1] == penalties[2] > 0
+
+
+def test_share_that_is_dropped_and_mean_of_what_is_kept(backbone):
+    learner = make_learner(backbone, dropout=0.3)
+    ones = torch.ones(400, 500)
+    dropped = learner._drop(ones)
+    assert abs(float((dropped == 0).float().mean()) - 0.3) < 0.01
+    assert abs(float(dropped.mean()) - 1) < 0.01
+    kept = dropped[dropped != 0]
+    torch.testing.assert_close(kept, torch.full_like(kept, 1 / 0.7))
+
+
+def test_threads_that_learn_with_dropout_learn_as_alone(backbone):
+    examples = make_examples(backbone)
+
+    def run(_=None):
+        learner = make_learner(backbone, examples=examples, dropout=0.3)
+        learn(learner)
+        return [p.detach().numpy().tobytes() for p in learner.model.parameters()]
+
+    expected = run()
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(run, range(4))) == [expected] * 4
+
+
+@pytest.mark.parametrize("kind", ["both", "both, mlp", "slots", "slots, mlp", "dropout"])
 def test_run_with_slots_continues_from_its_checkpoint_bit_for_bit(
     backbone, tmp_path, monkeypatch, kind
 ):
     monkeypatch.setattr(checkpoints, "INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(checkpoints, "_MAX_SHARE_OF_TIME", float("inf"))
-    *lengths, hidden_size = KINDS[kind]
+    *lengths, hidden_size = KINDS[kind.replace("dropout", "both")]
+    params = {"dropout": 0.3} if kind == "dropout" else {}
     examples = make_examples(backbone, validation_fraction=0.25)
 
     def run(stopped_at=None):
-        learner = make_learner(backbone, hidden_size, examples=examples, lengths=lengths)
+        learner = make_learner(backbone, hidden_size, examples=examples, lengths=lengths, **params)
         real, n_steps = learner.encode, []
 
         def encode(tokens, positions):

@@ -105,6 +105,7 @@ KINDS = {
         "class_weight": "balanced",
         "pooling": "cls",
         "background": "auto",
+        "dropout": 0.2,
     },
 }
 
