@@ -24,6 +24,7 @@ TEST = [
     "atheris; python_version >= '3.11' and sys_platform == 'linux'",
     "hypothesis",
     "import-linter",
+    "latex2mathml",  # formulas of the docs
     "mypy",
     "numpydoc",
     "peft",
@@ -38,6 +39,7 @@ TEST = [
 BENCH = [*SENTENCE_TRANSFORMERS, "matplotlib", "peft", "psutil", "skrub"]
 DOCS = [
     *DEMO,
+    "latex2mathml",
     "myst-parser",
     "numpydoc",
     "pydata-sphinx-theme",

@@ -3,9 +3,13 @@
 import inspect
 import os
 import pydoc
+import sys
 import warnings
+from pathlib import Path
 
 import prefixembed
+
+sys.path.append(str(Path(__file__).parent / "_ext"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # examples need no model hub
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two examples run at a time
@@ -15,6 +19,7 @@ author = "the prefixembed developers"
 version = release = prefixembed.__version__
 
 extensions = [
+    "mathml",
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
@@ -28,6 +33,7 @@ templates_path = ["_templates"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
 
 
 def own_members(fullname: str) -> list[str]:

@@ -1,4 +1,5 @@
 import contextlib
+import importlib
 import io
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from joblib.externals.loky import get_reusable_executor
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ["docs", "docs/guide", "docs/howto"]
+FOLDERS = ["docs", "docs/evidence", "docs/guide", "docs/howto"]
 PAGES = [f"{folder}/{path.name}" for folder in FOLDERS for path in (ROOT / folder).glob("*.md")]
 PAGES = ["README.md", *sorted(PAGES)]
 
@@ -75,3 +76,22 @@ def test_files_in_readme_commands_exist():
     for command in commands:
         assert "-c constraints.txt" in command and (ROOT / "constraints.txt").exists()
     assert (ROOT / re.search(r"python (examples/\S+)", commands[0])[1]).exists()
+
+
+FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\$)\$([^$\n]+)\$(?!\$)", flags=re.S)
+
+
+def test_formulas_become_mathml(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "_ext")
+    to_mathml = importlib.import_module("mathml").to_mathml
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    formulas = FORMULA.findall(text)
+    assert len(formulas) > 50
+    for block, inline in formulas:
+        assert to_mathml(block or inline).startswith("<math")
+    with pytest.raises(ValueError, match="unknowncommand"):
+        to_mathml(r"\unknowncommand{x}")
+
+
+def test_formulas_are_rendered_without_a_network():
+    assert 'html_math_renderer = "mathml"' in (ROOT / "docs" / "conf.py").read_text("utf-8")
