@@ -39,9 +39,9 @@ def resolve(interface):
         except ImportError:
             continue
         for name in parts[k:]:
-            if inspect.isclass(value) and not hasattr(value, name):
-                if re.search(rf"\b(self|cls)\.{name}\b", inspect.getsource(value)):
-                    return None
+            is_set_later = inspect.isclass(value) and not hasattr(value, name)
+            if is_set_later and re.search(rf"\b(self|cls)\.{name}\b", inspect.getsource(value)):
+                return None
             value = getattr(value, name)
         return value
     raise ImportError(interface)
