@@ -3,11 +3,13 @@
 import inspect
 import os
 import pydoc
+import re
 import sys
 import warnings
 from pathlib import Path
 
 import prefixembed
+from prefixembed._utils.docstrings import PARAMETER_GROUPS
 
 sys.path.append(str(Path(__file__).parent / "_ext"))
 
@@ -52,7 +54,13 @@ def own_members(fullname: str) -> list[str]:
 autosummary_generate = True
 autosummary_context = {"own_members": own_members}
 suppress_warnings = ["config.cache"]  # of that function, which cannot be kept between builds
-autodoc_typehints = "none"
+autodoc_typehints = "signature"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}  # instead of the union behind it
+autodoc_preserve_defaults = True
+# One parameter per line, with short names of types: legible at any width.
+python_maximum_signature_line_length = 88
+python_use_unqualified_type_names = True
+python_display_short_literal_types = True
 numpydoc_show_class_members = False
 
 sphinx_gallery_conf = {
@@ -82,3 +90,33 @@ html_theme_options = {
     "secondary_sidebar_items": ["page-toc"],
 }
 html_sidebars = {page: [] for page in ("index", "install", "quickstart", "changelog")}
+
+
+def group_parameters(app, what, name, described, options, lines: list[str]) -> None:  # noqa: ANN001
+    """Split the parameters of a class that has many into one list per group."""
+    if what != "class" or ":Parameters:" not in lines:
+        return
+    start = lines.index(":Parameters:")
+    ends = (k for k in range(start + 1, len(lines)) if lines[k][:1].strip())
+    end = next(ends, len(lines))
+    parameters: dict[str, list[str]] = {}
+    for line in lines[start + 1 : end]:
+        if match := re.match(r" {4}\*\*(\w+)\*\* : ", line):
+            parameter = parameters.setdefault(match[1], [])
+        if parameters:
+            parameter.append(line)
+    if len(parameters) < 15:
+        return
+    groups = {name: title for title, names in PARAMETER_GROUPS.items() for name in names}
+    grouped = []
+    for title in PARAMETER_GROUPS:
+        members = [name for name in parameters if groups[name] == title]
+        if members:
+            grouped += [f":Parameters ({title}):", ""]
+            grouped += [line for name in members for line in parameters[name]]
+    lines[start:end] = grouped
+
+
+def setup(app) -> None:  # noqa: ANN001
+    """Group parameters after numpydoc has made a list of them."""
+    app.connect("autodoc-process-docstring", group_parameters, priority=900)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from prefixembed._version import __version__
 
 if TYPE_CHECKING:
+    from prefixembed._utils.versions import show_versions
     from prefixembed.backbone import Backbone, load_backbone, release_backbones
     from prefixembed.bank import PrefixBank
     from prefixembed.cache import VectorCache
@@ -41,6 +42,7 @@ _HOMES = {
     "load_backbone": "backbone",
     "prefix_subsets": "selection",
     "release_backbones": "backbone",
+    "show_versions": "_utils.versions",
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "load_backbone",
     "prefix_subsets",
     "release_backbones",
+    "show_versions",
 ]
 
 

@@ -9,6 +9,23 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+# Parameters of estimators that have many, by what they are about: a list each on their pages.
+PARAMETER_GROUPS = {
+    "model": (
+        "prefixes", "active", "combine", "weights", "backbone", "revision", "objective",
+        "objectives", "prefix_length", "ffn_length", "init", "reparameterize",
+    ),
+    "reading": (
+        "pooling", "pooled_layers", "pairs", "prompt", "max_length", "on_truncate", "output",
+    ),
+    "training": (
+        "dropout", "background", "background_weight", "temperature", "learning_rate",
+        "head_learning_rate", "weight_decay", "batch_size", "max_steps", "early_stopping",
+        "validation_fraction", "n_iter_no_change", "class_weight", "checkpoint_dir", "random_state",
+    ),
+    "running": ("batch_tokens", "device", "dtype", "output_dtype", "cache", "verbose"),
+}  # fmt: skip
+
 _PLACEHOLDER = re.compile(r"^( *)\$(\w+)$", re.MULTILINE)
 
 SHARED = {

@@ -9,7 +9,7 @@ from sklearn.utils.metaestimators import available_if
 
 import prefixembed
 from prefixembed._utils import docstrings
-from prefixembed._utils.docstrings import SHARED, substitute
+from prefixembed._utils.docstrings import PARAMETER_GROUPS, SHARED, substitute
 
 PACKAGE = Path(prefixembed.__file__).parent
 
@@ -139,3 +139,10 @@ def placeholders():
 
 def test_each_description_is_used_and_each_placeholder_is_described():
     assert placeholders() == SHARED.keys() - {"one"}
+
+
+def test_parameters_of_large_estimators_are_in_one_group_each():
+    kinds = [prefixembed.PrefixEncoder, prefixembed.PrefixBank, prefixembed.MultiTaskEncoder]
+    parameters = {name for kind in kinds for name in inspect.signature(kind).parameters}
+    grouped = [name for names in PARAMETER_GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(parameters)
