@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "prefixembed"
 PAGE = (ROOT / "docs" / "private-interfaces.md").read_text(encoding="utf-8")
 ENTRY = re.compile(
-    r"### (?P<title>[^\n]+)\n\n```text\n(?P<names>.+?)\n```\n\n- Used in: (?P<files>.+?)\n- Why: .+?"
-    r"\n- When gone: (?P<advice>.+?)\n(?=\n|$)",
+    r"### (?P<title>[^\n]+)\n\n```text\n(?P<names>.+?)\n```\n\n"
+    r"- Used in: (?P<files>.+?)\n- Why: .+?\n- When gone: (?P<advice>.+?)\n(?=\n|$)",
     flags=re.S,
 )
 ENTRIES = [match.groupdict() for match in ENTRY.finditer(PAGE)]
