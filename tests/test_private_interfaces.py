@@ -20,12 +20,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "prefixembed"
 PAGE = (ROOT / "docs" / "private-interfaces.md").read_text(encoding="utf-8")
 ENTRY = re.compile(
-    r"### (?P<title>[^\n]+)\n\n- Names: (?P<names>.+?)\n- Used in: (?P<files>.+?)\n- Why: .+?"
-    r"\n- When gone: (?P<advice>.+?)\n(?=\n|$)",
+    r"### (?P<title>[^\n]+)\n\n```text\n(?P<names>.+?)\n```\n\n"
+    r"- Used in: (?P<files>.+?)\n- Why: .+?\n- When gone: (?P<advice>.+?)\n(?=\n|$)",
     flags=re.S,
 )
 ENTRIES = [match.groupdict() for match in ENTRY.finditer(PAGE)]
-INTERFACES = {name: entry for entry in ENTRIES for name in re.findall("`(.+?)`", entry["names"])}
+INTERFACES = {name: entry for entry in ENTRIES for name in entry["names"].splitlines()}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES}
 
@@ -84,7 +84,7 @@ def test_files_use_what_is_listed(entry):
     files = re.findall(r"`(\S+\.py)`", entry["files"])
     text = "".join((PACKAGE / file).read_text(encoding="utf-8") for file in files)
     assert files
-    for name in re.findall("`(.+?)`", entry["names"]):
+    for name in entry["names"].splitlines():
         last = re.split(r"[.(]", name.rstrip(")"))[-1]
         assert last in text or last in ("forward", "is_satisfied_by"), name
 
