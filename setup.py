@@ -32,6 +32,7 @@ TEST = [
     "psutil",
     "pytest",
     "pytest-xdist",
+    "pyyaml",
     "ruff",
     "skops",
     "vulture",

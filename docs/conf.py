@@ -87,6 +87,7 @@ html_theme_options = {
     "header_links_before_dropdown": 6,
     "navigation_with_keys": False,
     "show_prev_next": False,
+    "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
 }
 html_sidebars = {page: [] for page in ("index", "install", "quickstart", "changelog")}

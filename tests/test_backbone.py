@@ -241,6 +241,11 @@ def test_auto_is_bfloat16_on_cpus_that_multiply_in_it(monkeypatch, capabilities,
     assert devices.resolve_dtype("auto", torch.device("cpu")) == expected
 
 
+def test_auto_is_float32_where_torch_does_not_tell_what_the_cpu_can_do(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert devices.resolve_dtype("auto", torch.device("cpu")) == torch.float32
+
+
 def test_rotary_frequencies_stay_in_float32(tiny):
     model = load(tiny("modernbert"), dtype="bfloat16").model
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

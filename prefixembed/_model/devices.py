@@ -78,7 +78,8 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        # Older releases of torch do not tell; float32 is right everywhere.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     else:
         fast = False
