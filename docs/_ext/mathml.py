@@ -29,7 +29,9 @@ def visit_math(self: Any, node: nodes.math) -> None:
 def visit_math_block(self: Any, node: nodes.math_block) -> None:
     """Write a formula of its own."""
     mathml = to_mathml(node.astext(), "block")
-    self.body.append(f"{self.starttag(node, 'div', CLASS='math notranslate')}{mathml}</div>\n")
+    # Themes lay out the class "math" for MathJax and its numbers of equations, so it is not used.
+    style = "margin: 1rem 0; padding: 0.25rem 0; overflow-x: auto"
+    self.body.append(f'<div class="notranslate" style="{style}">{mathml}</div>\n')
     raise nodes.SkipNode
 
 
