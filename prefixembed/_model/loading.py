@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import threading
@@ -15,15 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
-from transformers.utils import (
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-    logging,
-)
-from transformers.utils.hub import get_checkpoint_shard_files
+from transformers.utils import cached_file, logging
 
 from prefixembed._model.devices import seeded
 from prefixembed._model.families import SUPPORTED, default_pooling, longest_text
@@ -32,6 +23,13 @@ from prefixembed._model.hook import ATTENTION, hook_feed_forward, register
 from prefixembed._model.modes import own_modes
 from prefixembed._model.own_reading import own_reading
 from prefixembed._model.relative import RELATIVE, patch_relative_attention
+from prefixembed._model.weights import (
+    convert_weights,
+    digest_weights,
+    fetch_weights,
+    loading_dtype,
+    weights_key,
+)
 from prefixembed.reading import Reading
 
 # Fields of a configuration that do not change a vector, or that the loaded weights already
@@ -41,11 +39,6 @@ _VOLATILE_CONFIG = (
     "id2label", "label2id", "output_past", "problem_type", "torch_dtype", "transformers_version",
     "use_cache",
 )  # fmt: skip
-# Names of the file of weights, or of the list of such files, in the order of transformers.
-_WEIGHTS = (
-    (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME),
-    (WEIGHTS_NAME, WEIGHTS_INDEX_NAME),
-)
 _PROBES = ("Is it a test? Yes: don't panic!", "  Ünï¢ødé 中文 \U0001f600\t\n 3.14", "")
 
 
@@ -76,13 +69,14 @@ def load_files(
     register()
     with naming(name, revision), quiet_transformers():
         wrapper = AutoTokenizer.from_pretrained(name, revision=revision)
-        _fetch_weights(name, revision)
+        files = fetch_weights(name, revision)
+        stored, key = loading_dtype(files), weights_key(files, raw_config)
         # Seeded, since a pooler that the checkpoint does not have is drawn at random.
         with _one_model_at_a_time, seeded(torch.device("cpu"), 0):
             model, report = AutoModel.from_pretrained(
                 name,
                 revision=revision,
-                dtype=torch.float32,
+                dtype=stored,
                 attn_implementation="eager" if family in RELATIVE else ATTENTION,
                 output_loading_info=True,
                 local_files_only=True,
@@ -107,11 +101,12 @@ def load_files(
 
     patch_relative_attention(model)
     hook_feed_forward(model, family)
-    fingerprint = _fingerprint(model, raw_config, tokenizer)
-    for parameter in model.parameters():
-        # Parameters alone: the frequencies of rotary positions are buffers and stay in float32.
-        parameter.data = parameter.data.to(dtype)
-    model.to(device).eval().requires_grad_(False)
+    unchanged = files and key == weights_key(files, raw_config)
+    weights = digest_weights(model, key if unchanged else None)
+    fingerprint = _fingerprint(weights, raw_config, tokenizer)
+    convert_weights(model, dtype, device)
+    model.config.dtype = dtype
+    model.eval().requires_grad_(False)
     return BackboneFiles(model, tokenizer, wrapper, fingerprint)
 
 
@@ -132,37 +127,19 @@ def load_own_reading(name: str, revision: str | None) -> tuple[int, Reading]:
     return int(config.hidden_size), own_reading(name, revision, pooling, longest)
 
 
-def _fingerprint(model: torch.nn.Module, raw_config: dict[str, Any], tokenizer: Tokenizer) -> str:
+def _fingerprint(weights: Any, raw_config: dict[str, Any], tokenizer: Tokenizer) -> str:
     """Digest what decides vectors: weights, configuration, and the tokenizer's behaviour.
 
-    Weights count in float32. The configuration is taken from its file, since classes of later
-    transformers versions add fields. The tokenizer counts by vocabulary and behaviour, since
-    serializations differ.
+    The configuration is taken from its file, since classes of later transformers versions add
+    fields. The tokenizer counts by vocabulary and behaviour, since serializations differ.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.contiguous().numpy()).cast("B"))
     config = {key: value for key, value in raw_config.items() if key not in _VOLATILE_CONFIG}
     probes = [tokenizer.encode(text).ids for text in _PROBES]
     probes.append(tokenizer.encode(_PROBES[0], _PROBES[1]).ids)
     vocabulary = sorted(tokenizer.get_vocab().items())
-    digest.update(json.dumps([config, probes, vocabulary], sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _fetch_weights(name: str, revision: str | None) -> None:
-    """Download weights that are not here; where there are none, loading says so."""
-    for weights, index in _WEIGHTS:
-        if _find(name, revision, weights) is not None:
-            return
-        if (path := _find(name, revision, index)) is not None:
-            get_checkpoint_shard_files(name, path, revision=revision)
-            return
-
-
-def _find(name: str, revision: str | None, file: str) -> str | None:
-    return cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+    weights.update(json.dumps([config, probes, vocabulary], sort_keys=True).encode())
+    digest: str = weights.hexdigest()
+    return digest
 
 
 # How many threads want transformers to be quiet, and what it was like before.

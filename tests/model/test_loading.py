@@ -28,7 +28,7 @@ def several(tiny, tmp_path, fresh_backbones):
 @pytest.mark.parametrize(
     ("where", "name"),
     [(loading.PretrainedConfig, "get_config_dict"), (loading.AutoTokenizer, "from_pretrained"),
-     (loading, "_fetch_weights")],
+     (loading, "fetch_weights")],
 )  # fmt: skip
 def test_nobody_waits_while_another_backbone_is_fetched(several, monkeypatch, where, name):
     slow, loaded, other, _ = several
