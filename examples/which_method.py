@@ -365,16 +365,19 @@ def summarize(args: argparse.Namespace, rows: Rows) -> list[Row]:
 
 def table(rows: list[Row], task: str, n: int) -> str:
     """Return a Markdown table of the methods on a task."""
-    lines = ["| method | accuracy | training, s | s per 1,000 texts | MB |", "|---|---|---|---|---|"]
+    lines = [
+        "| method | accuracy | training, s | s per 1,000 texts | MB |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         if (row["task"], row["texts"]) == (task, n):
             cells = [
                 f"{row[key]['mean']:.{places}f} ± {row[key]['std']:.{places}f}"
                 for key, places in (("accuracy", 3), ("train", 1), ("per_1000", 2))
             ]
-            size = f"{row['MB']['mean']:.2g}" if row["MB"]["mean"] < 10 else (
-                f"{row['MB']['mean']:.0f}")  # fmt: skip
-            lines.append(f"| {SHOWN[row['method']]} | {' | '.join(cells)} | {size} |")
+            size = row["MB"]["mean"]
+            cells.append(f"{size:.0f}" if size >= 10 else f"{size:.2g}")
+            lines.append(f"| {SHOWN[row['method']]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -457,8 +460,8 @@ def main(argv: list[str] | None = None) -> None:
                     if key not in rows.rows:
                         row = measure(args, task, n, seed, method)
                         rows.keep(key, row)
-                        print(f"{task.name}, {n} texts, seed {seed}, {method}: "
-                              f"{row['accuracy']:.3f} in {row['train']:.0f} s", flush=True)  # fmt: skip
+                        done = f"{row['accuracy']:.3f} in {row['train']:.0f} s"
+                        print(f"{task.name}, {n} texts, seed {seed}, {method}: {done}", flush=True)
     found = summarize(args, rows)
     shares = {name: float(np.bincount(t.y_test).max() / len(t.y_test)) for name, t in tasks.items()}
     for name, task in tasks.items():
