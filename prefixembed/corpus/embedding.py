@@ -228,14 +228,14 @@ def embed_dataset(
         with bank_for_jobs(encoder, bank, folder, n_jobs) as own:
             job = ShardJob(own, folder, columns, vector_column, source.features, file_format)
             tables = itertools.chain([first], tables)
-            reports = run_jobs(job, tables, source.n_rows, n_jobs, verbose)
-        _check_no_other_shards(folder, len(reports), file_format)
+            totals = run_jobs(job, tables, source.n_rows, n_jobs, verbose)
+        _check_no_other_shards(folder, totals.n_shards, file_format)
     corpus = EmbeddedCorpus(
         folder,
-        n_rows=sum(report.n_rows for report in reports),
-        n_shards=len(reports),
-        n_made=sum(report.state_before != "intact" for report in reports),
-        n_truncated=sum(report.n_truncated for report in reports),
+        n_rows=totals.n_rows,
+        n_shards=totals.n_shards,
+        n_made=totals.n_made,
+        n_truncated=totals.n_truncated,
         seconds=time.perf_counter() - started,
         file_format=file_format,
     )

@@ -48,6 +48,23 @@ class ShardReport:
     state_before: str  # state of the file when the job began; see shard_state
 
 
+@dataclass
+class Totals:
+    """The sums over all reports; the reports themselves are not kept."""
+
+    n_shards: int = 0
+    n_made: int = 0  # shards that were not there before
+    n_rows: int = 0
+    n_truncated: int = 0
+
+    def add(self, report: ShardReport) -> None:
+        """Count one shard."""
+        self.n_shards += 1
+        self.n_made += report.state_before != "intact"
+        self.n_rows += report.n_rows
+        self.n_truncated += report.n_truncated
+
+
 @dataclass(frozen=True, eq=False)  # hashed by identity, since some backends hash what they send
 class ShardJob:
     """The job that makes a shard; it is called in a worker."""
@@ -99,8 +116,8 @@ def run_jobs(
     n_rows: int | None,
     n_jobs: int | None,
     verbose: bool,
-) -> list[ShardReport]:
-    """Make all shards on the backend that is active in joblib, and report them in any order.
+) -> Totals:
+    """Make all shards on the backend that is active in joblib, and count them.
 
     Each table comes with the number of its first row. Tables are read as they are needed, a bounded
     number at a time.
@@ -118,14 +135,14 @@ def run_jobs(
         joblib.delayed(job)(index, start, table_to_bytes(table))
         for index, (start, table) in enumerate(tables)
     )
-    reports = []
+    totals = Totals()
     with tqdm(total=n_rows, desc="embed_dataset", unit="row", disable=not verbose) as bar:
         for report in parallel(calls):
-            reports.append(report)
+            totals.add(report)
             bar.update(report.n_rows)
             if report.state_before == "damaged":  # warnings of workers do not reach the user
                 warn(f"{report.path} was damaged and has been made again")
-    return reports
+    return totals
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Workers: threads and processes, what they hold in memory, and what they load."""
 
+import gc
 import os
 import threading
 import tracemalloc
@@ -151,3 +152,19 @@ def test_each_process_loads_a_fine_tuned_backbone_once(
     assert (str(os.getpid()) in loads) and len(loads) == (3 if backend == "multiprocessing" else 1)
     np.testing.assert_allclose(read_vectors(out), multitask.transform(TEXTS), atol=1e-5)
     assert not list(out.glob(".backbone-*"))
+
+
+def test_number_of_shards_does_not_change_what_is_kept(tmp_path):
+    alive = []
+
+    def make(index, start, rows):
+        return jobs.ShardReport(tmp_path / f"{index}", 2, 1, "missing" if index % 2 else "intact")
+
+    def tables():
+        for k in range(60):
+            alive.append(sum(isinstance(item, jobs.ShardReport) for item in gc.get_objects()))
+            yield 2 * k, pa.table({"text": ["a", "b"]})
+
+    totals = jobs.run_jobs(make, tables(), None, 1, verbose=False)
+    assert totals == jobs.Totals(n_shards=60, n_made=30, n_rows=120, n_truncated=60)
+    assert max(alive) <= 2
