@@ -49,7 +49,7 @@ _SHORTEST = 5.0  # seconds; it takes as long to import torch
 _ENDED = ("done", "skipped")
 
 
-def work(name: str, device: str, size: str, seconds: float, path: Path) -> None:
+def work(name: str, device: str, size: str, seconds: float, begun: float, path: Path) -> None:
     """Run a part, in its process."""
     # Few steps and repeated loading are on purpose.
     warnings.simplefilter("ignore")
@@ -57,14 +57,14 @@ def work(name: str, device: str, size: str, seconds: float, path: Path) -> None:
     logging.disable_progress_bar()
     if device != "cpu":
         torch.cuda.set_device(device)  # what is asked of torch about memory is of this one
-    run_part(PARTS[name][0], Part(name, device, size, seconds, path))
+    run_part(PARTS[name][0], Part(name, device, size, seconds, begun, path))
 
 
 def start(name: str, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
     """Run a part in a process, which is killed when its time is over, and return what it found."""
     path = args.out / f"{name}.json"
     path.unlink(missing_ok=True)
-    values = (name, args.device, args.size, seconds, path)
+    values = (name, args.device, args.size, seconds, time.time(), path)
     process: Any
     if args.device == "cpu" and args.size == "tiny" and hasattr(os, "fork"):
         # What was imported need not be imported again. CUDA does not survive this.
@@ -132,11 +132,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("results/gpu"))
-    parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)  # one part, in its process
+    parser.add_argument("--work", nargs=6, help=argparse.SUPPRESS)  # one part, in its process
     args = parser.parse_args(arguments)
     if args.work:
-        name, device, size, seconds, path = args.work
-        work(name, device, size, float(seconds), Path(path))
+        name, device, size, seconds, begun, path = args.work
+        work(name, device, size, float(seconds), float(begun), Path(path))
         return 0
     if args.device != "cpu" and not torch.cuda.is_available():
         parser.error(f"--device is {args.device}, but torch finds no CUDA device")

@@ -36,8 +36,8 @@ def run_tests(part: Part) -> None:
         record = Path(scratch) / "record.xml"
         command = [sys.executable, "-m", "pytest", "-m", "cuda", "-p", "no:cacheprovider"]
         command += [f"--junitxml={record}", *map(str, files)]
-        # Ends before this process is killed, which would leave it alone on the device.
-        limit = 0.9 * part.seconds
+        # They end before this process is killed, which would leave them alone on the device.
+        limit = max(1.0, part.left)
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired as error:
@@ -105,8 +105,8 @@ def _compare_vectors(part: Part, family: str, folder: str) -> None:
         kinds = {kind: kinds[kind] for kind in ("bare", "concat", "mean", "120 positions")}
     expected = {kind: vectors(kind, "float32", "cpu") for kind in kinds}
     for dtype in DTYPES:
-        # Without a device, one dtype of the three costs a third of the time.
-        if part.is_tiny and dtype == "float16" and family != "bert":
+        # Without a device, one family in all dtypes and the others in one will do.
+        if part.is_tiny and dtype != "bfloat16" and family != "bert":
             continue
         worst = {k: _difference(vectors(k, dtype, part.device), v) for k, v in expected.items()}
         largest = max(worst, key=lambda kind: worst[kind])

@@ -21,9 +21,9 @@ class Part:
     name: str
     device: str  # "cpu" or "cuda:0"
     size: str  # "full" or "tiny"
-    seconds: float  # until the process of the part is killed
+    seconds: float  # after `begun`, the process of the part is killed
+    begun: float  # by time.time()
     path: Path
-    started: float = field(default_factory=time.perf_counter)
     found: dict[str, Any] = field(
         default_factory=lambda: {"status": "started", "rows": [], "left_out": []}
     )
@@ -38,9 +38,14 @@ class Part:
         """Whether the device is CUDA's."""
         return self.device.startswith("cuda")
 
+    @property
+    def left(self) -> float:
+        """Seconds until something new should no longer be begun."""
+        return self.begun + 0.85 * self.seconds - time.time()
+
     def has_time_for(self, what: str) -> bool:
         """Return whether time is left; otherwise, `what` is recorded as left out."""
-        if time.perf_counter() - self.started < 0.85 * self.seconds:
+        if self.left > 0:
             return True
         self.found["left_out"].append(what)
         self.save()
@@ -58,7 +63,7 @@ class Part:
 
     def save(self) -> None:
         """Write what has been found, in one go."""
-        self.found["seconds"] = round(time.perf_counter() - self.started, 1)
+        self.found["seconds"] = round(time.time() - self.begun, 1)
         draft = self.path.with_suffix(".draft")
         draft.write_text(json.dumps(self.found, indent=1))
         os.replace(draft, self.path)
@@ -85,8 +90,12 @@ def run_part(function: Callable[[Part], None], part: Part) -> None:
 
 
 def peak_megabytes(device: str, run: Callable[[], Any]) -> float | None:
-    """Return the memory of the device that a call needs beyond what is held; None on a CPU."""
+    """Run, and return the memory of the device that was needed beyond what is held.
+
+    None on a CPU.
+    """
     if not device.startswith("cuda"):
+        run()
         return None
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

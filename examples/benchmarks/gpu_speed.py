@@ -26,7 +26,7 @@ Sides = Mapping[str, Callable[[], Any]]
 _PEER = "sentence-transformers bfloat16"
 # The ends first, for the case that time does not suffice for all.
 _LENGTHS = (16, 512, 128, 32, 64, 256)
-_SECONDS = 0.15  # that our bfloat16 side should take for the texts of a cell
+_SECONDS = 0.1  # that our bfloat16 side should take for the texts of a cell
 _MOST_TEXTS = 16384
 
 
@@ -113,15 +113,22 @@ def _measure_cell(
     peer = next((value for side, value in medians.items() if side.startswith(_PEER)), None)
     exact = sides["prefixembed float32, no prefix"]()
     for side, run in sides.items():
+        vectors: list[np.ndarray] = []
+        memory = peak_megabytes(part.device, lambda run=run, found=vectors: found.append(run()))
         bare = "prefixes" not in side
+        moving = None  # what each call takes to bring its prefixes to the device
+        if not bare:
+            combination = banks[side].combination()
+            moving = timed(lambda some=combination: some.extension(backbone))
         part.add(
             shape=name, tokens=length, texts=len(texts), side=side,
             texts_per_second=len(texts) / medians[side],
             ratio=None if peer is None else peer / medians[side],
             spread=float(np.ptp(seconds[side]) / medians[side]),
             share_of_peak=flops / medians[side] / peak,
-            peak_megabytes=peak_megabytes(part.device, run),
-            one_minus_cosine=_deviation(np.asarray(run()), exact) if bare else None,
+            peak_megabytes=memory,
+            seconds_to_move_prefixes=moving,
+            one_minus_cosine=_deviation(vectors[0], exact) if bare else None,
         )  # fmt: skip
 
 
@@ -206,6 +213,7 @@ def measure_compiled(part: Part) -> None:
             folder = make_shape(Path(scratch), name, part.size)
             plain = AutoModel.from_pretrained(folder, dtype=torch.bfloat16)
             plain = plain.to(part.device).eval()
+            compiled: Any = None
             for length in (16,) if part.is_tiny else (32, 128):
                 if not part.has_time_for(f"{name}, {length} tokens"):
                     continue
