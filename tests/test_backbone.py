@@ -258,7 +258,7 @@ def test_backbone_loaded_in_inference_mode_can_be_trained_on(tiny, fresh_backbon
     assert not any(parameter.is_inference() for parameter in model.parameters())
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cuda_equals_cpu(tiny, random_prefix, family):
     from prefixembed import PrefixBank

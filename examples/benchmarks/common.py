@@ -37,10 +37,16 @@ def read_texts(data: Path | None, kind: str, limit: int) -> list[Any]:
 
 
 def random_prefixes(
-    folder: str, n: int, length: int = 0, ffn_length: int = 16, seed: int = 0
+    folder: str,
+    n: int,
+    length: int = 0,
+    ffn_length: int = 16,
+    seed: int = 0,
+    scale: float = 0.1,
+    device: str = "auto",
 ) -> dict[str, Prefix]:
-    """Return random prefixes, which cost as much as learned ones."""
-    backbone = load_backbone(folder)
+    """Return random prefixes, which cost as much as learned ones; `scale` is that of slots."""
+    backbone = load_backbone(folder, device=device)
     n_layers, n_heads, head_dim = backbone.layout
     rng = np.random.default_rng(seed)
     shape = (n_layers, 2, n_heads, length, head_dim)
@@ -50,8 +56,8 @@ def random_prefixes(
         if not ffn_length:
             return None
         keys, values = rng.standard_normal((2, *slots_shape), dtype=np.float32)
-        scale = backbone.n_features**-0.5
-        return Slots(keys * scale, np.zeros(slots_shape[:2]), values * 0.1 * scale)
+        unit = backbone.n_features**-0.5
+        return Slots(keys * unit, np.zeros(slots_shape[:2]), values * scale * unit)
 
     return {
         f"task {k}": Prefix(
@@ -69,15 +75,22 @@ def random_prefixes(
 def alternate(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, np.ndarray]:
     """Return the seconds of each side in each round, after a warm-up round."""
     for run in sides.values():
-        run()
+        timed(run)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for k in range(rounds):
         # The order is reversed in every other round, so that no side benefits from it.
         for name in list(sides)[:: 1 if k % 2 else -1]:
-            started = time.perf_counter()
-            sides[name]()
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(timed(sides[name]))
     return {name: np.array(by_round) for name, by_round in seconds.items()}  # (rounds,)
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Return the seconds that a call takes, with what it leaves in the queue of a device."""
+    started = time.perf_counter()
+    run()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 def backend_sides(

@@ -62,11 +62,14 @@ def peft_model(folder: str) -> torch.nn.Module | None:
     return get_peft_model(body, config)
 
 
-def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) -> Callable[[], None]:
+def loop(
+    model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool, device: str = "cpu"
+) -> Callable[[], None]:
     """Return a function that runs one pass of a plain training loop."""
+    model.to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    labels = torch.from_numpy(data.targets.values)
+    labels = torch.from_numpy(data.targets.values).to(device)
     model.train()
 
     def run_pass() -> None:
@@ -74,14 +77,14 @@ def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) ->
         for positions in shuffle_batches(data.tokens.lengths, BATCH, rng):
             batch = pad_batch(data.tokens, positions, pad_id)
             mask = np.ones(batch.ids.shape, bool) if batch.mask is None else batch.mask
-            with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
                 output = model(
-                    input_ids=torch.from_numpy(batch.ids),
-                    attention_mask=torch.from_numpy(mask).long(),
-                    token_type_ids=torch.from_numpy(batch.type_ids),
+                    input_ids=torch.from_numpy(batch.ids).to(device),
+                    attention_mask=torch.from_numpy(mask).long().to(device),
+                    token_type_ids=torch.from_numpy(batch.type_ids).to(device),
                 )
                 logits = getattr(output, "logits", output)
-            where = torch.from_numpy(positions)
+            where = torch.from_numpy(positions).to(device)
             loss = torch.nn.functional.cross_entropy(logits.float(), labels[where])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -91,9 +94,9 @@ def loop(model: torch.nn.Module, data: Examples, pad_id: int, bfloat16: bool) ->
     return run_pass
 
 
-def own(folder: str, data: Examples, dtype: str) -> Callable[[], None]:
+def own(folder: str, data: Examples, dtype: str, device: str = "cpu") -> Callable[[], None]:
     """Return a function that runs one pass of prefixembed."""
-    backbone = load_backbone(folder, dtype=dtype, device="cpu")
+    backbone = load_backbone(folder, dtype=dtype, device=device)
     learner = PrefixLearner(
         backbone, data, READING, prefix_length=0, ffn_length=16, init="text", reparameterize=None,
         slot_rate=1.0, dropout=0.0, background=background_texts(), background_weight=10.0,

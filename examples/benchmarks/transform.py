@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,14 @@ def large_backbone(folder: str, texts: list[str]) -> str:
     return folder
 
 
-def sentence_transformers_sides(folder: str, texts: list[Any]) -> dict[str, Callable[[], Any]]:
-    """Return its sides: float32 and bfloat16, with two batch sizes each."""
+def sentence_transformers_sides(
+    folder: str,
+    texts: list[Any],
+    device: str = "cpu",
+    sizes: Sequence[int] = (16, 32),
+    max_length: int = 256,
+) -> dict[str, Callable[[], Any]]:
+    """Return its sides: float32 and bfloat16, with a few batch sizes each."""
     try:
         from sentence_transformers import SentenceTransformer
         from sentence_transformers.models import Pooling, Transformer
@@ -83,9 +89,9 @@ def sentence_transformers_sides(folder: str, texts: list[Any]) -> dict[str, Call
     for dtype in ("float32", "bfloat16"):
         transformer = Transformer(folder, model_kwargs={"dtype": getattr(torch, dtype)})
         width = transformer.model.config.hidden_size
-        model = SentenceTransformer(modules=[transformer, Pooling(width)], device="cpu")
-        model.max_seq_length = 256
-        for size in (16, 32):
+        model = SentenceTransformer(modules=[transformer, Pooling(width)], device=device)
+        model.max_seq_length = max_length
+        for size in sizes:
             sides[f"sentence-transformers {dtype}, batch {size}"] = lambda model=model, size=size: (
                 model.encode(
                     inputs, batch_size=size, convert_to_numpy=True, show_progress_bar=False

@@ -21,6 +21,8 @@ from prefixembed.reading import Reading
 # Tokens per padded batch. On a CPU, the activations of a layer should stay in its cache; on other
 # devices, each kernel should have enough to do.
 _BATCH_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+# The last one is of cuBLAS and cuDNN, whose own memory is not torch's.
+_LACK_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
 
 
 def resolve_batch_tokens(batch_tokens: int | str, device: torch.device) -> int:
@@ -35,9 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     message = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in message or "can't allocate memory" in message
-    )
+    return isinstance(error, RuntimeError) and any(part in message for part in _LACK_OF_MEMORY)
 
 
 def check_readable(reading: Reading, texts: Sequence[Text]) -> None:

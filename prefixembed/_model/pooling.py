@@ -16,7 +16,8 @@ def pool(
     """Return one float32 vector per text; ``"mean"`` and ``"max"`` include special tokens."""
     if pooling in ("cls", "last"):
         if mask is None:
-            return hidden[:, 0 if pooling == "cls" else -1].float()
+            # Copied: a view would keep all token vectors of the batch in memory.
+            return hidden[:, 0 if pooling == "cls" else -1].to(torch.float32, copy=True)
         if pooling == "cls":
             positions = mask.int().argmax(dim=1)
         else:

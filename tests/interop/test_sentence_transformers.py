@@ -207,7 +207,7 @@ def test_casting_the_model_does_not_change_the_shared_backbone(make_bank):
         model.double().encode(TEXTS)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_model_moves_to_cuda(make_bank):
     bank = make_bank()
     model = to_sentence_transformer(bank).to("cuda")

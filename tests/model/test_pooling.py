@@ -44,6 +44,15 @@ def test_no_mask_equals_a_full_mask_and_vectors_are_float32(pooling):
     torch.testing.assert_close(vectors, pool(hidden, torch.ones(3, 5).bool(), pooling))
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("pooling", REFERENCE)
+def test_vectors_do_not_keep_token_vectors_in_memory(pooling, masked):
+    # Vectors of all batches wait on the device until the last one is computed.
+    mask = torch.ones(3, 5).bool() if masked else None
+    vectors = pool(torch.randn(3, 5, 4), mask, pooling)
+    assert vectors.untyped_storage().nbytes() == 4 * vectors.numel()
+
+
 @given(words=st.lists(st.lists(st.integers(-1, 3), min_size=5, max_size=5), min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_vector_of_a_word_is_the_mean_of_its_tokens_or_zero(words):
