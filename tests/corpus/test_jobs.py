@@ -162,7 +162,7 @@ def test_number_of_shards_does_not_change_what_is_kept(tmp_path):
 
     def tables():
         for k in range(60):
-            alive.append(sum(isinstance(item, jobs.ShardReport) for item in gc.get_objects()))
+            alive.append(sum(type(item) is jobs.ShardReport for item in gc.get_objects()))
             yield 2 * k, pa.table({"text": ["a", "b"]})
 
     totals = jobs.run_jobs(make, tables(), None, 1, verbose=False)
