@@ -50,7 +50,7 @@ def elsewhere(tmp_path, monkeypatch):
 def test_readme_runs_in_order(elsewhere):
     names = {}
     run_snippets("README.md", names)
-    assert names["sentiment"].predict(["what a joy"]) == ["good"]
+    assert names["pipe"].steps[0][1] is names["bank"]
     assert list(names["bank"]) == ["sentiment", "answers"]
     assert joblib.load("model.joblib").predict(["win a free prize"]) == [1]
     assert Path("sentiment.safetensors").stat().st_size < 350_000
