@@ -21,6 +21,7 @@ from prefixembed._fit.learning import check_can_resume, training_facts
 from prefixembed._fit.objectives import OBJECTIVES
 from prefixembed._fit.predictions import SourceHeadMixin
 from prefixembed._fit.prefix_learner import PrefixLearner
+from prefixembed._fit.presets import preset_params
 from prefixembed._fit.transformer import LearningTransformer
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import Count, Number
@@ -34,11 +35,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _REMEMBERED_FITS = 256
-_PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "prefix_length": 5, "ffn_length": 0, "init": "normal", "background": None, "pairs": "joint",
-    },
-}  # fmt: skip
 # learning_rate="auto": the peak rates of keys, values and head, and of slots.
 _RATE, _SLOT_RATE = 1e-2, 2e-3
 
@@ -103,6 +99,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     $class_weight
     $checkpoint_dir
     $batch_tokens
+    $batch_invariant
     $on_truncate
     $random_state
     $device
@@ -203,6 +200,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         class_weight: dict[Any, float] | str | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         batch_tokens: int | str = "auto",
+        batch_invariant: bool = False,
         on_truncate: str = "warn",
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
@@ -236,6 +234,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         self.class_weight = class_weight
         self.checkpoint_dir = checkpoint_dir
         self.batch_tokens = batch_tokens
+        self.batch_invariant = batch_invariant
         self.on_truncate = on_truncate
         self.random_state = random_state
         self.device = device
@@ -364,9 +363,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         >>> PrefixEncoder.preset("paper", max_length=128).ffn_length
         0
         """
-        if name not in _PRESETS:
-            raise ValueError(f"name must be one of {sorted(_PRESETS)}, got {name!r}")
-        return cls(backbone, **{**_PRESETS[name], **params})
+        return cls(backbone, **{**preset_params(name), **params})
 
     @classmethod
     def from_prefix(cls, prefix: Prefix, **params: Any) -> Self:

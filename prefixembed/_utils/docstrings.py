@@ -119,6 +119,10 @@ batch_tokens : int or "auto", default="auto"
     Maximum number of tokens per batch, padding included. ``"auto"`` depends on the device. It
     changes speed and memory only, up to rounding in `dtype`.
 """,
+    "batch_invariant": """
+batch_invariant : bool, default=False
+    TEXT
+""",
     "on_truncate": """
 on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
     What to do with texts longer than `max_length`:
