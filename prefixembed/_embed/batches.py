@@ -11,7 +11,6 @@ from prefixembed._embed.texts import Text
 from prefixembed._embed.tokens import Tokens
 from prefixembed._model.batch import Batch
 
-
 # Padded lengths where a batch has a fixed shape: multiples of one step up to a length, and of
 # another beyond it. A fine ladder pads texts less, but leaves more batches to be filled up.
 _FINE_STEP, _FINE_UP_TO, _COARSE_STEP = 8, 32, 32

@@ -90,7 +90,8 @@ class TextTransformer(_OwnContainers, ClassNamePrefixFeaturesOutMixin, BaseEstim
         -------
         vectors : ndarray of shape (n_texts, n_features), or (n_words, n_features)
             In `output_dtype` and in the order of `X`. A vector does not depend on the other
-            texts, up to rounding in `dtype`, and not even that far with `batch_invariant`. If `out` is given, the rows that were written.
+            texts, up to rounding in `dtype`; with `batch_invariant`, no bit does. If `out` is
+            given, the rows that were written.
 
         Raises
         ------

@@ -121,7 +121,13 @@ batch_tokens : int or "auto", default="auto"
 """,
     "batch_invariant": """
 batch_invariant : bool, default=False
-    TEXT
+    Whether no bit of a vector depends on the other texts of a call. A text is then padded to a
+    length that follows from its own, and all batches of that length have the same number of rows,
+    so that each text meets the same shapes and kernels. Batches are filled up, which costs time,
+    most of all for a single text. Equal bits need equal `batch_tokens`, `dtype`, device and number
+    of threads, and equal versions of torch. ``"auto"`` stands for fewer `batch_tokens` than
+    without it. If the device runs out of memory, a MemoryError is raised, since smaller batches
+    would have other bits. It acts on vectors, not on training.
 """,
     "on_truncate": """
 on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
