@@ -20,7 +20,7 @@ from prefixembed._embed.representation import Representation
 from prefixembed._embed.texts import check_sentences, is_pairs, iterate_texts
 from prefixembed._embed.transformer import TextTransformer
 from prefixembed._files import bank_folder
-from prefixembed._files.cards import backbone_argument, bank_table, model_card
+from prefixembed._files.cards import bank_card, bank_table
 from prefixembed._files.hub import HubMixin
 from prefixembed._utils.docstrings import substitute
 from prefixembed._utils.parameters import Count, Number, to_json
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 # Where a bank runs and what it keeps is not part of a saved bank.
-_NOT_SAVED = {"prefixes", "batch_tokens", "device", "dtype", "cache", "verbose"}
+_NOT_SAVED = {
+    "prefixes", "batch_tokens", "batch_invariant", "device", "dtype", "cache", "verbose",
+}  # fmt: skip
 
 
 Combination.__module__ = __name__  # a public path
@@ -95,6 +97,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         Longest text in tokens, special tokens included. None for the largest limit among the
         active prefixes, or the backbone's if none is active.
     $batch_tokens
+    $batch_invariant
     $on_truncate
     $device
     $dtype
@@ -184,6 +187,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         prompt: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | str = "auto",
+        batch_invariant: bool = False,
         on_truncate: str = "warn",
         device: str = "auto",
         dtype: str = "auto",
@@ -204,6 +208,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         self.prompt = prompt
         self.max_length = max_length
         self.batch_tokens = batch_tokens
+        self.batch_invariant = batch_invariant
         self.on_truncate = on_truncate
         self.device = device
         self.dtype = dtype
@@ -304,8 +309,8 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         """Write the bank as a folder: one file per prefix, and ``bank.json``.
 
         Everything that decides vectors is written. Where the bank runs and what it keeps
-        (`device`, `dtype`, `cache`, `batch_tokens`, `verbose`) is not, nor is the path of a
-        backbone on this machine: see :meth:`Prefix.save`.
+        (`device`, `dtype`, `cache`, `batch_tokens`, `batch_invariant`, `verbose`) is not, nor is
+        the path of a backbone on this machine: see :meth:`Prefix.save`.
 
         Parameters
         ----------
@@ -369,15 +374,9 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
         self._check()
         combination = self.combination()
         backbone, fingerprint = combination.backbone, combination.fingerprint
-        usage = (
-            f"from prefixembed import PrefixBank\n\n"
-            f"bank = PrefixBank.from_pretrained({repo_id!r}{backbone_argument(backbone)})\n"
-            f'vectors = bank.transform(["a text"])'
-        )
-        names = ", ".join(combination.names) or "none"
-        how = f"Combined by `{self.combine}`; active: {names}."
         facts = {name: prefix.facts() for name, prefix in self.prefixes.items()}
-        return model_card(repo_id, facts, backbone, fingerprint, usage, how)
+        names = combination.names
+        return bank_card(repo_id, facts, backbone, fingerprint, names, self.combine)
 
     @property
     def n_features_out_(self) -> int:
@@ -405,6 +404,7 @@ class PrefixBank(PrefixMapping, HubMixin, TextTransformer):
             batch_tokens=self.batch_tokens,
             on_truncate=self.on_truncate,
             output_dtype=self.output_dtype,
+            batch_invariant=self.batch_invariant,
         )
 
     def _warn_if_changed(self, combination: Combination) -> None:

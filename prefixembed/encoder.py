@@ -97,6 +97,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
     $class_weight
     $checkpoint_dir
     $batch_tokens
+    $batch_invariant
     $on_truncate
     $random_state
     $device
@@ -198,6 +199,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         class_weight: dict[Any, float] | str | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         batch_tokens: int | str = "auto",
+        batch_invariant: bool = False,
         on_truncate: str = "warn",
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
@@ -232,6 +234,7 @@ class PrefixEncoder(SourceHeadMixin, LearningTransformer):
         self.class_weight = class_weight
         self.checkpoint_dir = checkpoint_dir
         self.batch_tokens = batch_tokens
+        self.batch_invariant = batch_invariant
         self.on_truncate = on_truncate
         self.random_state = random_state
         self.device = device

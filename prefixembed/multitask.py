@@ -85,6 +85,7 @@ class MultiTaskEncoder(TaskHeadsMixin, LearningTransformer):
         Folder for the state of training, as for :class:`PrefixEncoder`. Two files are kept, each
         four times as large as the backbone. None for no checkpoints.
     $batch_tokens
+    $batch_invariant
     $on_truncate
     random_state : int, RandomState instance or None, default=None
         Seed of the order of texts, the validation split and dropout. For dropout, the random
@@ -178,6 +179,7 @@ class MultiTaskEncoder(TaskHeadsMixin, LearningTransformer):
         n_iter_no_change: int = 5,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         batch_tokens: int | str = "auto",
+        batch_invariant: bool = False,
         on_truncate: str = "warn",
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
@@ -206,6 +208,7 @@ class MultiTaskEncoder(TaskHeadsMixin, LearningTransformer):
         self.n_iter_no_change = n_iter_no_change
         self.checkpoint_dir = checkpoint_dir
         self.batch_tokens = batch_tokens
+        self.batch_invariant = batch_invariant
         self.on_truncate = on_truncate
         self.random_state = random_state
         self.device = device

@@ -11,6 +11,10 @@ from prefixembed._embed.texts import Text
 from prefixembed._embed.tokens import Tokens
 from prefixembed._model.batch import Batch
 
+# Padded lengths where a batch has a fixed shape: multiples of one step up to a length, and of
+# another beyond it. A fine ladder pads texts less, but leaves more batches to be filled up.
+_FINE_STEP, _FINE_UP_TO, _COARSE_STEP = 8, 32, 32
+
 
 def first_positions(texts: Sequence[Text]) -> NDArray[np.intp]:
     """Return the position of the first equal text of each text: its own, if it is no repetition."""
@@ -30,10 +34,12 @@ def expand(positions: NDArray[np.intp], ends: NDArray[np.intp]) -> NDArray[np.in
     return np.repeat(ends[positions] - sizes - starts, sizes) + np.arange(sizes.sum())
 
 
-def word_slots(tokens: Tokens, positions: NDArray[np.intp], width: int) -> NDArray[np.int64]:
-    """Return each token's word, numbered over the batch, or -1: (batch, width)."""
+def word_slots(
+    tokens: Tokens, positions: NDArray[np.intp], shape: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Return each token's word, numbered over the batch, or -1: (batch, position)."""
     assert tokens.words is not None
-    slots = np.full((len(positions), width), -1, dtype=np.int64)
+    slots = np.full(shape, -1, dtype=np.int64)
     starts = np.cumsum(tokens.n_vectors[positions]) - tokens.n_vectors[positions]
     for row, (position, start) in enumerate(zip(positions, starts, strict=True)):
         words = tokens.words[position]
@@ -62,6 +68,34 @@ def plan_batches(
     return batches
 
 
+def padded_lengths(lengths: NDArray[np.intp], longest: int) -> NDArray[np.intp]:
+    """Return the length that each text is padded to, which follows from its own length alone.
+
+    No text has more than `longest` tokens, and none is padded beyond them.
+    """
+    steps = np.where(lengths <= _FINE_UP_TO, _FINE_STEP, _COARSE_STEP)
+    padded: NDArray[np.intp] = np.minimum(-(-lengths // steps) * steps, longest)
+    return np.maximum(padded, lengths)
+
+
+def plan_fixed_batches(padded: NDArray[np.intp], batch_tokens: int) -> list[NDArray[np.intp]]:
+    """Group rows of equal padded length, in batches of at most :func:`fixed_rows` rows.
+
+    The longest rows come first, as in :func:`plan_batches`.
+    """
+    batches: list[NDArray[np.intp]] = []
+    for length in np.unique(padded)[::-1]:
+        rows = np.flatnonzero(padded == length)
+        n_rows = fixed_rows(int(length), batch_tokens)
+        batches += [rows[start : start + n_rows] for start in range(0, len(rows), n_rows)]
+    return batches
+
+
+def fixed_rows(length: int, batch_tokens: int) -> int:
+    """Return the number of rows of every batch of texts that are padded to `length`."""
+    return max(1, batch_tokens // length)
+
+
 def shuffle_batches(
     lengths: NDArray[np.intp], batch_size: int, rng: np.random.Generator
 ) -> list[NDArray[np.intp]]:
@@ -79,10 +113,19 @@ def shuffle_batches(
     return [batches[k] for k in rng.permutation(len(batches))]
 
 
-def pad_batch(tokens: Tokens, positions: NDArray[np.intp], pad_id: int) -> Batch:
-    """Lay texts out in one rectangle, padded on the right."""
+def pad_batch(
+    tokens: Tokens,
+    positions: NDArray[np.intp],
+    pad_id: int,
+    shape: tuple[int, int] | None = None,
+) -> Batch:
+    """Lay texts out in one rectangle, padded on the right.
+
+    `shape` fixes its rows and positions: further rows have one token of padding each, and the mask
+    is kept even if nothing is padded. None for the smallest rectangle.
+    """
     longest = max(len(tokens.ids[k]) for k in positions)
-    ids = np.full((len(positions), longest), pad_id, dtype=np.int64)
+    ids = np.full(shape or (len(positions), longest), pad_id, dtype=np.int64)
     type_ids = np.zeros_like(ids)
     mask = np.zeros(ids.shape, dtype=np.bool_)
     for row, k in enumerate(positions):
@@ -90,4 +133,5 @@ def pad_batch(tokens: Tokens, positions: NDArray[np.intp], pad_id: int) -> Batch
         ids[row, :length] = tokens.ids[k]
         type_ids[row, :length] = tokens.type_ids[k]
         mask[row, :length] = True
-    return Batch(ids, type_ids, None if mask.all() else mask)
+    mask[len(positions) :, 0] = True  # a row without any token would be NaN
+    return Batch(ids, type_ids, None if shape is None and mask.all() else mask)

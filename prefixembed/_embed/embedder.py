@@ -46,6 +46,7 @@ class Embedder:
     batch_tokens: int | str
     on_truncate: str
     output_dtype: str = "float32"  # of the vectors that are returned; the cache keeps float32
+    batch_invariant: bool = False
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -61,8 +62,12 @@ class Embedder:
     def representation(self) -> Representation:
         """Return what decides a vector. Without any prefix, the backbone is loaded for it."""
         fingerprint = self.combination.fingerprint or self.backbone.fingerprint
-        dtype = resolve_dtype(self.dtype, resolve_device(self.device))
-        return self.combination.representation(fingerprint, str(dtype).removeprefix("torch."))
+        device = resolve_device(self.device)
+        dtype = str(resolve_dtype(self.dtype, device)).removeprefix("torch.")
+        found = self.combination.representation(fingerprint, dtype)
+        if not self.batch_invariant:
+            return found
+        return replace(found, fixed_tokens=resolve_batch_tokens(self.batch_tokens, device, True))
 
     @property
     def reading(self) -> Reading:
@@ -176,12 +181,13 @@ class Embedder:
         bar.update(len(chunk.positions) - len(chunk.missing))
         if chunk.tokens is None:
             return chunk.vectors
-        budget = resolve_batch_tokens(self.batch_tokens, self.backbone.device)
+        invariant = self.batch_invariant
+        budget = resolve_batch_tokens(self.batch_tokens, self.backbone.device, invariant)
         tokens, n_windows = chunk.tokens, chunk.n_windows
         # The bar counts texts, not windows.
         progress = bar.update if n_windows is None else int
         encoded = embed_tokens(
-            self.backbone, tokens, self.extension, self.reading, budget, progress
+            self.backbone, tokens, self.extension, self.reading, budget, progress, invariant
         )
         truncated = np.repeat(tokens.truncated, tokens.n_vectors)
         if n_windows is not None:

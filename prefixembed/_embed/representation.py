@@ -35,6 +35,9 @@ class Representation:
         How texts are read.
     dtype : str
         Dtype that the backbone computes in.
+    fixed_tokens : int, default=None
+        Number of tokens of every batch with ``batch_invariant=True``, which decides the bits of a
+        vector. None if batches have no fixed shape.
     """
 
     fingerprint: str
@@ -42,6 +45,7 @@ class Representation:
     combine: str
     reading: Reading
     dtype: str
+    fixed_tokens: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides a vector, as JSON types; equal for equal vectors.
@@ -49,14 +53,17 @@ class Representation:
         Returns
         -------
         content : dict of str to object
-            Fingerprint, prefixes, how they are combined, dtype, and the fields of the reading.
+            Fingerprint, prefixes, how they are combined, dtype, the fields of the reading, and
+            `fixed_tokens` if it is not None.
         """
+        fixed = {} if self.fixed_tokens is None else {"fixed_tokens": self.fixed_tokens}
         return {
             "fingerprint": self.fingerprint,
             "prefixes": [list(prefix) for prefix in sorted(self.prefixes)],
             "combine": self.combine if len(self.prefixes) > 1 else "",
             "dtype": self.dtype,
             **{f"reading.{name}": value for name, value in self.reading.to_dict().items()},
+            **fixed,
         }
 
     @property

@@ -22,7 +22,8 @@ from prefixembed._utils.warnings import warn
 from prefixembed.reading import PAIRS, POOLINGS, Reading
 
 _RUNNING = (
-    "batch_tokens", "on_truncate", "device", "dtype", "output", "output_dtype", "cache", "verbose",
+    "batch_tokens", "batch_invariant", "on_truncate", "device", "dtype", "output", "output_dtype",
+    "cache", "verbose",
 )  # fmt: skip
 
 
@@ -49,6 +50,7 @@ class TextTransformer(_OwnContainers, ClassNamePrefixFeaturesOutMixin, BaseEstim
         "prompt": [str, None],
         "max_length": [Count(8), None],
         "batch_tokens": [Count(1), StrOptions({"auto"})],
+        "batch_invariant": ["boolean"],
         "on_truncate": [StrOptions({"warn", "raise", "ignore", "window"})],
         "device": [str],
         "dtype": [StrOptions({"auto", "float32", "bfloat16", "float16"})],
@@ -88,7 +90,8 @@ class TextTransformer(_OwnContainers, ClassNamePrefixFeaturesOutMixin, BaseEstim
         -------
         vectors : ndarray of shape (n_texts, n_features), or (n_words, n_features)
             In `output_dtype` and in the order of `X`. A vector does not depend on the other
-            texts, up to rounding in `dtype`. If `out` is given, the rows that were written.
+            texts, up to rounding in `dtype`; with `batch_invariant`, no bit does. If `out` is
+            given, the rows that were written.
 
         Raises
         ------

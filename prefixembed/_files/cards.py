@@ -56,6 +56,24 @@ def model_card(
     return f"{text}\n{_signature(text)}\n"
 
 
+def bank_card(
+    repo_id: str,
+    prefixes: Mapping[str, Mapping[str, Any]],  # what Prefix.facts returns, by name
+    backbone: str,
+    fingerprint: str | None,  # of the backbone, if it is known
+    active: Sequence[str],  # names
+    combine: str,
+) -> str:
+    """Return the model card of a bank."""
+    usage = (
+        f"from prefixembed import PrefixBank\n\n"
+        f"bank = PrefixBank.from_pretrained({repo_id!r}{backbone_argument(backbone)})\n"
+        f'vectors = bank.transform(["a text"])'
+    )
+    how = f"Combined by `{combine}`; active: {', '.join(active) or 'none'}."
+    return model_card(repo_id, prefixes, backbone, fingerprint, usage, how)
+
+
 def is_own_card(text: str) -> bool:
     """Return whether a model card is as :func:`model_card` returned it: nobody has edited it."""
     body, _, signature = text.rstrip("\n").rpartition("\n")

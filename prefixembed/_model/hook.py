@@ -58,8 +58,12 @@ def _attention_forward(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    # A causal mask is always built: SDPA's own causal mask is wrong with a prefix.
-    return sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+    # A causal mask is always built: SDPA's own causal mask is wrong with a prefix. So is a mask
+    # without padding where the batch brings one: a batch of fixed shape needs a fixed kernel.
+    skips: dict[str, Any] = {"allow_is_causal_skip": False}
+    if kwargs.get("attention_mask") is not None:
+        skips["allow_is_bidirectional_skip"] = False
+    return sdpa_mask(*args, **{**kwargs, **skips})
 
 
 @dataclass

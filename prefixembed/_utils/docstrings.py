@@ -23,7 +23,9 @@ PARAMETER_GROUPS = {
         "head_learning_rate", "weight_decay", "batch_size", "max_steps", "early_stopping",
         "validation_fraction", "n_iter_no_change", "class_weight", "checkpoint_dir", "random_state",
     ),
-    "running": ("batch_tokens", "device", "dtype", "output_dtype", "cache", "verbose"),
+    "running": (
+        "batch_tokens", "batch_invariant", "device", "dtype", "output_dtype", "cache", "verbose",
+    ),
 }  # fmt: skip
 
 _PLACEHOLDER = re.compile(r"^( *)\$(\w+)$", re.MULTILINE)
@@ -140,6 +142,17 @@ n_iter_no_change : int, default=5
 batch_tokens : int or "auto", default="auto"
     Maximum number of tokens per batch, padding included. ``"auto"`` depends on the device. It
     changes speed and memory only, up to rounding in `dtype`.
+""",
+    "batch_invariant": """
+batch_invariant : bool, default=False
+    Whether the bits of a vector depend on its text alone, and not on the other texts of a call.
+    This is tested on CPUs with one thread. A text is padded to a length that follows from its own,
+    and all batches of that length have the same number of rows, so that each text meets the same
+    shapes and kernels. Batches are filled up, which costs time,
+    most of all for a single text. Equal bits need equal `batch_tokens`, `dtype`, device and number
+    of threads, and equal versions of torch. ``"auto"`` stands for fewer `batch_tokens` than
+    without it. If the device runs out of memory, a MemoryError is raised, since smaller batches
+    would have other bits. It acts on vectors, not on training.
 """,
     "on_truncate": """
 on_truncate : {"warn", "raise", "ignore", "window"}, default="warn"
