@@ -2,8 +2,8 @@
 Add, update and remove source tasks
 ===================================
 
-A bank holds one prefix per source task. Adding, updating or removing a task leaves the other
-prefixes unchanged, while a backbone that was fine-tuned on all tasks must be trained again.
+A bank holds one prefix per source task. Adding, updating or removing one leaves the others
+unchanged. A backbone that was fine-tuned on all tasks would have to be trained again.
 """
 
 # %%
@@ -34,7 +34,7 @@ def score(bank: PrefixBank) -> float:
 
 
 # %%
-# The bank changes step by step. Its vectors change too, so the head is trained again each time.
+# The vectors change with the bank, so the head is trained again after each step.
 bank = PrefixBank({}, backbone=demo_backbone(), combine="mean")
 steps = {
     "empty": lambda: None,
@@ -59,7 +59,7 @@ import matplotlib.pyplot as plt
 names, seconds, scores = zip(*log, strict=True)
 figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), sharey=True, layout="constrained")
 left.barh(names, scores, color="tab:blue")
-left.set(xlabel="test accuracy of the target task", xlim=(min(scores) - 0.05, max(scores) + 0.02))
+left.set(xlabel="test accuracy of the target task", xlim=(0, 1))
 right.barh(names, seconds, color="tab:gray")
 right.set(xlabel="duration of the step, s")
 left.invert_yaxis()
