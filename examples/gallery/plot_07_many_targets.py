@@ -2,13 +2,13 @@
 Many predictions from one text
 ==============================
 
-One forward pass through the backbone serves any number of target tasks. Each additional task costs
-one product of a vector and a matrix.
+One pass through the backbone serves any number of target tasks. Each further task only adds the
+cost of its head.
 """
 
 # %%
-# For each subpackage of scipy, a target task predicts whether a docstring comes from there. One
-# more task is a regression: the number of words.
+# One target task per subpackage of scipy: does a docstring come from there? One more task is a
+# regression: the number of words.
 import numpy as np
 from sklearn.linear_model import Ridge
 
@@ -35,8 +35,8 @@ new = ["Compute the roots of a polynomial.", "Hierarchical clustering of points 
 pd.DataFrame(heads.predict(new), columns=list(heads.heads_), index=new).T
 
 # %%
-# The time of all predictions for 100 texts, by number of targets. There is no cache, so that the
-# time includes the backbone.
+# The time per text for all predictions hardly grows with the number of targets. There is no cache
+# here, so the time includes the backbone.
 import timeit
 
 import matplotlib.pyplot as plt

@@ -2,8 +2,8 @@
 Small vectors for a store
 =========================
 
-A million vectors of 384 floats take 1.5 GB. ``output_dtype`` returns them in fewer bytes, and heads
-are trained on the stored vectors.
+A million vectors of 384 floats take 1.5 GB. With ``output_dtype``, they take fewer bytes, and heads
+are trained on the small vectors.
 """
 
 # %%
@@ -27,7 +27,7 @@ def as_numbers(vectors: np.ndarray) -> np.ndarray:
 
 
 # %%
-# Each text is encoded once: the cache keeps float32, and other dtypes are computed from it.
+# The standard error of an accuracy on 600 texts is at most 0.02.
 found = {}
 for output_dtype in ["float32", "float16", "int8", "binary"]:
     bank = PrefixBank({}, backbone=demo_backbone(), output_dtype=output_dtype)
@@ -43,6 +43,8 @@ for output_dtype in ["float32", "float16", "int8", "binary"]:
     print(f"{output_dtype:8} {n_bytes:5} bytes per text, accuracy {accuracy:.3f}")
 
 # %%
+# Half precision and 8-bit integers cost no accuracy that these texts could show. Signs alone cost
+# some, at a thirty-second of the size.
 figure, axes = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
 for name, (n_bytes, accuracy) in found.items():
     axes.scatter(n_bytes, accuracy, s=40)

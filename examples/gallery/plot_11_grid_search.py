@@ -2,8 +2,8 @@
 A grid search that encodes once
 ===============================
 
-A search over prefixes and parameters of the head fits the same texts hundreds of times. The cache
-encodes each text only once per representation.
+A search over prefixes and parameters of the head uses the same texts in every fit. With a cache,
+each selection of prefixes encodes each text only once.
 """
 
 # %%
@@ -34,13 +34,13 @@ target = load_docstring_task("subpackage", n_train_per_class=12)
 search = GridSearchCV(pipe, grid, cv=5).fit(target.X_train, target.y_train)
 
 # %%
-# Five values of C, four selections and five folds, plus a refit, make 101 fits. Only a few of the
-# vectors that they request are computed.
+# Four selections, five values of C and five folds, plus a refit, make 101 fits.
 stats = cache.stats()
 print(f"{stats.hits + stats.misses:,} vectors requested, {stats.misses:,} computed")
 
 # %%
-# Mean scores over folds.
+# Mean scores over folds. The printed spread is the standard error over the folds, averaged over the
+# cells: differences that are not larger do not show which cell is best.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -58,6 +58,7 @@ for (row, column), score in np.ndenumerate(scores.to_numpy()):
     color = "white" if score < middle else "black"
     axes.text(column, row, f"{score:.3f}", ha="center", va="center", color=color)
 plt.show()
+print(f"standard error of a score: {(results['std_test_score'] / 5**0.5).mean():.3f}")
 
 # %%
 # The best parameters, and their accuracy on test texts.
