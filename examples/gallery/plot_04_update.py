@@ -53,10 +53,10 @@ for name, step in steps.items():
     print(f"{name:15} prefixes {list(bank)}, unchanged {unchanged}")
 
 # %%
-# The accuracy after each step, and the duration of the step. Error bars are two standard errors. With
-# so little training, the sources neither help nor harm the target: the differences are within the
-# error bars. What counts here is the right side: a new prefix costs its own training and no more, and
-# removing one costs nothing.
+# The accuracy after each step, and the duration of the step. Error bars are two standard errors.
+# With so little training, the sources show no effect on the target: the differences are within the
+# error bars. The point is on the right: a new prefix costs only its own training, and removing one
+# costs nothing.
 import matplotlib.pyplot as plt
 
 names, seconds, scores = zip(*log, strict=True)
