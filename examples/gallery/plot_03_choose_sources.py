@@ -2,14 +2,14 @@
 Which source tasks help?
 ========================
 
-Some source tasks help a target task, and some harm it. An ablation shows the contribution of each
-prefix, and a selector chooses among them.
+Some source tasks help a target task, and some harm it. An ablation shows what each prefix adds, and
+a selector chooses among them.
 """
 
 # %%
-# The target has 120 labelled texts: does a docstring come from pandas or torch, or from another
-# package? The first source task has more texts and finer labels, the second is a different task,
-# and the third has random labels.
+# The target: does a docstring come from pandas or torch, or from another package? It has 120
+# labelled texts. The first source task has finer labels on other texts, the second is a different
+# task, and the third has random labels.
 import numpy as np
 
 from prefixembed import PrefixBank, PrefixEncoder
@@ -44,9 +44,8 @@ X_train, y_train = package.X_train[few], group(package.y_train[few])
 X_test, y_test = package.X_test, group(package.y_test)
 
 # %%
-# The ablation scores each prefix alone, and the bank without each prefix, on five folds of the
-# training texts. The intervals account for training texts that folds share. They are wide here,
-# since there are few texts.
+# The ablation scores each prefix alone, and the bank without each prefix, on five folds. With few
+# texts, the intervals are wide. One that contains zero does not show an effect.
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -60,9 +59,7 @@ found = prefix_ablation(bank, X_train, y_train, head, cv=folds)
 PrefixAblationDisplay.from_result(found)
 
 # %%
-# Forward selection adds the best prefix until the cross-validated score no longer improves, on the
-# same folds: its first step compares the gains above (alone vs. bare backbone). The ablation asks
-# what a prefix adds to all others, and the selector what it adds to those that it has chosen. Each
+# Forward selection adds the best prefix until the score no longer improves, on the same folds. Each
 # step tries both ways to combine prefixes.
 import pandas as pd
 
@@ -74,7 +71,7 @@ columns = ["step", "param_prefixbank__active", "param_prefixbank__combine", "mea
 pd.DataFrame(selector.cv_results_)[columns].round(3)
 
 # %%
-# The cross-validated score of the selection is optimistic, so it is compared on test texts.
+# The cross-validated score of the chosen prefixes is optimistic, so we compare on test texts.
 print(f"{'chosen: ' + ', '.join(selector.active_):24} {selector.score(X_test, y_test):.3f}")
 for name, active in {"whole bank": None, "noise alone": ["noise"], "bare backbone": []}.items():
     rival = make_pipeline(PrefixBank(encoders, active=active), *head).fit(X_train, y_train)

@@ -2,39 +2,76 @@
 A map of vectors
 ================
 
-A prefix moves the vectors of texts with the same label closer together. The texts here were not
-used to learn the prefix.
+A prefix changes what the vectors are about. Here, the prefix was learned on the sentiment of film
+reviews, and the texts are about other topics.
 """
 
 # %%
-import matplotlib.pyplot as plt
+# Forty sentences about five topics. Half of them are positive.
+import numpy as np
 
-from prefixembed import PrefixBank, PrefixEncoder
-from prefixembed.inspection import EmbeddingMapDisplay
-from prefixembed.tasks import demo_backbone, load_docstring_task
-
-source = load_docstring_task("package", n_train_per_class=80)
-encoder = PrefixEncoder(demo_backbone(), max_steps=60, random_state=0)
-encoder.fit(source.X_train, source.y_train)
+positive = {
+    "hotel": ["Our room was spotless and quiet.", "The staff at the desk could not be kinder.",
+              "A lovely view from the balcony.", "We slept better than at home."],
+    "food": ["The soup was rich and full of flavour.", "Fresh bread, still warm from the oven.",
+             "The best curry that I have had in years.", "Every dish tasted delicious."],
+    "phone": ["The battery easily lasts two days.", "The screen is sharp and bright.",
+              "It takes stunning pictures in the dark.", "A fast phone at a fair price."],
+    "train": ["The train left on the minute.", "Plenty of space for my legs and bags.",
+              "The conductor was friendly and helpful.", "A smooth and relaxing ride."],
+    "course": ["The teacher explains everything clearly.", "I learned more than I had hoped for.",
+               "The exercises are fun and useful.", "A well planned course for beginners."],
+}  # fmt: skip
+negative = {
+    "hotel": ["Our room was dirty and loud.", "The staff at the desk ignored us.",
+              "A depressing view of a car park.", "We hardly slept at all."],
+    "food": ["The soup was thin and tasted of nothing.", "Stale bread, hard as a stone.",
+             "The worst curry that I have had in years.", "Every dish came cold and greasy."],
+    "phone": ["The battery is empty by noon.", "The screen is dull and scratches at once.",
+              "Its pictures are blurred in the dark.", "A slow phone that costs too much."],
+    "train": ["The train left an hour late.", "No space for my legs or bags.",
+              "The conductor was rude to everybody.", "A bumpy and exhausting ride."],
+    "course": ["The teacher confuses everybody.", "I learned nothing that I could use.",
+               "The exercises are boring and pointless.", "A badly planned waste of time."],
+}  # fmt: skip
+rows = [
+    (text, topic, sentiment)
+    for sentiment, texts in [("positive", positive), ("negative", negative)]
+    for topic in texts
+    for text in texts[topic]
+]
+texts, topics, sentiments = (np.array(column) for column in zip(*rows, strict=True))
 
 # %%
-# Two principal components of the same test texts, without and with the prefix.
-banks = {
-    "bare backbone": PrefixBank({}, backbone=demo_backbone()),
-    "with the prefix of 'package'": PrefixBank({"package": encoder}),
-}
+# Two principal components of the same texts, without and with the prefix ``sst2`` of
+# :func:`~prefixembed.tasks.demo_bank`. Without it, positive and negative texts are mixed. With it,
+# the horizontal axis is mostly sentiment.
+import matplotlib.pyplot as plt
+
+from prefixembed.inspection import EmbeddingMapDisplay
+from prefixembed.tasks import demo_bank
+
+banks = {"bare backbone": demo_bank(active=[]), "with the prefix sst2": demo_bank(active=["sst2"])}
 figure, panels = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
 for axes, (title, bank) in zip(panels, banks.items(), strict=True):
-    EmbeddingMapDisplay.from_estimator(bank, source.X_test[:400], source.y_test[:400], ax=axes)
+    EmbeddingMapDisplay.from_estimator(bank, texts, sentiments, ax=axes)
     axes.set_title(title)
 plt.show()
 
 # %%
-# Two of 384 dimensions show little. The accuracy of nearest neighbours uses all of them.
-from sklearn.model_selection import cross_val_score
-from sklearn.neighbors import KNeighborsClassifier
+# A map shows two of 384 dimensions. The share of the variance between groups uses all of them. The
+# prefix raises the share of sentiment about fourfold. The topic remains the larger share: a prefix
+# adds to what the backbone knows, and does not replace it.
+
+
+def share_between(vectors: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of the variance that lies between the groups of texts with one label."""
+    centred = vectors - vectors.mean(axis=0)
+    means = np.array([centred[labels == label].mean(axis=0) for label in labels])
+    return float((means**2).sum() / (centred**2).sum())
+
 
 for title, bank in banks.items():
-    vectors = bank.transform(source.X_test[:400])
-    accuracy = cross_val_score(KNeighborsClassifier(10), vectors, source.y_test[:400]).mean()
-    print(f"{title:30} {accuracy:.3f}")
+    vectors = bank.transform(texts)
+    for what, labels in {"topic": topics, "sentiment": sentiments}.items():
+        print(f"{title:21} variance between {what + 's:':12} {share_between(vectors, labels):.2f}")

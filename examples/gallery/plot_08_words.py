@@ -2,12 +2,12 @@
 One vector per word
 ===================
 
-With ``output="words"``, a bank returns one vector per word, for heads that tag words. Source tasks
-may have one label per word, too. The task here is the role of a name in a line of Python.
+With ``output="words"``, a bank returns one vector per word, for heads that tag words. A source task
+can have one label per word, too. The task here is the role of each name in a line of Python.
 """
 
 # %%
-# Lines of the standard library, and the role of each name in them.
+# The data: lines of the standard library, and the role of each name.
 import io
 import keyword
 import queue
@@ -67,8 +67,8 @@ encoder.fit(train, train_roles)
 
 # %%
 # Each row of ``transform`` is a word, and the head is any classifier. The demo backbone was trained
-# on whole sentences, so the vector of a word in its last layer depends much on the other words.
-# That makes it harder to classify than a word by itself. Lower layers keep more of the word, and a
+# on whole sentences. In its last layer, the vector of a word depends much on the words around it,
+# and is harder to classify than the word by itself. Lower layers keep more of the word, and a
 # prefix adapts the backbone to the task.
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -101,7 +101,7 @@ for name, y_pred in predicted.items():
     print(f"{name:30} accuracy on names {np.mean(y_pred[names] == y_test[names]):.3f}")
 
 # %%
-# Confusions of the last representation, on a module that neither the prefix nor the head has seen.
+# Confusions of the last row, on a module that neither the prefix nor the head has seen.
 import matplotlib.pyplot as plt
 from sklearn.metrics import ConfusionMatrixDisplay
 

@@ -2,8 +2,8 @@
 Small vectors for a store
 =========================
 
-A million vectors of 384 floats take 1.5 GB. ``output_dtype`` returns them in fewer bytes, and heads
-are trained on the stored vectors.
+A million vectors of 384 floats take 1.5 GB. With ``output_dtype``, they take fewer bytes, and heads
+are trained on the small vectors.
 """
 
 # %%
@@ -27,7 +27,7 @@ def as_numbers(vectors: np.ndarray) -> np.ndarray:
 
 
 # %%
-# Each text is encoded once: the cache keeps float32, and other dtypes are computed from it.
+# The standard error of an accuracy on 600 texts is at most 0.02.
 found = {}
 for output_dtype in ["float32", "float16", "int8", "binary"]:
     bank = PrefixBank({}, backbone=demo_backbone(), output_dtype=output_dtype)
@@ -43,12 +43,16 @@ for output_dtype in ["float32", "float16", "int8", "binary"]:
     print(f"{output_dtype:8} {n_bytes:5} bytes per text, accuracy {accuracy:.3f}")
 
 # %%
+# Error bars are two standard errors. No loss of accuracy can be seen here, down to a thirty-second of
+# the size: the differences are well within the error bars.
 figure, axes = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
 for name, (n_bytes, accuracy) in found.items():
-    axes.scatter(n_bytes, accuracy, s=40)
-    axes.annotate(name, (n_bytes, accuracy), xytext=(0, 8), textcoords="offset points", ha="center")
-axes.set(xlabel="bytes per text", ylabel="test accuracy", xscale="log")
+    error = 2 * (accuracy * (1 - accuracy) / len(y_test)) ** 0.5
+    axes.errorbar(n_bytes, accuracy, yerr=error, marker="o", capsize=3)
+    axes.annotate(
+        name, (n_bytes, accuracy + error), xytext=(0, 6), textcoords="offset points", ha="center"
+    )
+axes.set(xlabel="bytes per text", ylabel="test accuracy", xscale="log", ylim=(0, 1))
 axes.set_xlim(30, 2500)
-axes.margins(y=0.25)
 axes.grid(alpha=0.3)
 plt.show()
