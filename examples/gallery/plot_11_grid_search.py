@@ -34,8 +34,8 @@ print(f"{stats.hits + stats.misses:,} vectors requested, {stats.misses:,} comput
 
 # %%
 # Mean scores over folds. The source tasks of the demo bank are unrelated to subpackages of scipy,
-# and no prefix helps here. The whole bank lowers the best score by several standard errors. The best
-# scores of the bare backbone and of ``sst2`` differ by less than one.
+# and no prefix helps here. The whole bank lowers the best score by several standard errors. The
+# best scores of the bare backbone and of ``sst2`` differ by less than one.
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
