@@ -8,7 +8,9 @@ is the sentiment of sentences about other topics.
 """
 
 # %%
-# The data: forty sentences, half of them positive.
+# The data: forty sentences, half of them positive. They were written for this example, as pairs
+# with the same topic and opposite sentiment, so that topics say nothing about the label. The
+# example shows what happens, not how large a gain usually is: see the evidence for that.
 import numpy as np
 
 positive = {

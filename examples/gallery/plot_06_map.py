@@ -7,7 +7,8 @@ reviews, and the texts are about other topics.
 """
 
 # %%
-# Forty sentences about five topics. Half of them are positive.
+# Forty sentences about five topics. Half of them are positive. They were written for this example,
+# as pairs with the same topic and opposite sentiment.
 import numpy as np
 
 positive = {
