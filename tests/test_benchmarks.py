@@ -35,15 +35,15 @@ def gpu(monkeypatch):
 
 
 def test_all_parts_run_on_a_cpu(tmp_path):
-    found, tables = run(tmp_path, "--size", "tiny", "--minutes", "30")
+    # The part "tests" is this suite's own.
+    parts = PARTS[1:]
+    found, tables = run(tmp_path, "--size", "tiny", "--minutes", "30", "--parts", *parts)
+    assert list(found["parts"]) == parts
     parts = found["parts"]
-    assert list(parts) == PARTS
     status = {name: part["status"] for name, part in parts.items()}
     assert status.pop("memory").startswith("skipped: a CPU's memory")
     assert set(status.values()) == {"done"}, status
     assert not any(part["left_out"] for part in parts.values())
-    counts = parts["tests"]["rows"][0]
-    assert counts["tests"] > 10 and counts["failures"] == 0
     checked = {row["what"].split(", ")[0] for row in parts["equality"]["rows"]}
     assert checked == {"vectors", "fit", "fine-tuning", "search"}
     sides = {row["side"] for row in parts["transform"]["rows"]}
@@ -54,7 +54,7 @@ def test_all_parts_run_on_a_cpu(tmp_path):
     exact = [row for row in parts["transform"]["rows"] if "float32" in row["side"]]
     assert all(row["one_minus_cosine"] < 1e-5 for row in exact), "peers read the same texts"
     assert len({row["side"] for row in parts["fit"]["rows"]}) == 3
-    for name in PARTS:
+    for name in parts:
         assert f"## {name}: " in tables
 
 

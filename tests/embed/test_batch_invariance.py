@@ -50,16 +50,28 @@ def assert_invariant(bank, rows, others=()):
         np.testing.assert_array_equal(found[len(others) :], expected)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
+def families(*fast):
+    """Return all families and dtypes; those that are not named are slow together."""
+    return [
+        pytest.param(family, dtype, marks=() if (family, dtype) in fast else pytest.mark.slow)
+        for family in FAMILIES
+        for dtype in DTYPES
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    families(*((family, "float32") for family in FAMILIES), ("bert", "bfloat16")),
+)
 def test_texts_have_the_same_bits_in_any_company(tiny, random_prefix, family, dtype):
     texts, others = make_texts(), make_texts(30, seed=1)
     assert_invariant(make_bank(tiny(family), random_prefix, dtype=dtype), texts, others)
     assert_invariant(make_bank(tiny(family), random_prefix, 0, dtype=dtype), texts)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"), families(*(("bert", dtype) for dtype in DTYPES), ("modernbert", "float32"))
+)
 def test_other_readings_have_the_same_bits_in_any_company(tiny, random_prefix, family, dtype):
     one, two = make_texts(20, 30), make_texts(20, 30, seed=1)
     pairs = list(zip(one, two, strict=True))
@@ -94,6 +106,7 @@ def test_combinations(tiny, random_prefix, params, dtype):
     assert_invariant(make_bank(tiny(), random_prefix, dtype=dtype, **params), make_texts())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_real_backbone(minilm, random_prefix, dtype):
     rng = np.random.default_rng(0)
