@@ -85,12 +85,18 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
     "header_links_before_dropdown": 6,
+    "logo": {
+        "text": f"prefixembed {release}",
+        "image_light": "_static/logo.svg",
+        "image_dark": "_static/logo.svg",
+    },
     "navigation_with_keys": False,
     "show_prev_next": False,
     "show_toc_level": 2,
     "secondary_sidebar_items": ["page-toc"],
 }
-html_sidebars = {page: [] for page in ("index", "install", "quickstart", "changelog")}
+_SINGLE = ("index", "install", "quickstart", "is-this-for-me", "recipes", "changelog")
+html_sidebars = {page: [] for page in _SINGLE}
 
 
 def group_parameters(app, what, name, described, options, lines: list[str]) -> None:  # noqa: ANN001
