@@ -178,6 +178,6 @@ def test_every_token_belongs_to_the_word_that_contains_it(tiny, sentences):
         for (begin, end), word in zip(encoding.offsets, tokens.words[k], strict=True):
             inside = [n for n, span in enumerate(spans) if end > begin and end - 1 in span]
             assert ([word] if word >= 0 else []) == inside
-    slots = word_slots(tokens, np.arange(len(rows)), int(tokens.lengths.max()))
+    slots = word_slots(tokens, np.arange(len(rows)), (len(rows), int(tokens.lengths.max())))
     assert slots.max() < sum(map(len, rows))
     assert tokens.n_vectors.tolist() == [len(row) for row in rows]
