@@ -134,8 +134,8 @@ def _compare_fits(part: Part, family: str, folder: str) -> None:
         _compare(part, f"fit, {family}", dtype, difference, LOSS_BOUNDS, of="train_loss")
     # Dropout draws other numbers on another device: it is enough that the loss is one.
     tasks = {"a": (texts, labels)}
-    encoder: MultiTaskEncoder = make_multitask(folder, device=part.device, max_steps=6).fit(tasks)
-    loss = encoder.history_["train_loss"][-1]
+    tuned: MultiTaskEncoder = make_multitask(folder, device=part.device, max_steps=6).fit(tasks)
+    loss = tuned.history_["train_loss"][-1]
     part.add(what=f"fine-tuning, {family}", dtype="float32", of="train_loss is finite",
              difference=0.0, bound=0.0, ok=bool(np.isfinite(loss)))  # fmt: skip
     release_backbones()
