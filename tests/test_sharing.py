@@ -153,6 +153,7 @@ def test_a_process_can_be_forked_while_a_backbone_is_loaded(tiny, fresh_backbone
     run_python(code, tiny(), options=["-W", "ignore::DeprecationWarning"])
 
 
+@pytest.mark.slow
 def test_memory_and_open_files_stay_flat(tiny):
     # soak.py can also run for an hour, by hand.
     soak = Path(__file__).with_name("soak.py")

@@ -50,6 +50,7 @@ def bank(tiny, random_prefix):
     return PrefixBank({"a": random_prefix(tiny())}, **CPU)
 
 
+@pytest.mark.slow
 def test_no_row_is_lost_with_a_worker(client, bank, tmp_path):
     out = tmp_path / "out"
     pid = next(iter(client.run(os.getpid).values()))
