@@ -70,6 +70,7 @@ sphinx_gallery_conf = {
     "doc_module": ("prefixembed",),
     "backreferences_dir": "generated/backreferences",
     "download_all_examples": False,
+    "ignore_pattern": r"sentences\.py",  # what examples read
     "remove_config_comments": True,
     "show_memory": False,
     "show_signature": False,

@@ -35,6 +35,7 @@ import os
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,27 +72,27 @@ def search(steps: list[tuple[str, Any]], grid: dict[str, Any], y: np.ndarray) ->
     return GridSearchCV(pipeline, grid, cv=cv, error_score="raise")
 
 
-class Method:
+class Method(ABC):
     """One way from labelled texts to predictions. Labels are 0, 1, 2, ..."""
 
     def __init__(self, args: argparse.Namespace, seed: int) -> None:
         self.args, self.seed = args, seed
         self.chosen: Row = {}
 
-    def load(self) -> None:
+    def load(self) -> None:  # noqa: B027, not every method shares something
         """Load what all tasks share."""
 
+    @abstractmethod
     def fit(self, X: list[str], y: np.ndarray) -> None:
         """Learn the task."""
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, X: list[str]) -> np.ndarray:
         """Return a label per text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, folder: Path) -> None:
         """Write what this task adds."""
-        raise NotImplementedError
 
 
 class TfIdf(Method):

@@ -126,6 +126,20 @@ def backend_sides(
     return sides
 
 
+def save_tokenizer(tokenizer: Any, folder: Any, pair: str, **params: Any) -> None:
+    """Save a tokenizer of ``tokenizers`` with special tokens as RoBERTa has them."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair=pair, special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", eos_token="</s>",
+        sep_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512, **params,
+    ).save_pretrained(folder)  # fmt: skip
+
+
 def wait_for(worker: Any, word: str) -> bool:
     """Read the output of a worker until it prints a word; return False if it ends first."""
     return any(line.strip() == word for line in iter(worker.stdout.readline, ""))

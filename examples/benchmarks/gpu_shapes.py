@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from common import save_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModel
 
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 _N_WORDS = 8000
@@ -50,16 +51,8 @@ def make_shape(root: Path, name: str, size: str) -> str:
     vocabulary = {word: k for k, word in enumerate([*_SPECIAL, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", eos_token="</s>",
-        sep_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512,
-        model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)  # fmt: skip
+    names = ["input_ids", "attention_mask"]
+    save_tokenizer(tokenizer, folder, "<s> $A </s> $B </s>", model_input_names=names)
     return str(folder)
 
 

@@ -29,6 +29,7 @@ from common import (
     machine,
     random_prefixes,
     read_texts,
+    save_tokenizer,
     table,
 )
 
@@ -45,23 +46,15 @@ ENGINES = tuple(
 
 def large_backbone(folder: str, texts: list[str]) -> str:
     """Save a random model in the shape of RoBERTa-large, with a tokenizer for the texts."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import RobertaConfig, RobertaModel
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     trainer = trainers.BpeTrainer(vocab_size=20000, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", cls_token="<s>", eos_token="</s>",
-        sep_token="</s>", pad_token="<pad>", unk_token="<unk>", model_max_length=512,
-    ).save_pretrained(folder)  # fmt: skip
+    save_tokenizer(tokenizer, folder, "<s> $A </s> </s> $B </s>")
     config = RobertaConfig(
         vocab_size=20000, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16,
         intermediate_size=4096, max_position_embeddings=514, type_vocab_size=1,
